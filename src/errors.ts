@@ -1,0 +1,140 @@
+/**
+ * Every error of this package, and the one table that says which SQLSTATE becomes which.
+ *
+ * Errors that a handler raises, and SQL errors of its own statements, pass through as they are.
+ */
+
+/** What an error carries beside its message. */
+export interface PgonceErrorOptions extends ErrorOptions {
+  /** What exactly was found. */
+  readonly detail?: string | undefined
+  /** What to type next. */
+  readonly hint?: string | undefined
+}
+
+/**
+ * The root of all errors of this package. `code` tells them apart for programs: a SQLSTATE of class `ON`
+ * where SQL raised it (the files in `sql/` say when), a word in capitals where the client did.
+ */
+export class PgonceError extends Error {
+  readonly code: string
+  /** What exactly was found; undefined if the message says it all. */
+  readonly detail: string | undefined
+  /** What to type next; undefined if there is nothing to do. */
+  readonly hint: string | undefined
+
+  constructor(code: string, message: string, options: PgonceErrorOptions = {}) {
+    super(message, options.cause === undefined ? undefined : { cause: options.cause })
+    this.name = new.target.name
+    this.code = code
+    this.detail = options.detail
+    this.hint = options.hint
+  }
+}
+
+/** An argument is not what was expected (`ONARG`); nothing was done. */
+export class InvalidInputError extends PgonceError {}
+
+/** A newer incarnation of this producer, or a newer owner of this partition, exists (`ONFEN`): stop. */
+export class FencedError extends PgonceError {}
+
+/** In strict mode, a sequence that does not follow the last one (`ONGAP`): deliver what is missing first. */
+export class SequenceGapError extends PgonceError {}
+
+/** A bound was reached: gaps of a producer or partitions (`ONMAX`), prepared transactions (`NO_SLOTS`). */
+export class LimitError extends PgonceError {}
+
+/** The same key with another payload (`ONPAY`): two messages share one key. */
+export class PayloadMismatchError extends PgonceError {}
+
+/** A position is not where the consumer believed (`ONCAS`), or the partition was never taken (`ONTKN`). */
+export class OffsetError extends PgonceError {}
+
+/**
+ * A handler did what a handler must not: ended its transaction (`ONEND`), left another role in force
+ * (`ONROL`), went on after a failed statement (`SWALLOWED`), used what cannot be prepared
+ * (`CANNOT_PREPARE`), or used its transaction after the end (`ENDED`). Everything was rolled back, except
+ * what the handler itself committed.
+ */
+export class HandlerError extends PgonceError {}
+
+/**
+ * A database cannot do what it is asked: not installed (`NOT_INSTALLED`), another schema version
+ * (`SCHEMA_VERSION`), a standby (`ONSTB`), a copy (`ONCPY`), not the home (`ONIDN`), a wrong isolation level
+ * (`ONISO`), two names for one database (`SAME_DATABASE`), prepared transactions switched off
+ * (`PREPARE_DISABLED`), not allowed (`NO_PRIVILEGE`).
+ */
+export class DatabaseError extends PgonceError {}
+
+/** The transaction was given up before its decision and rolled back: aborted, timed out, connection lost. */
+export class AbortedError extends PgonceError {}
+
+/**
+ * The decision was asked for and its answer was lost. What was decided stands and recovery completes it;
+ * only this process does not know it. Never retry blindly: ask `once.outcome(error.id)`, or deliver the
+ * message again, since its claim knows.
+ */
+export class OutcomeUnknownError extends PgonceError {
+  /** For `once.outcome(id)`; null if the transaction left no row (one database, without `record`). */
+  readonly id: string | null
+
+  constructor(id: string | null, message: string, options: PgonceErrorOptions = {}) {
+    super('OUTCOME_UNKNOWN', message, options)
+    this.id = id
+  }
+}
+
+type ErrorClass = new (code: string, message: string, options?: PgonceErrorOptions) => PgonceError
+
+const classes: Readonly<Record<string, ErrorClass>> = {
+  ONARG: InvalidInputError,
+  ONFEN: FencedError,
+  ONGAP: SequenceGapError,
+  ONMAX: LimitError,
+  ONPAY: PayloadMismatchError,
+  ONCAS: OffsetError,
+  ONTKN: OffsetError,
+  ONISO: DatabaseError,
+  ONSTB: DatabaseError,
+  ONIDN: DatabaseError,
+  ONCPY: DatabaseError,
+  ONEND: HandlerError,
+  ONROL: HandlerError,
+}
+
+/** The SQLSTATE (or the client's own code) of an error of any driver; undefined if it has none. */
+export function codeOf(error: unknown): string | undefined {
+  if (typeof error !== 'object' || error === null || !('code' in error)) return undefined
+  return typeof error.code === 'string' ? error.code : undefined
+}
+
+/** Turns what SQL raised under our class `ON` into our error; anything else comes back unchanged. */
+export function fromSql(error: unknown): unknown {
+  const code = codeOf(error)
+  const Class = code === undefined ? undefined : classes[code]
+  if (Class === undefined || code === undefined || error instanceof PgonceError) return error
+  const { message, detail, hint } = error as { message: string; detail?: string; hint?: string }
+  return new Class(code, message, { detail, hint, cause: error })
+}
+
+/** Whether the server sent this error, as opposed to a network or a driver. */
+export function isServerError(error: unknown): boolean {
+  return (
+    /^[0-9A-Z]{5}$/.test(codeOf(error) ?? '') &&
+    typeof (error as { severity?: unknown }).severity === 'string'
+  )
+}
+
+/**
+ * Whether the server answered ERROR: the statement did nothing, for certain. FATAL is no such answer, since a
+ * server that shuts down may say it after a COMMIT or PREPARE has taken effect.
+ */
+export function isErrorAnswer(error: unknown): boolean {
+  return isServerError(error) && (error as { severity: string }).severity === 'ERROR'
+}
+
+/** Deadlock or serialization failure: the transaction did nothing, and doing it again may succeed. */
+export function isRetryable(error: unknown): boolean {
+  const code = codeOf(error)
+  return code === '40001' || code === '40P01'
+}
