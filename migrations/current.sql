@@ -1,0 +1,2 @@
+-- The next migration. Begin with a statement, then `--!include` the files of ../sql that change,
+-- in dependency order. `npm run migrations:commit -- "what it does"` freezes it into committed/.

@@ -1,0 +1,25 @@
+-- The ledger by sequence: one compact row a producer. Everything up to the watermark was processed, and
+-- so was everything in "ahead"; what lies between is a gap that may still arrive. An ordered stream
+-- keeps "ahead" empty, so its row never grows.
+create table once.producer (
+  producer text primary key check (length(producer) between 1 and 200),
+  epoch integer not null default 0 check (epoch >= 0),
+  watermark bigint not null default -1 check (watermark >= -1),
+  ahead int8multirange not null default '{}',
+  max_gaps integer not null default 1000 check (max_gaps between 0 and 100000)
+)
+-- Every claim updates the row; free space on the page keeps those updates HOT, without index entries.
+with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+
+comment on table once.producer is
+  'Ledger by sequence, one row a producer: epoch, watermark (all up to it processed) and ranges processed ahead of it.';
+
+create view once.producers as
+select p.producer, p.epoch, p.watermark,
+       (select count(*) from unnest(p.ahead)) as gaps,
+       coalesce(upper(p.ahead) - 1, p.watermark) as highest,
+       p.max_gaps
+  from once.producer p;
+
+comment on view once.producers is
+  'Per producer: epoch, watermark, how many gaps are open, the highest sequence claimed, the limit of gaps.';

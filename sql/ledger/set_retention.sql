@@ -1,0 +1,22 @@
+-- How long a scope remembers its keys; null: for ever. Takes effect at the next once.sweep(). A longer
+-- retention does not bring back what is past the horizon already.
+create function once.set_retention(scope text, retention interval) returns void
+language plpgsql volatile
+set search_path = ''
+as $$
+begin
+  -- The upper limit keeps now() - retention within what a timestamp can hold.
+  if set_retention.retention not between interval '0' and interval '1000 years' then
+    raise exception 'bad retention: %', set_retention.retention
+      using errcode = 'ONARG', detail = 'Expected an interval from 0 to 1000 years, or null for ever.',
+            hint = 'For example: select once.set_retention(''stripe'', ''30 days'').';
+  end if;
+  perform once.open_scope(set_retention.scope);
+  update once.scope s set retention = set_retention.retention where s.scope = set_retention.scope;
+  update once.timeless_sweep w set next_block = 0, finished_on = '-infinity';
+end
+$$;
+
+comment on function once.set_retention(text, interval) is
+  'Sets how long a scope of the key ledger remembers its keys (null: for ever); applied by once.sweep().';
+revoke all on function once.set_retention(text, interval) from public;

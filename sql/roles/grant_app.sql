@@ -1,0 +1,45 @@
+-- What an application needs to claim, to move offsets and to take part in global transactions. It can add
+-- keys, never take one back, and cannot touch anybody's decisions; the counters of producers and offsets
+-- it must be trusted with, since it updates them.
+create function once.grant_app(role text) returns void
+language plpgsql volatile
+set search_path = ''
+as $$
+begin
+  perform once.check_role(grant_app.role);
+  execute format($grant$
+    grant usage on schema once to %1$I;
+    grant select on once.identity, once.scope, once.message_floor, once.global_transaction, once.evidence,
+                    once.producers, once.lag, once.in_doubt to %1$I;
+    grant select, insert (producer, epoch), update (epoch, watermark, ahead) on once.producer to %1$I;
+    grant select, insert (consumer_group, topic, partition, epoch, owner, taken_at),
+          update ("position", token, epoch, owner, taken_at, updated_at) on once.consumer_offset to %1$I;
+    grant select, insert (topic, partition, end_position), update (end_position, updated_at)
+          on once.topic_end to %1$I;
+    grant select, insert on once.message, once.message_timeless to %1$I;
+    grant update (result) on once.message, once.message_timeless to %1$I;
+    grant insert (scope) on once.scope to %1$I;
+    grant insert (transaction_id, participants, participant_homes) on once.global_transaction to %1$I;
+    grant insert (transaction_id, home, participant), update (home, participant) on once.evidence to %1$I;
+    grant execute on function
+      once.schema_version(), once.home_id(), once.check_primary(), once.check_name(text, text), once.ensure_durable(),
+      once.claim(text, bigint, integer, boolean), once.claim_batch(text, bigint[], integer, boolean),
+      once.message_digest(text, text), once.message_time(text), once.ensure_partition(date), once.open_scope(text),
+      once.claim_key(text, text, timestamptz, bytea), once.claim_key_batch(text, text[], timestamptz[], bytea[]),
+      once.keep_result(text, text, jsonb, timestamptz),
+      once.take_partition(text, text, integer, text), once.read_offset(text, text, integer),
+      once.explain_offset(text, text, integer, integer, text, text),
+      once.advance(text, text, integer, integer, bigint, bigint),
+      once.advance_token(text, text, integer, integer, text, text), once.report_end(text, integer, bigint),
+      once.open(uuid, integer, integer), once.check_open(uuid), once.vote(uuid, uuid, text),
+      once.begin_global(uuid, text[], uuid[]), once.narrow_global(uuid, text[], uuid[]),
+      once.check_home(uuid), once.decide(uuid, uuid, xid8), once.outcome(uuid, uuid, xid8),
+      once.find_evidence(uuid[])
+    to %1$I
+  $grant$, grant_app.role);
+end
+$$;
+
+comment on function once.grant_app(text) is
+  'Lets a role claim, move offsets and take part in global transactions: select once.grant_app(''shop'').';
+revoke all on function once.grant_app(text) from public;

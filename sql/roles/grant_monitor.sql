@@ -1,0 +1,23 @@
+-- What a dashboard needs: to look, at everything but payload hashes and results.
+create function once.grant_monitor(role text) returns void
+language plpgsql volatile
+set search_path = ''
+as $$
+begin
+  perform once.check_role(grant_monitor.role);
+  execute format($grant$
+    grant usage on schema once to %1$I;
+    grant select on once.identity, once.producers, once.scope, once.message_floor, once.consumer_offset,
+                    once.topic_end, once.lag, once.in_doubt, once.global_transaction, once.evidence,
+                    once.heuristic, once.intervention to %1$I;
+    grant execute on function
+      once.schema_version(), once.home_id(), once.read_offset(text, text, integer),
+      once.unproven(integer, timestamptz, uuid)
+    to %1$I
+  $grant$, grant_monitor.role);
+end
+$$;
+
+comment on function once.grant_monitor(text) is
+  'Lets a role look at identity, ledgers, offsets, branches in doubt and losses: select once.grant_monitor(''grafana'').';
+revoke all on function once.grant_monitor(text) from public;

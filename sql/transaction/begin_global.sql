@@ -1,0 +1,30 @@
+-- The home's part, right before the others prepare: records the decision that its own COMMIT will make,
+-- and returns its xid for the gids; null if the home wrote nothing (choose another home).
+--
+-- synchronous_commit: a visible row must be a durable one. Otherwise a recoverer could see it, commit a
+-- branch, and the home forget its decision in a crash.
+create function once.begin_global(transaction_id uuid, participants text[], participant_homes uuid[]) returns xid8
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_xid xid8;
+begin
+  perform once.check_open(begin_global.transaction_id);
+  v_xid := pg_current_xact_id_if_assigned();
+  if v_xid is null then
+    return null;
+  end if;
+  if current_setting('synchronous_commit') not in ('on', 'remote_apply') then
+    perform set_config('synchronous_commit', 'on', true);
+  end if;
+  -- home_xid is left to its default, so that nobody needs the right to choose one: see once.decide.
+  insert into once.global_transaction (transaction_id, participants, participant_homes)
+  values (begin_global.transaction_id, begin_global.participants, begin_global.participant_homes);
+  return v_xid;
+end
+$$;
+
+comment on function once.begin_global(uuid, text[], uuid[]) is
+  'Home, before the others prepare: inserts the decision row and returns the home''s xid for the gids (null: nothing written).';
+revoke all on function once.begin_global(uuid, text[], uuid[]) from public;

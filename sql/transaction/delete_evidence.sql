@@ -1,0 +1,23 @@
+-- Forgetting, step 5 (participant): the home has marked these proven. Durable, or the evidence could come
+-- back in a crash after its home row went, and look like a lost decision.
+create function once.delete_evidence(home uuid, transaction_ids uuid[]) returns bigint
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_count bigint;
+begin
+  if current_setting('synchronous_commit') not in ('on', 'remote_apply') then
+    perform set_config('synchronous_commit', 'on', true);
+  end if;
+  delete from once.evidence e
+   where e.transaction_id = any (delete_evidence.transaction_ids)
+     and e.home = delete_evidence.home;
+  get diagnostics v_count = row_count;
+  return v_count;
+end
+$$;
+
+comment on function once.delete_evidence(uuid, uuid[]) is
+  'Participant: deletes evidence of transactions that their home has marked proven.';
+revoke all on function once.delete_evidence(uuid, uuid[]) from public;

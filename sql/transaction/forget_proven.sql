@@ -1,0 +1,30 @@
+-- Forgetting, step 6 (home): the evidence is gone everywhere, so is the row. Raises the mark that makes
+-- once.outcome say 'forgotten' from now on; unproven rows are never touched.
+create function once.forget_proven(transaction_ids uuid[]) returns bigint
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_count bigint;
+begin
+  if current_setting('synchronous_commit') not in ('on', 'remote_apply') then
+    perform set_config('synchronous_commit', 'on', true);
+  end if;
+  with gone as (
+    delete from once.global_transaction g
+     where g.transaction_id = any (forget_proven.transaction_ids)
+       and g.proven_at is not null
+    returning g.home_xid
+  ), mark as (
+    update once.identity i
+       set forgotten_xid = greatest(i.forgotten_xid, (select max(g.home_xid) from gone g))
+     where exists (select from gone)
+  )
+  select count(*) into v_count from gone;
+  return v_count;
+end
+$$;
+
+comment on function once.forget_proven(uuid[]) is
+  'Home: deletes proven decisions whose evidence is gone; returns how many.';
+revoke all on function once.forget_proven(uuid[]) from public;

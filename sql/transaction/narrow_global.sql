@@ -1,0 +1,34 @@
+-- Takes participants that turned out to have written nothing out of the current transaction's own
+-- decision row, or the row itself and this branch's evidence if nobody else is left (one-phase commit).
+-- SECURITY DEFINER so that an application needs no right to change decisions: it reaches only rows
+-- that the current transaction inserted. For its search_path see once.ensure_partition.
+create function once.narrow_global(transaction_id uuid, participants text[], participant_homes uuid[]) returns void
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if narrow_global.participants is null or narrow_global.participant_homes is null then
+    raise exception 'null is not allowed as participants or participant_homes'
+      using errcode = 'ONARG', detail = 'Null would be taken for "nobody is left", which removes the decision.',
+            hint = 'Pass empty arrays if every other participant wrote nothing.';
+  end if;
+  if cardinality(narrow_global.participants) > 0 then
+    update once.global_transaction g
+       set participants = narrow_global.participants,
+           participant_homes = narrow_global.participant_homes
+     where g.transaction_id = narrow_global.transaction_id
+       and g.home_xid = pg_current_xact_id_if_assigned();
+  else
+    delete from once.global_transaction g
+     where g.transaction_id = narrow_global.transaction_id
+       and g.home_xid = pg_current_xact_id_if_assigned();
+  end if;
+  delete from once.evidence e
+   where e.transaction_id = narrow_global.transaction_id
+     and e.xmin = pg_current_xact_id_if_assigned()::xid;
+end
+$$;
+
+comment on function once.narrow_global(uuid, text[], uuid[]) is
+  'Corrects the current transaction''s own decision row to the participants that wrote; none left: removes it.';
+revoke all on function once.narrow_global(uuid, text[], uuid[]) from public;
