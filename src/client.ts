@@ -1,0 +1,376 @@
+/**
+ * The client: named databases, and what can be done once in them.
+ */
+import type { Kysely, Transaction } from 'kysely'
+import { createDatabase, type Database } from './database/database.ts'
+import type { DatabaseTarget } from './database/open.ts'
+import { InvalidInputError } from './errors.ts'
+import {
+  claim,
+  claimKeys,
+  claimSequences,
+  type KeyClaim,
+  type KeyedBatch,
+  keepResult,
+  type Message,
+  type SequencedBatch,
+} from './ledger.ts'
+import { checkDatabaseName, checkInteger, checkMilliseconds } from './names.ts'
+import {
+  advance,
+  type OffsetMove,
+  type OffsetState,
+  type Partition,
+  readOffset,
+  type TakenPartition,
+  takePartition,
+} from './offset.ts'
+import { traced } from './transaction/channels.ts'
+import {
+  type Context,
+  type Handles,
+  readOutcome,
+  runTransaction,
+  type TransactionOptions,
+  type TransactionResult,
+} from './transaction/coordinator.ts'
+import { parseId } from './transaction/gid.ts'
+import { audit, type Recovery, type RunningRecovery, startRecovery, sweep } from './transaction/recovery.ts'
+
+/** What the client is made of. `Databases` maps each name to its Kysely table types. */
+export interface PgonceOptions<Databases> {
+  /**
+   * Each database by URL, by a postgres.js instance, or by a Kysely instance of any Postgres dialect. Names
+   * (1 to 63 of `A-Z a-z 0-9 . _ -`) stand in gids, so keep them stable.
+   */
+  readonly databases: { readonly [Name in keyof Databases]: DatabaseTarget<Databases[Name]> }
+  /**
+   * How many connections at once: the pool's size for a database given by URL; for a Kysely instance, how many
+   * of its pool are ours. A postgres.js instance tells its own. @defaultValue 10
+   */
+  readonly maxConnections?: number
+  /** Milliseconds to wait for a connection. @defaultValue 10000 */
+  readonly connectTimeout?: number
+  /** Options of every transaction that does not say otherwise. */
+  readonly transaction?: Omit<TransactionOptions, 'signal'>
+}
+
+/** One handle a database: Kysely's own transaction, begun at its first query. */
+export type Transactions<Databases> = { readonly [Name in keyof Databases]: Transaction<Databases[Name]> }
+
+/** What became of a message. */
+export type Processed<T> =
+  /** It was new; the handler ran and its effects are committed. */
+  | {
+      readonly status: 'processed'
+      readonly result: T
+      readonly id: string | null
+      readonly finished: boolean
+    }
+  /** It had taken effect before; with the first one's result, if that was kept. */
+  | { readonly status: 'duplicate'; readonly result: T | undefined }
+  /** It is older than its scope's horizon: whether it took effect is not known any more. */
+  | { readonly status: 'expired' }
+
+/** What became of a batch of sequenced messages. */
+export interface ProcessedBatch<T> {
+  /** The new ones, in the order given. */
+  readonly claimed: readonly bigint[]
+  /** How many had taken effect before, or were repeated in the batch. */
+  readonly duplicates: number
+  /** What the handler returned; undefined if nothing was new and it did not run. */
+  readonly result: T | undefined
+  readonly id: string | null
+  readonly finished: boolean
+}
+
+/** What became of a batch of keyed messages. */
+export interface ProcessedKeys<T> {
+  /** The keys that were new, in the order given. */
+  readonly claimed: readonly string[]
+  /** The others, each with its status and the result that was kept for it. */
+  readonly rest: readonly KeyClaim[]
+  readonly result: T | undefined
+  readonly id: string | null
+  readonly finished: boolean
+}
+
+export interface ProcessOptions extends Omit<TransactionOptions, 'home'> {
+  /** A position to move in the same commit, in the database of the claim; also if the message is a duplicate. */
+  readonly offset?: OffsetMove
+}
+
+/** What became of a global transaction: `forgotten` means it ended too long ago to tell. */
+export type Outcome = 'committed' | 'aborted' | 'pending' | 'forgotten'
+
+export interface Pgonce<Databases> extends AsyncDisposable {
+  /**
+   * Claims a message and runs the handler if it is new: claim, effects and position commit together.
+   *
+   * The handler gets the transaction of the claim's database, and as second argument the handles of all; what
+   * it writes elsewhere commits with it (two-phase). If it throws, nothing happened and the message is new
+   * again. It may run several times, so keep to effects in these databases.
+   *
+   * @example
+   * await once.process('orders', { producer: 'shop-7', sequence: 41n }, async (trx) => {
+   *   await trx.insertInto('order').values({ number: 41 }).execute()
+   * })
+   * @throws InvalidInputError, FencedError, SequenceGapError, LimitError, PayloadMismatchError, OffsetError;
+   *   and everything {@link Pgonce.transaction} throws
+   * @see sql/ledger/claim.sql, sql/ledger/claim_key.sql
+   */
+  process<Name extends keyof Databases & string, T>(
+    database: Name,
+    message: Message,
+    handler: (trx: Transaction<Databases[Name]>, transactions: Transactions<Databases>) => Promise<T>,
+    options?: ProcessOptions,
+  ): Promise<Processed<T>>
+
+  /**
+   * As {@link Pgonce.process} for many messages of one producer, or of one scope, in one transaction. The
+   * handler gets the new ones and runs once, or not at all if there are none.
+   *
+   * @see sql/ledger/claim_batch.sql, sql/ledger/claim_key_batch.sql
+   */
+  processBatch<Name extends keyof Databases & string, T>(
+    database: Name,
+    batch: SequencedBatch,
+    handler: (
+      trx: Transaction<Databases[Name]>,
+      fresh: readonly bigint[],
+      transactions: Transactions<Databases>,
+    ) => Promise<T>,
+    options?: ProcessOptions,
+  ): Promise<ProcessedBatch<T>>
+  processBatch<Name extends keyof Databases & string, T>(
+    database: Name,
+    batch: KeyedBatch,
+    handler: (
+      trx: Transaction<Databases[Name]>,
+      fresh: readonly string[],
+      transactions: Transactions<Databases>,
+    ) => Promise<T>,
+    options?: ProcessOptions,
+  ): Promise<ProcessedKeys<T>>
+
+  /**
+   * Runs the handler and commits what it did in every database, or in none. A database takes part when it is
+   * first used; if only one was written to, it is a plain COMMIT. Deadlocks and serialization failures run the
+   * handler anew.
+   *
+   * @throws AbortedError, HandlerError, LimitError, DatabaseError after rolling back everywhere, and what the
+   *   handler throws; OutcomeUnknownError if the answer to the decision was lost
+   */
+  transaction<T>(
+    handler: (transactions: Transactions<Databases>) => Promise<T>,
+    options?: TransactionOptions,
+  ): Promise<TransactionResult<T>>
+
+  /**
+   * What became of a global transaction, by the `id` of its result or of an OutcomeUnknownError. Exact for at
+   * least as long as recovery keeps decisions (ten minutes), then perhaps `forgotten`.
+   *
+   * @throws InvalidInputError if it is no id or none of the databases is its home
+   * @see sql/transaction/outcome.sql
+   */
+  outcome(id: string): Promise<Outcome>
+
+  /** Takes a partition for a consumer; see {@link takePartition}. */
+  takePartition(
+    database: keyof Databases & string,
+    partition: Partition,
+    owner?: string,
+  ): Promise<TakenPartition>
+
+  /** Reads a position without taking the partition; undefined if it was never taken. */
+  readOffset(database: keyof Databases & string, partition: Partition): Promise<OffsetState | undefined>
+
+  /** Finishes what dead coordinators left behind. Start it in at least one process that lives on. */
+  readonly recovery: Recovery
+
+  /** Stops recovery, waits for background finishes, and ends the pools that were opened here. */
+  close(): Promise<void>
+}
+
+/**
+ * Makes a client. Nothing is connected before it is used.
+ *
+ * @throws InvalidInputError `ONARG`
+ */
+export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
+  options: PgonceOptions<Databases>,
+): Pgonce<Databases> {
+  const settings = {
+    maxConnections: Number(checkInteger('maxConnections', options.maxConnections ?? 10, 1n, 10_000n)),
+    connectTimeout: checkMilliseconds('connectTimeout', options.connectTimeout ?? 10_000),
+  }
+  const entries = Object.entries(options.databases) as [string, DatabaseTarget][]
+  if (entries.length === 0) {
+    throw new InvalidInputError('ONARG', 'Expected `databases` to name at least one database', {
+      hint: "pgonce({ databases: { orders: 'postgres://…' } })",
+    })
+  }
+  const databases = new Map<string, Database>()
+  for (const [name, target] of entries) {
+    databases.set(checkDatabaseName(name), createDatabase(name, databases.size, target, settings))
+  }
+  const all = [...databases.values()]
+  const running = new Set<RunningRecovery>()
+  const context: Context = {
+    databases,
+    background: new Set(),
+    poke: () => {
+      for (const recovery of running) recovery.poke()
+    },
+  }
+  const named = (name: string): Database => {
+    const database = databases.get(name)
+    if (database !== undefined) return database
+    throw new InvalidInputError(
+      'ONARG',
+      `No database named ${name}; there are ${[...databases.keys()].join(', ')}`,
+    )
+  }
+  const withDefaults = (own: TransactionOptions = {}) => checkOptions({ ...options.transaction, ...own })
+
+  const recovery: Recovery = {
+    sweep: (sweepOptions) => sweep(all, sweepOptions),
+    audit: async () => (await audit(all)).losses,
+    start(startOptions) {
+      const started = startRecovery(all, startOptions)
+      const stop = async () => {
+        running.delete(started)
+        await started.stop()
+      }
+      running.add(started)
+      return { poke: started.poke, stop, [Symbol.asyncDispose]: stop }
+    },
+  }
+
+  let closing: Promise<void> | undefined
+  const close = async () => {
+    await Promise.all([...running].map((started) => started.stop()))
+    await Promise.allSettled(context.background)
+    await Promise.all(all.map((database) => database.close()))
+  }
+
+  const client = {
+    transaction: <T>(handler: (handles: Handles) => Promise<T>, own?: TransactionOptions) =>
+      runTransaction(context, withDefaults(own), (handles) => handler(handles)),
+
+    async process(
+      name: string,
+      message: Message,
+      handler: (trx: Transaction<unknown>, handles: Handles) => Promise<unknown>,
+      { offset, ...own }: ProcessOptions = {},
+    ): Promise<Processed<unknown>> {
+      const database = named(name)
+      const { result, ...rest } = await runTransaction(
+        context,
+        { ...withDefaults(own), home: name },
+        async (handles, begin, transactionId) => {
+          const branch = await begin(name)
+          const claimed = await traced('claim', { database: name, transactionId }, () =>
+            claim(branch, message),
+          )
+          let value: unknown
+          if (claimed.status === 'claimed') {
+            value = await handler(handles[name] as Transaction<unknown>, handles)
+            if ('scope' in message && message.keepResult) await keepResult(branch, message, value)
+          }
+          if (offset) await advance(branch, offset)
+          return { ...claimed, value }
+        },
+      )
+      void database
+      if (result.status === 'expired') return { status: 'expired' }
+      if (result.status === 'duplicate') return { status: 'duplicate', result: result.result }
+      return { status: 'processed', result: result.value, ...rest }
+    },
+
+    async processBatch(
+      name: string,
+      batch: SequencedBatch | KeyedBatch,
+      handler: (trx: Transaction<unknown>, fresh: readonly never[], handles: Handles) => Promise<unknown>,
+      { offset, ...own }: ProcessOptions = {},
+    ): Promise<ProcessedBatch<unknown> | ProcessedKeys<unknown>> {
+      named(name)
+      const { result, ...rest } = await runTransaction(
+        context,
+        { ...withDefaults(own), home: name },
+        async (handles, begin, transactionId) => {
+          const branch = await begin(name)
+          const answer = await traced('claim', { database: name, transactionId }, async () => {
+            if ('producer' in batch) {
+              const claimed = await claimSequences(branch, batch)
+              return { claimed, duplicates: batch.sequences.length - claimed.length }
+            }
+            const claims = await claimKeys(branch, batch)
+            return {
+              claimed: claims.filter(({ status }) => status === 'claimed').map(({ key }) => key),
+              rest: claims.filter(({ status }) => status !== 'claimed'),
+            }
+          })
+          const value =
+            answer.claimed.length === 0
+              ? undefined
+              : await handler(handles[name] as Transaction<unknown>, answer.claimed as never[], handles)
+          if (offset) await advance(branch, offset)
+          return { ...answer, result: value }
+        },
+      )
+      return { ...result, ...rest } as ProcessedBatch<unknown> | ProcessedKeys<unknown>
+    },
+
+    async outcome(id: string): Promise<Outcome> {
+      const global = parseId(id)
+      const identities = await Promise.allSettled(all.map((database) => database.identify()))
+      const home = all.find(({ identity }) => identity === global.home)
+      if (home !== undefined) return (await readOutcome(home, global)) as Outcome
+      const failed = identities.find((identity) => identity.status === 'rejected')
+      if (failed?.status === 'rejected') throw failed.reason
+      throw new InvalidInputError(
+        'ONARG',
+        `None of the databases is the home ${global.home} of this transaction`,
+        {
+          hint: 'Add it: in that database once.identity has this id',
+        },
+      )
+    },
+
+    takePartition: async (name: string, partition: Partition, owner?: string) =>
+      takePartition(named(name), partition, owner),
+    readOffset: async (name: string, partition: Partition) => readOffset(named(name), partition),
+    recovery,
+    close: () => (closing ??= close()),
+    [Symbol.asyncDispose]: () => (closing ??= close()),
+  }
+  return client as unknown as Pgonce<Databases>
+}
+
+function checkOptions(options: TransactionOptions): TransactionOptions {
+  for (const what of ['timeout', 'lockTimeout', 'idleTimeout'] as const) {
+    if (options[what] !== undefined) checkMilliseconds(what, options[what])
+  }
+  if (options.retries !== undefined) checkInteger('retries', options.retries, 0n, 1000n)
+  const { finish = 'await', isolationLevel } = options
+  if (finish !== 'await' && finish !== 'background') {
+    throw new InvalidInputError(
+      'ONARG',
+      `Expected \`finish\` to be 'await' or 'background', got ${String(finish)}`,
+    )
+  }
+  if (
+    isolationLevel !== undefined &&
+    !/^(read committed|repeatable read|serializable|read uncommitted)$/.test(isolationLevel)
+  ) {
+    throw new InvalidInputError(
+      'ONARG',
+      `Expected \`isolationLevel\` to be one of Postgres's, got ${String(isolationLevel)}`,
+    )
+  }
+  return options
+}
+
+/** For types only: what a target of a database may be. */
+export type { DatabaseTarget, Kysely }

@@ -1,0 +1,229 @@
+/**
+ * One named database of a client: its pool, who it is, and how many of its connections are ours to use.
+ */
+import { type ConnectionProvider, DummyDriver, type Kysely, PostgresIntrospector, Transaction } from 'kysely'
+import { AbortedError, codeOf, DatabaseError, fromSql, isServerError, LimitError } from '../errors.ts'
+import { type DatabaseTarget, type OpenDatabase, open } from './open.ts'
+import { type Semaphore, semaphore } from './semaphore.ts'
+import { acquire, type Session } from './session.ts'
+
+/** The schema version that this client was written for; see `sql/identity/schema_version.sql`. */
+export const schemaVersion = 1
+
+export interface Database {
+  readonly name: string
+  /** Its place in the order in which everybody takes permits. */
+  readonly order: number
+  readonly db: Kysely<unknown>
+  /** One permit a connection; who holds one never waits long for the connection itself. */
+  readonly permits: Semaphore
+  /** The identity of the database (`once.home_id()`), asked once. @throws DatabaseError */
+  identify(): Promise<string>
+  /** What {@link identify} found; undefined before. */
+  readonly identity: string | undefined
+  /** A connection from the pool. @throws AbortedError `CONNECTION_LOST`, LimitError `NO_CONNECTION` */
+  connect(timeout?: number): Promise<Session>
+  /** As {@link connect}, but from a connection apart that handlers cannot use up, where there is one. */
+  connectApart(timeout?: number): Promise<Session>
+  close(): Promise<void>
+}
+
+export interface DatabaseOptions {
+  readonly maxConnections: number
+  /** Milliseconds to wait for a connection. */
+  readonly connectTimeout: number
+}
+
+export function createDatabase(
+  name: string,
+  order: number,
+  target: DatabaseTarget<unknown>,
+  { maxConnections, connectTimeout }: DatabaseOptions,
+): Database {
+  const main = open(target, { max: maxConnections, applicationName: 'pgonce', connectTimeout })
+  let apart: OpenDatabase<unknown> | undefined
+  let identity: string | undefined
+  let asking: Promise<string> | undefined
+
+  const connect = (opened: OpenDatabase<unknown>, timeout = connectTimeout) =>
+    within(timeout, name, acquire(opened.db))
+  const database: Database = {
+    name,
+    order,
+    db: main.db,
+    permits: semaphore(main.maxConnections ?? maxConnections),
+    identify() {
+      asking ??= identify(database).then(
+        (found) => {
+          identity = found
+          return found
+        },
+        (error) => {
+          asking = undefined
+          throw error
+        },
+      )
+      return asking
+    },
+    get identity() {
+      return identity
+    },
+    connect: (timeout) => connect(main, timeout),
+    connectApart: (timeout) => {
+      apart ??= main.sibling()
+      return connect(apart, timeout)
+    },
+    async close() {
+      await Promise.all([main.close(), apart?.close()])
+    },
+  }
+  return database
+}
+
+/**
+ * Runs a task on a connection of its own and gives the connection back. A task that has not ended after
+ * `timeout` milliseconds is given up together with its connection.
+ */
+export async function withSession<T>(
+  connecting: Promise<Session>,
+  task: (session: Session) => Promise<T>,
+  timeout?: number,
+): Promise<T> {
+  const session = await connecting
+  try {
+    const result = await (timeout === undefined ? task(session) : inTime(timeout, task(session)))
+    session.release()
+    return result
+  } catch (error) {
+    // A statement that failed outside a transaction leaves the connection clean; nothing else is sure to.
+    if (isServerError(error)) session.release()
+    else session.abandon()
+    throw error
+  }
+}
+
+/**
+ * As {@link withSession}, in a transaction of its own under READ COMMITTED: whoever asks for decisions needs
+ * a new snapshot for each statement, whatever the sessions' default.
+ */
+export async function withReadCommitted<T>(
+  connecting: Promise<Session>,
+  task: (session: Session) => Promise<T>,
+  timeout?: number,
+): Promise<T> {
+  return await withSession(
+    connecting,
+    async (session) => {
+      await session.query('begin isolation level read committed')
+      try {
+        const result = await task(session)
+        await session.query('commit')
+        return result
+      } catch (error) {
+        await session.query('rollback')
+        throw fromSql(error)
+      }
+    },
+    timeout,
+  )
+}
+
+/** Rejects if there is no answer in time; the answer, should it come, is dropped. */
+export function inTime<T>(milliseconds: number, answer: Promise<T>): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(
+      () => reject(new AbortedError('TIMEOUT', `No answer within ${milliseconds} ms`)),
+      milliseconds,
+    )
+    answer.then(resolve, reject).finally(() => clearTimeout(timer))
+  })
+}
+
+/** A Kysely transaction over connections that we provide, with the plugins of the caller's instance. */
+export function transactionOver<DB>(db: Kysely<DB>, provider: ConnectionProvider): Transaction<DB> {
+  const executor = db.getExecutor().withConnectionProvider(provider)
+  const driver = new DummyDriver()
+  const dialect = {
+    createAdapter: () => executor.adapter,
+    createDriver: () => driver,
+    createIntrospector: (inner: Kysely<unknown>) => new PostgresIntrospector(inner),
+    createQueryCompiler: () => {
+      throw new Error('unreachable: the executor brings its compiler')
+    },
+  }
+  return new Transaction<DB>({ config: { dialect }, dialect, driver, executor })
+}
+
+async function identify(database: Database): Promise<string> {
+  const { name } = database
+  let found: { version: number; home: string; standby: boolean } | undefined
+  try {
+    const { rows } = await withSession(database.connect(), (session) =>
+      session.query<{ version: number; home: string; standby: boolean }>(
+        'select once.schema_version() as version, once.home_id()::text as home, pg_is_in_recovery() as standby',
+      ),
+    )
+    found = rows[0]
+  } catch (error) {
+    const code = codeOf(error)
+    if (code === '3F000' || code === '42883') {
+      throw new DatabaseError('NOT_INSTALLED', `Database ${name} has no schema once`, {
+        hint: `Install it: npx pgonce migrate ${name}=postgres://…`,
+        cause: error,
+      })
+    }
+    if (code === '42501') {
+      throw new DatabaseError('NO_PRIVILEGE', `Not allowed to use schema once in database ${name}`, {
+        hint: "As its owner: select once.grant_app('<the role of this application>')",
+        cause: error,
+      })
+    }
+    throw fromSql(error)
+  }
+  if (found === undefined) throw new DatabaseError('NOT_INSTALLED', `Database ${name} did not say who it is`)
+  if (Number(found.version) !== schemaVersion) {
+    throw new DatabaseError(
+      'SCHEMA_VERSION',
+      `Database ${name} has schema once at version ${found.version}; this package needs version ${schemaVersion}`,
+      {
+        hint:
+          Number(found.version) < schemaVersion
+            ? `Bring it up to date: npx pgonce migrate ${name}=postgres://…`
+            : 'Update the package: npm install pgonce@latest',
+      },
+    )
+  }
+  if (found.standby) {
+    throw new DatabaseError('ONSTB', `Database ${name} is on a standby, which cannot be written to`, {
+      hint: 'Give the URL of its primary',
+    })
+  }
+  return found.home
+}
+
+/** Gives up waiting for a connection after a while; one that comes later goes straight back. */
+function within(timeout: number, name: string, session: Promise<Session>): Promise<Session> {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => {
+      reject(
+        new LimitError('NO_CONNECTION', `Database ${name} gave no connection within ${timeout} ms`, {
+          hint: 'Is the server up, and is the pool large enough for everybody who uses it? See maxConnections.',
+        }),
+      )
+      session.then((late) => late.release()).catch(() => {})
+    }, timeout)
+    session
+      .then(resolve, (error: unknown) => {
+        reject(
+          new AbortedError(
+            'CONNECTION_LOST',
+            `Database ${name} could not be reached: ${(error as Error).message}`,
+            {
+              cause: error,
+            },
+          ),
+        )
+      })
+      .finally(() => clearTimeout(timer))
+  })
+}

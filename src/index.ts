@@ -1,0 +1,55 @@
+export {
+  type Outcome,
+  type Pgonce,
+  type PgonceOptions,
+  type Processed,
+  type ProcessedBatch,
+  type ProcessedKeys,
+  type ProcessOptions,
+  pgonce,
+  type Transactions,
+} from './client.ts'
+export type { DatabaseTarget } from './database/open.ts'
+export {
+  AbortedError,
+  DatabaseError,
+  FencedError,
+  HandlerError,
+  InvalidInputError,
+  LimitError,
+  OffsetError,
+  OutcomeUnknownError,
+  PayloadMismatchError,
+  PgonceError,
+  type PgonceErrorOptions,
+  SequenceGapError,
+} from './errors.ts'
+export type {
+  Claim,
+  ClaimStatus,
+  KeyClaim,
+  KeyedBatch,
+  KeyedMessage,
+  Message,
+  SequencedBatch,
+  SequencedMessage,
+} from './ledger.ts'
+export {
+  type MigrateOptions,
+  type MigrateResult,
+  type MigrationStep,
+  migrate,
+  migrationSql,
+} from './migrate.ts'
+export type { OffsetMove, OffsetState, Partition, Position, TakenPartition } from './offset.ts'
+export { type Step, type StepEvent, steps } from './transaction/channels.ts'
+export type { TransactionOptions, TransactionResult } from './transaction/coordinator.ts'
+export type {
+  Loss,
+  Recovery,
+  RecoveryReport,
+  RunningRecovery,
+  StartOptions,
+  SweepOptions,
+  UnfinishedBranch,
+} from './transaction/recovery.ts'

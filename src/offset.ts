@@ -1,0 +1,146 @@
+/**
+ * Positions of consumer groups, kept beside the results. What decides is in `sql/offset/`.
+ */
+import { type Database, withSession } from './database/database.ts'
+import { fromSql, InvalidInputError } from './errors.ts'
+import { checkInteger, checkName, checkText, maxSequence } from './names.ts'
+import type { Branch } from './transaction/branch.ts'
+
+/** Which position. */
+export interface Partition {
+  /** The consumer group. 1 to 200 characters. */
+  readonly group: string
+  /** 1 to 200 characters. */
+  readonly topic: string
+  /** @defaultValue 0 */
+  readonly partition?: number
+}
+
+/** A numeric position (the next message to read), or an opaque token; null: the start. */
+export type Position = bigint | string | null
+
+/** A partition that was taken: from here on until somebody else takes it. */
+export interface TakenPartition extends Required<Partition> {
+  /** Fences whoever had it before; every move of the position needs it. */
+  readonly epoch: number
+  /** Where to go on. */
+  readonly position: Position
+}
+
+/** A move of a position that commits together with the results. */
+export interface OffsetMove extends Partition {
+  readonly epoch: number
+  /** Where the position must be now, as read when the partition was taken or moved last. */
+  readonly expected: Position | number
+  /** Where it shall be: the next message to read. A number or bigint, or a string for a token. */
+  readonly next: bigint | number | string
+}
+
+/** What is known of a position. */
+export interface OffsetState extends Required<Partition> {
+  readonly position: Position
+  readonly epoch: number
+  readonly owner: string | null
+  readonly updatedAt: Date
+}
+
+/**
+ * Takes a partition for a consumer: bumps its epoch, which fences the previous owner.
+ * @throws PgonceError `ONARG`
+ * @see sql/offset/take_partition.sql
+ */
+export async function takePartition(
+  database: Database,
+  partition: Partition,
+  owner?: string,
+): Promise<TakenPartition> {
+  const checked = check(partition)
+  await database.identify()
+  const [row] = await ask<{ epoch: number; number: string | null; token: string | null }>(
+    database,
+    'select t.epoch, t."position"::text as number, t.token from once.take_partition($1, $2, $3::int, $4) t',
+    [checked.group, checked.topic, checked.partition, owner === undefined ? null : checkName('owner', owner)],
+  )
+  if (row === undefined) throw new Error('unreachable: once.take_partition returns one row')
+  return { ...checked, epoch: row.epoch, position: position(row) }
+}
+
+/**
+ * Reads a position without taking the partition; undefined if it was never taken.
+ * @see sql/offset/read_offset.sql
+ */
+export async function readOffset(database: Database, partition: Partition): Promise<OffsetState | undefined> {
+  const checked = check(partition)
+  await database.identify()
+  const [row] = await ask<{
+    epoch: number
+    number: string | null
+    token: string | null
+    owner: string | null
+    at: string
+  }>(
+    database,
+    `select o.epoch, o."position"::text as number, o.token, o.owner,
+            to_char(o.updated_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') as at
+       from once.read_offset($1, $2, $3::int) o`,
+    [checked.group, checked.topic, checked.partition],
+  )
+  if (row === undefined) return undefined
+  return {
+    ...checked,
+    position: position(row),
+    epoch: row.epoch,
+    owner: row.owner,
+    updatedAt: new Date(row.at),
+  }
+}
+
+/**
+ * Moves a position in a branch; travels with the commit.
+ * @throws PgonceError `ONARG`; at the commit `ONFEN`, `ONCAS`, `ONTKN`
+ * @see sql/offset/advance.sql
+ */
+export async function advance(branch: Branch, move: OffsetMove): Promise<void> {
+  const { group, topic, partition } = check(move)
+  const { epoch, expected, next } = move
+  const common = [group, topic, partition, Number(checkInteger('epoch', epoch, 0n, 2147483647n))]
+  if (typeof next === 'string') {
+    if (expected !== null && typeof expected !== 'string') {
+      throw new InvalidInputError('ONARG', 'Expected `expected` to be a token or null, as `next` is a token')
+    }
+    const before = expected === null ? null : checkText('expected', expected)
+    await branch.send('select once.advance_token($1, $2, $3::int, $4::int, $5, $6)', [
+      ...common,
+      before,
+      checkText('next', next),
+    ])
+    return
+  }
+  const before = expected === null ? null : String(checkInteger('expected', expected, 0n, maxSequence))
+  const after = String(checkInteger('next', next, 0n, maxSequence))
+  await branch.send('select once.advance($1, $2, $3::int, $4::int, $5::text::bigint, $6::text::bigint)', [
+    ...common,
+    before,
+    after,
+  ])
+}
+
+function check({ group, topic, partition = 0 }: Partition): Required<Partition> {
+  return {
+    group: checkName('group', group),
+    topic: checkName('topic', topic),
+    partition: Number(checkInteger('partition', partition, 0n, 2147483647n)),
+  }
+}
+
+function position({ number, token }: { number: string | null; token: string | null }): Position {
+  return number === null ? token : BigInt(number)
+}
+
+async function ask<R>(database: Database, text: string, parameters: readonly unknown[]): Promise<R[]> {
+  try {
+    return (await withSession(database.connect(), (session) => session.query<R>(text, parameters))).rows
+  } catch (error) {
+    throw fromSql(error)
+  }
+}

@@ -1,0 +1,32 @@
+/**
+ * What happens inside, for tracing tools: `node:diagnostics_channel` tracing channels. Nobody listening
+ * costs nothing. Subscribe with `diagnostics_channel.tracingChannel('pgonce:decide').subscribe({ … })`, or to
+ * `tracing:pgonce:decide:start` and its siblings (`asyncEnd`, `error`).
+ *
+ * @see https://nodejs.org/api/diagnostics_channel.html#class-tracingchannel
+ */
+import { tracingChannel } from 'node:diagnostics_channel'
+
+/** What every event of a step carries. */
+export interface StepEvent {
+  /** The database that the step runs in, by its name in the client. */
+  readonly database: string
+  /** The global transaction (UUID); empty in events of recovery that concern several. */
+  readonly transactionId: string
+}
+
+/** The steps, in the order of the flow. Recovery publishes one event a branch that it finishes. */
+export const steps = ['begin', 'claim', 'vote', 'prepare', 'decide', 'finish', 'recover'] as const
+
+export type Step = (typeof steps)[number]
+
+const channels = Object.fromEntries(steps.map((step) => [step, tracingChannel(`pgonce:${step}`)])) as Record<
+  Step,
+  ReturnType<typeof tracingChannel>
+>
+
+/** Runs one step between its events. */
+export function traced<T>(step: Step, event: StepEvent, run: () => Promise<T>): Promise<T> {
+  const channel = channels[step]
+  return channel.hasSubscribers ? channel.tracePromise(run, { ...event }) : run()
+}
