@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:a425381cfdfd48b4b540f7fab7e2e7d5e4cf6b4b
+--! Hash: sha1:c91c1438bc75911ea63f7948489987f5724dccf9
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -109,6 +109,15 @@ comment on function once.check_name(text, text) is
   'Internal: raises ONARG unless a name has 1 to 200 characters.';
 revoke all on function once.check_name(text, text) from public;
 --! EndIncluded identity/check_name.sql
+--! Included identity/name.sql
+-- The type of names in tables that are updated with every message. A domain checks what is assigned; a CHECK
+-- of the table would be read from the catalog and evaluated at every update, of whatever column, and some of
+-- those cost as much as the update itself.
+create domain once.name as text check (length(value) between 1 and 200);
+
+comment on domain once.name is 'A name of 1 to 200 characters; see once.check_name.';
+revoke all on domain once.name from public;
+--! EndIncluded identity/name.sql
 --! Included identity/check_primary.sql
 -- Internal: raises on a standby. It may lag behind, so neither a row that is missing there nor one that is
 -- still there proves anything.
@@ -183,16 +192,24 @@ comment on function once.ensure_durable() is
   'Internal: turns synchronous_commit on for the current transaction if it is off.';
 revoke all on function once.ensure_durable() from public;
 --! EndIncluded ledger/ensure_durable.sql
+--! Included ledger/gap_limit.sql
+-- How many gaps a producer may have: the one setting that operators change in the table itself. A domain, for
+-- the reason given at once.name.
+create domain once.gap_limit as integer check (value between 0 and 100000);
+
+comment on domain once.gap_limit is 'A number of gaps, 0 to 100000; see once.producer.';
+revoke all on domain once.gap_limit from public;
+--! EndIncluded ledger/gap_limit.sql
 --! Included ledger/producer.sql
 -- The ledger by sequence: one compact row a producer. Everything up to the watermark was processed, and
 -- so was everything in "ahead"; what lies between is a gap that may still arrive. An ordered stream
--- keeps "ahead" empty, so its row never grows.
+-- keeps "ahead" empty, so its row never grows. No CHECK constraints: see once.name.
 create table once.producer (
-  producer text primary key check (length(producer) between 1 and 200),
-  epoch integer not null default 0 check (epoch >= 0),
-  watermark bigint not null default -1 check (watermark >= -1),
+  producer once.name primary key,
+  epoch integer not null default 0,
+  watermark bigint not null default -1,
   ahead int8multirange not null default '{}',
-  max_gaps integer not null default 1000 check (max_gaps between 0 and 100000)
+  max_gaps once.gap_limit not null default 1000
 )
 -- Every claim updates the row; free space on the page keeps those updates HOT, without index entries.
 with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
@@ -210,6 +227,36 @@ select p.producer, p.epoch, p.watermark,
 comment on view once.producers is
   'Per producer: epoch, watermark, how many gaps are open, the highest sequence claimed, the limit of gaps.';
 --! EndIncluded ledger/producer.sql
+--! Included ledger/claim_run.sql
+-- The fast path of an ordered stream, for one message or a whole batch: the next sequences, from "first" to
+-- "last" without a hole, are one update of one row. Answers true if that is what they were, and all are
+-- claimed; false if not: then nothing is claimed, and once.claim_batch has to look at each.
+create function once.claim_run(producer text, first bigint, last bigint, epoch integer default 0) returns boolean
+language plpgsql volatile
+set search_path = ''
+as $$
+begin
+  if current_setting('synchronous_commit') = 'off' then
+    perform once.ensure_durable();
+  end if;
+  -- Apart, since first - 1 must not be computed for the least bigint.
+  if claim_run.first >= 0 and claim_run.last >= claim_run.first and claim_run.last < 9223372036854775807 then
+    update once.producer p
+       set watermark = claim_run.last
+     where p.producer = claim_run.producer
+       and p.epoch = claim_run.epoch
+       and p.watermark = claim_run.first - 1
+       and isempty(p.ahead);
+    return found;
+  end if;
+  return false;
+end
+$$;
+
+comment on function once.claim_run(text, bigint, bigint, integer) is
+  'Claims the sequences first to last if they follow the producer''s watermark: true if all are claimed, false if none is.';
+revoke all on function once.claim_run(text, bigint, bigint, integer) from public;
+--! EndIncluded ledger/claim_run.sql
 --! Included ledger/claim_batch.sql
 -- Claims a batch of sequences of one producer and returns those that are new, once each, ascending.
 -- The producer's row is locked until the caller's transaction ends, so two claims of one sequence can
@@ -238,20 +285,13 @@ begin
     perform once.ensure_durable();
   end if;
 
-  -- The fast path: an ascending batch without holes that follows the watermark. One update decides.
+  -- An ascending batch without holes.
   if v_first >= 0 and v_last >= v_first and v_last < 9223372036854775807
      and v_last - v_first + 1 = cardinality(claim_batch.sequences)
-     and claim_batch.sequences = array(select generate_series(v_first, v_last)) then
-    update once.producer p
-       set watermark = v_last
-     where p.producer = claim_batch.producer
-       and p.epoch = claim_batch.epoch
-       and p.watermark = v_first - 1
-       and isempty(p.ahead);
-    if found then
-      return query select unnest(claim_batch.sequences);
-      return;
-    end if;
+     and claim_batch.sequences = array(select generate_series(v_first, v_last))
+     and once.claim_run(claim_batch.producer, v_first, v_last, claim_batch.epoch) then
+    return query select unnest(claim_batch.sequences);
+    return;
   end if;
 
   if claim_batch.sequences is null or claim_batch.epoch is null or claim_batch.strict is null then
@@ -364,24 +404,10 @@ language plpgsql volatile
 set search_path = ''
 as $$
 begin
-  if current_setting('synchronous_commit') = 'off' then
-    perform once.ensure_durable();
+  if once.claim_run(claim.producer, claim.sequence, claim.sequence, claim.epoch) then
+    claim.status := 'claimed';
+    return;
   end if;
-
-  -- The fast path: the next message of an ordered stream is one update of one row.
-  if claim.sequence >= 0 and claim.sequence < 9223372036854775807 then
-    update once.producer p
-       set watermark = claim.sequence
-     where p.producer = claim.producer
-       and p.epoch = claim.epoch
-       and p.watermark = claim.sequence - 1
-       and isempty(p.ahead);
-    if found then
-      claim.status := 'claimed';
-      return;
-    end if;
-  end if;
-
   perform from once.claim_batch(claim.producer, array[claim.sequence], claim.epoch, claim.strict);
   claim.status := case when found then 'claimed' else 'duplicate' end;
 end
@@ -649,14 +675,18 @@ set search_path = ''
 as $$
 declare
   v_scope once.scope;
-  v_days date[];
-  v_dropped date[] := '{}';
-  v_claimed integer[];
-  v_mismatch text;
-  v_day date;
   v_digests uuid[];
-  v_key_days date[];
+  v_days date[];
   v_expired boolean[];
+  v_dropped date[] := '{}';
+  v_statuses text[];
+  v_results jsonb[];
+  v_day date;
+  v_ordinals integer[];
+  v_hashes bytea[];
+  v_n integer;
+  v_result jsonb;
+  v_other_payload boolean;
 begin
   if current_setting('synchronous_commit') = 'off' then
     perform once.ensure_durable();
@@ -688,18 +718,24 @@ begin
 
   v_scope := once.open_scope(claim_key_batch.scope);
 
+  with timed as materialized (
+    select k.n, k.key, coalesce(k.at, once.message_time(k.key)) as at
+      from unnest(claim_key_batch.keys, claim_key_batch.occurred_at) with ordinality k (key, at, n)
+  )
   select array_agg(once.message_digest(claim_key_batch.scope, i.key) order by i.n),
          array_agg((i.at at time zone 'UTC')::date order by i.n),
          array_agg(coalesce(i.at < v_scope.horizon, false) order by i.n)
-    into v_digests, v_key_days, v_expired
-    from (select k.n, k.key, coalesce(claim_key_batch.occurred_at[k.n], once.message_time(k.key)) as at
-            from unnest(claim_key_batch.keys) with ordinality k (key, n)) i;
+    into v_digests, v_days, v_expired
+    from timed i;
+
+  -- From here on the sweep cannot drop a partition that we find.
+  lock table only once.message in row exclusive mode;
 
   -- Days in one order for everybody, so that two batches cannot wait for each other's partitions.
   for v_day in
-    select distinct d.day from unnest(v_key_days, v_expired) d (day, expired)
-     where d.day is not null and not d.expired
-       and to_regclass('once.message_' || to_char(d.day, 'YYYYMMDD')) is null
+    select d.day
+      from (select distinct u.day from unnest(v_days, v_expired) u (day, expired) where not u.expired) d
+     where to_regclass('once.message_' || to_char(d.day, 'YYYYMMDD')) is null and d.day is not null
      order by d.day
   loop
     if not once.ensure_partition(v_day) then
@@ -709,10 +745,14 @@ begin
 
   -- Likewise the keys in one order. Of repeated keys the first is inserted; a conflict waits for the
   -- other transaction to end.
-  with first as (
-    select distinct on (i.digest, i.day) i.n::integer as n, i.digest, i.day, claim_key_batch.payload_hashes[i.n] as hash
-      from unnest(v_digests, v_key_days, v_expired) with ordinality i (digest, day, expired, n)
-     where not i.expired and (i.day is null or i.day <> all (v_dropped))
+  with item as materialized (
+    select i.n, i.digest, i.day, i.hash, i.expired or coalesce(i.day = any (v_dropped), false) as expired
+      from unnest(v_digests, v_days, v_expired, claim_key_batch.payload_hashes)
+           with ordinality i (digest, day, expired, hash, n)
+  ), first as (
+    select distinct on (i.digest, i.day) i.n, i.digest, i.day, i.hash
+      from item i
+     where not i.expired
      order by i.digest, i.day, i.n
   ), inserted as (
     insert into once.message as m (digest, scope_id, day, claimed_on, payload_hash)
@@ -722,36 +762,48 @@ begin
      order by f.digest, f.day
     on conflict do nothing
     returning m.digest, m.day
+  ), claimed as (
+    select f.n from inserted c join first f on f.digest = c.digest and f.day is not distinct from c.day
   )
-  select coalesce(array_agg(f.n), '{}') into v_claimed
-    from inserted i join first f on f.digest = i.digest and f.day is not distinct from i.day;
+  select array_agg(case when i.expired then 'expired' when c.n is null then 'duplicate' else 'claimed' end order by i.n)
+    into v_statuses
+    from item i left join claimed c on c.n = i.n;
 
-  if claim_key_batch.payload_hashes is not null then
-    select i.key into v_mismatch
-      from unnest(claim_key_batch.keys, v_digests, v_key_days, claim_key_batch.payload_hashes) i (key, digest, day, hash)
-      join once.message m on m.digest = i.digest and m.day is not distinct from i.day
-     where m.payload_hash <> i.hash
-     limit 1;
-    if found then
-      raise exception 'key % came again with another payload', quote_literal(left(v_mismatch, 100))
-        using errcode = 'ONPAY',
-              detail = format('Scope %L: the payload hash differs from that of the first claim.', claim_key_batch.scope),
-              hint = 'Two different messages share one key: fix the sender, or choose a key that tells them apart.';
-    end if;
+  -- What the first claims of duplicates left behind, day by day. Executed, so that every query is planned
+  -- for its one day: a plan for any day would open and lock all the partitions.
+  if 'duplicate' = any (v_statuses) then
+    v_results := array_fill(null::jsonb, array[cardinality(claim_key_batch.keys)]);
+    for v_day, v_ordinals, v_digests, v_hashes in
+      select i.day, array_agg(i.n), array_agg(i.digest), array_agg(i.hash)
+        from unnest(v_days, v_statuses, v_digests, claim_key_batch.payload_hashes)
+             with ordinality i (day, status, digest, hash, n)
+       where i.status = 'duplicate'
+       group by i.day
+    loop
+      for v_n, v_result, v_other_payload in
+        execute format($query$
+          select i.n, m.result, m.payload_hash <> i.hash
+            from unnest($1, $2, $3) i (n, digest, hash) join once.message m on m.digest = i.digest
+           where m.day %s and (m.result is not null or m.payload_hash <> i.hash)
+        $query$, case when v_day is null then 'is null' else format('= %L', v_day) end)
+        using v_ordinals, v_digests, v_hashes
+      loop
+        if v_other_payload then
+          raise exception 'key % came again with another payload',
+              quote_literal(left(claim_key_batch.keys[v_n], 100))
+            using errcode = 'ONPAY',
+                  detail = format('Scope %L: the payload hash differs from that of the first claim.',
+                                  claim_key_batch.scope),
+                  hint = 'Two different messages share one key: fix the sender, or choose a key that tells them apart.';
+        end if;
+        v_results[v_n] := v_result;
+      end loop;
+    end loop;
   end if;
 
   return query
-  select i.n::integer, i.key,
-         case when i.n = any (v_claimed) then 'claimed'
-              when i.expired or i.day = any (v_dropped) then 'expired'
-              else 'duplicate' end,
-         case when i.n = any (v_claimed) then null
-              else (select m.result from once.message m
-                     where m.digest = i.digest and m.day = i.day
-                     union all
-                    select m.result from once.message_timeless m
-                     where i.day is null and m.digest = i.digest) end
-    from unnest(claim_key_batch.keys, v_digests, v_key_days, v_expired) with ordinality i (key, digest, day, expired, n)
+  select i.n::integer, i.key, i.status, i.result
+    from unnest(claim_key_batch.keys, v_statuses, v_results) with ordinality i (key, status, result, n)
    order by i.n;
 end
 $$;
@@ -819,15 +871,19 @@ as $$
 declare
   v_day date := (coalesce(keep_result.occurred_at, once.message_time(keep_result.key)) at time zone 'UTC')::date;
   v_digest uuid := once.message_digest(keep_result.scope, keep_result.key);
+  v_count bigint;
 begin
   if v_day is null then
     update once.message_timeless m set result = keep_result.result
      where m.digest = v_digest and m.result is null;
+    get diagnostics v_count = row_count;
   else
-    update once.message m set result = keep_result.result
-     where m.day = v_day and m.digest = v_digest and m.result is null;
+    -- Executed, so that it is planned for its one day: a plan for any day would lock all the partitions.
+    execute 'update once.message m set result = $1 where m.day = $2 and m.digest = $3 and m.result is null'
+      using keep_result.result, v_day, v_digest;
+    get diagnostics v_count = row_count;
   end if;
-  if not found then
+  if v_count = 0 then
     raise exception 'no claim of key % in scope % waits for a result',
         quote_literal(left(keep_result.key, 100)), quote_literal(keep_result.scope)
       using errcode = 'ONARG',
@@ -866,20 +922,25 @@ comment on function once.set_retention(text, interval) is
 revoke all on function once.set_retention(text, interval) from public;
 --! EndIncluded ledger/set_retention.sql
 --! Included ledger/sweep.sql
--- One bounded step of retention: moves the horizons of scopes that have a retention, creates the
--- partitions of the next days, drops the partitions that are past every scope's horizon, deletes one
--- batch of timeless keys. Call it again, each time in a transaction of its own, while a row says more.
+-- One bounded step of retention: moves the horizons of scopes that have a retention, deletes a batch of
+-- timeless keys, creates the partitions of the next days, drops partitions that are past every scope's
+-- horizon. Call it again, each time in a transaction of its own, while a row says more.
 --
--- It never holds claims up for long: a drop that does not get its lock within 200 ms is left to the
--- next call, and deletes skip rows that are locked. SECURITY DEFINER because it creates and drops tables.
+-- It never holds claims up for long: deletes skip rows that are locked; a drop, which locks the whole
+-- ledger, comes last, and one that does not get its lock within 200 ms is left to the next call.
+-- SECURITY DEFINER because it creates and drops tables; for its search_path see once.ensure_partition.
 create function once.sweep(batch_size integer default 5000)
 returns table (action text, scope text, detail text, count bigint, more boolean)
 language plpgsql volatile security definer
-set search_path = ''
+set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_scope once.scope;
-  v_horizon timestamptz;
+  v_sweep once.timeless_sweep;
+  v_blocks constant integer := 1000;  -- of timeless keys a call: some 150,000 keys, read in tens of milliseconds
+  v_end bigint;
+  v_scope text;
+  v_count bigint;
+  v_deleted bigint := 0;
   v_floor date;
   v_new_floor date;
   v_day date;
@@ -887,20 +948,61 @@ declare
   v_doomed date[] := '{}';
   v_done boolean := false;
   v_lock_timeout text := current_setting('lock_timeout');
-  v_count bigint;
-  v_left integer := sweep.batch_size;
+  v_today date := (now() at time zone 'UTC')::date;
 begin
   if sweep.batch_size is null or sweep.batch_size not between 1 and 1000000 then
     raise exception 'bad batch_size: %', coalesce(sweep.batch_size::text, 'null')
       using errcode = 'ONARG', detail = 'Expected 1 to 1000000 keys.', hint = 'Leave it out for 5000.';
   end if;
 
-  for v_scope in select s.* from once.scope s where s.retention is not null order by s.scope_id loop
-    v_horizon := greatest(v_scope.horizon, now() - v_scope.retention);
-    update once.scope s set horizon = v_horizon where s.scope_id = v_scope.scope_id;
-    return query select 'horizon', v_scope.scope,
-      'older than ' || to_char(v_horizon at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || ' is expired', 0::bigint, false;
-  end loop;
+  select w.* into v_sweep from once.timeless_sweep w for update skip locked;
+  if not found then
+    return query select 'busy', null::text, 'another sweep is at work', 0::bigint, false;
+    return;
+  end if;
+  perform once.ensure_durable();
+
+  return query
+  update once.scope s set horizon = greatest(s.horizon, now() - s.retention)
+   where s.retention is not null
+  returning 'horizon', s.scope,
+    'older than ' || to_char(s.horizon at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || ' is expired',
+    0::bigint, false;
+
+  -- One pass over the timeless keys a day, as claimed_on is a day.
+  if v_sweep.finished_on < v_today then
+    v_end := pg_relation_size('once.message_timeless') / current_setting('block_size')::bigint;
+    for v_scope, v_count in
+      with doomed as (
+        select m.ctid
+          from once.message_timeless m join once.scope s on s.scope_id = m.scope_id
+         where m.ctid >= format('(%s,0)', v_sweep.next_block)::tid
+           and m.ctid < format('(%s,0)', v_sweep.next_block + v_blocks)::tid
+           and m.claimed_on < ((now() - s.retention) at time zone 'UTC')::date
+         limit sweep.batch_size
+           for update of m skip locked
+      ), gone as (
+        delete from once.message_timeless m where m.ctid = any (array(select d.ctid from doomed d))
+        returning m.scope_id
+      )
+      select s.scope, count(*) from gone g join once.scope s on s.scope_id = g.scope_id group by s.scope order by s.scope
+    loop
+      v_deleted := v_deleted + v_count;
+      return query select 'delete', v_scope, 'keys without time'::text, v_count, false;
+    end loop;
+    if v_deleted < sweep.batch_size then
+      v_sweep.next_block := v_sweep.next_block + v_blocks;
+      if v_sweep.next_block >= v_end then
+        v_sweep.next_block := 0;
+        v_sweep.finished_on := v_today;
+      end if;
+      update once.timeless_sweep w set next_block = v_sweep.next_block, finished_on = v_sweep.finished_on;
+    end if;
+    if v_sweep.finished_on < v_today then
+      return query select 'delete', null::text, format('keys without time: at block %s of %s', v_sweep.next_block, v_end),
+                          0::bigint, true;
+    end if;
+  end if;
 
   begin
     perform set_config('lock_timeout', '200ms', true);
@@ -908,7 +1010,7 @@ begin
     select f.day into strict v_floor from once.message_floor f for update;
 
     if exists (select from once.scope) then
-      for v_day in select (now() at time zone 'UTC')::date + n from generate_series(0, 2) n loop
+      for v_day in select v_today + n from generate_series(0, 2) n loop
         if to_regclass('once.message_' || to_char(v_day, 'YYYYMMDD')) is null and once.ensure_partition(v_day) then
           v_created := v_created || v_day;
         end if;
@@ -923,6 +1025,14 @@ begin
                 from pg_catalog.pg_inherits i join pg_catalog.pg_class c on c.oid = i.inhrelid
                where i.inhparent = 'once.message'::regclass and c.relname ~ '^message_[0-9]{8}$') d
        where d.day < v_new_floor;
+      if v_doomed <> '{}' then
+        -- Once we have this lock no claim is under way, so we see every scope that keeps its keys for longer.
+        lock table only once.message in access exclusive mode;
+        select (min(coalesce(s.horizon, '-infinity')) at time zone 'UTC')::date into v_new_floor from once.scope s;
+        v_doomed := array(select d from unnest(v_doomed) d where d < v_new_floor order by d);
+      end if;
+    end if;
+    if v_new_floor > v_floor then
       foreach v_day in array v_doomed[1:10] loop
         execute format('drop table once.%I', 'message_' || to_char(v_day, 'YYYYMMDD'));
       end loop;
@@ -941,23 +1051,6 @@ begin
   else
     return query select 'busy', null::text, 'partitions are in use, left to the next sweep', 0::bigint, false;
   end if;
-
-  for v_scope in select s.* from once.scope s where s.retention is not null order by s.scope_id loop
-    exit when v_left = 0;
-    with doomed as (
-      select m.ctid from once.message_timeless m
-       where m.scope_id = v_scope.scope_id
-         and m.claimed_on < ((now() - v_scope.retention) at time zone 'UTC')::date
-       limit v_left
-         for update skip locked
-    )
-    delete from once.message_timeless m using doomed d where m.ctid = d.ctid;
-    get diagnostics v_count = row_count;
-    v_left := v_left - v_count;
-    if v_count > 0 then
-      return query select 'delete', v_scope.scope, 'keys without time'::text, v_count, v_left = 0;
-    end if;
-  end loop;
 end
 $$;
 
@@ -970,13 +1063,13 @@ revoke all on function once.sweep(integer) from public;
 -- is the next message to read (as Kafka's committed offset): a bigint, or an opaque token for sources
 -- that have no number (an LSN, a file and line).
 create table once.consumer_offset (
-  consumer_group text not null check (length(consumer_group) between 1 and 200),
-  topic text not null check (length(topic) between 1 and 200),
+  consumer_group once.name not null,
+  topic once.name not null,
   partition integer not null check (partition >= 0),
   "position" bigint,
   token text,
   epoch integer not null default 0,
-  owner text check (length(owner) between 1 and 200),
+  owner once.name,
   taken_at timestamptz,
   updated_at timestamptz not null default now(),
   primary key (consumer_group, topic, partition),
@@ -1312,33 +1405,88 @@ create table once.heuristic (
 comment on table once.heuristic is
   'Losses found by the audit. lost branch: the home committed, the participant did not. lost decision: the reverse.';
 --! EndIncluded transaction/heuristic.sql
+--! Included operator/forced.sql
+-- Heuristic outcomes: branches that a person finished without their home's decision, because the home is gone
+-- for good. Written before the line to type is given out. When the home comes back after all, the decision is
+-- put beside what was done; see once.audit.
+create table once.forced (
+  gid text primary key,
+  transaction_id uuid not null,
+  home uuid not null,
+  home_xid xid8 not null,
+  participant text not null,
+  owner name not null,
+  outcome text not null check (outcome in ('commit', 'rollback')),
+  forced_at timestamptz not null default now(),
+  forced_by name not null default session_user,
+  reason text not null check (reason <> ''),
+  -- What the home said when it could be asked again: committed or aborted.
+  decision text check (decision in ('committed', 'aborted')),
+  -- What became of the branch, as found then.
+  done text check (done in ('committed', 'rolled back')),
+  judged_at timestamptz,
+  acknowledged_at timestamptz
+);
+
+comment on table once.forced is
+  'Participant: branches finished by hand without a decision (once.force): which way, who, when, why, and what the home said later.';
+--! EndIncluded operator/forced.sql
+--! Included recovery/recovery.sql
+-- When somebody last recovered here: without it, an operator who sees a branch in doubt cannot tell "not yet"
+-- from "nobody is at it".
+create table once.recovery (
+  singleton boolean primary key default true check (singleton),
+  recovered_at timestamptz,
+  recovered_by text,
+  -- When all evidence here was last compared with the decisions at its homes.
+  audited_at timestamptz
+);
+
+insert into once.recovery default values;
+
+comment on table once.recovery is
+  'One row: when a recoverer last looked after this database, and who it was.';
+--! EndIncluded recovery/recovery.sql
+--! Included recovery/peer.sql
+-- How this database reaches the others, for recovery inside Postgres: a foreign server by home id. The user
+-- and the password are those of the user mapping, which only its user can use, so that none lies in a table.
+create table once.peer (
+  home uuid primary key,
+  server name not null,
+  added_at timestamptz not null default now(),
+  added_by name not null default session_user
+);
+
+comment on table once.peer is
+  'The foreign server by which dblink reaches the database with this home id; see once.add_peer.';
+--! EndIncluded recovery/peer.sql
 --! Included transaction/open.sql
 -- Marks the current transaction as part of a global one and bounds what it may hold up: a coordinator
 -- that vanishes without closing its connection cannot keep locks longer than the idle timeout. The mark
 -- is local to the transaction, so it tells later whether the handler ended our transaction or left
 -- another role in force. Timeouts in milliseconds; 0: none; null: as the session has it.
-create function once.open(transaction_id uuid, lock_timeout integer default null, idle_timeout integer default null)
-returns void
-language plpgsql volatile
+--
+-- A procedure, because CALL behind BEGIN in one text needs no plan and answers no row, which makes it half as
+-- dear as a SELECT there.
+create procedure once.open(transaction_id uuid, lock_timeout integer default null, idle_timeout integer default null)
+language plpgsql
 set search_path = ''
 as $$
 begin
-  perform set_config('once.transaction', open.transaction_id || ' ' || current_user, true);
-  if open.lock_timeout is not null then
-    perform set_config('lock_timeout', open.lock_timeout::text, true);
-  end if;
-  if open.idle_timeout is not null then
-    perform set_config('idle_in_transaction_session_timeout', open.idle_timeout::text, true);
-  end if;
+  perform set_config('once.transaction', open.transaction_id || ' ' || current_user, true),
+          case when open.lock_timeout is not null
+               then set_config('lock_timeout', open.lock_timeout::text, true) end,
+          case when open.idle_timeout is not null
+               then set_config('idle_in_transaction_session_timeout', open.idle_timeout::text, true) end;
   if current_setting('synchronous_commit') = 'off' then
     perform once.ensure_durable();
   end if;
 end
 $$;
 
-comment on function once.open(uuid, integer, integer) is
+comment on procedure once.open(uuid, integer, integer) is
   'First statement of a branch: marks the transaction with its global id and sets its lock and idle timeouts (ms).';
-revoke all on function once.open(uuid, integer, integer) from public;
+revoke all on procedure once.open(uuid, integer, integer) from public;
 --! EndIncluded transaction/open.sql
 --! Included transaction/check_open.sql
 -- Raises unless the current transaction is the one that once.open marked, still under the role it began
@@ -1380,14 +1528,24 @@ language plpgsql volatile
 set search_path = ''
 as $$
 begin
-  perform once.check_open(vote.transaction_id);
+  -- Asked here as well, which is the faster way to hear that all is well.
+  if current_setting('once.transaction', true) is distinct from vote.transaction_id || ' ' || current_user then
+    perform once.check_open(vote.transaction_id);
+  end if;
   if pg_current_xact_id_if_assigned() is null then
     return false;
   end if;
-  -- A second vote of one transaction names another home: the first candidate had written nothing.
-  insert into once.evidence as e (transaction_id, home, participant)
+  insert into once.evidence (transaction_id, home, participant)
   values (vote.transaction_id, vote.home, vote.participant)
-  on conflict on constraint evidence_pkey do update set home = excluded.home, participant = excluded.participant;
+  on conflict on constraint evidence_pkey do nothing;
+  if not found then
+    -- A second vote of one transaction names another home: the first candidate had written nothing. Only our own
+    -- row is replaced: one that was there before would count as ours before we commit, and recovery would forget a
+    -- decision whose branch is still prepared. So that is an error (23505), and the transaction is rolled back.
+    perform once.narrow_global(vote.transaction_id, '{}', '{}');
+    insert into once.evidence (transaction_id, home, participant)
+    values (vote.transaction_id, vote.home, vote.participant);
+  end if;
   return true;
 end
 $$;
@@ -1409,7 +1567,10 @@ as $$
 declare
   v_xid xid8;
 begin
-  perform once.check_open(begin_global.transaction_id);
+  -- Asked here as well, which is the faster way to hear that all is well.
+  if current_setting('once.transaction', true) is distinct from begin_global.transaction_id || ' ' || current_user then
+    perform once.check_open(begin_global.transaction_id);
+  end if;
   v_xid := pg_current_xact_id_if_assigned();
   if v_xid is null then
     return null;
@@ -1437,6 +1598,8 @@ create function once.narrow_global(transaction_id uuid, participants text[], par
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_xid constant bigint := pg_current_xact_id_if_assigned()::text::bigint;
 begin
   if narrow_global.participants is null or narrow_global.participant_homes is null then
     raise exception 'null is not allowed as participants or participant_homes'
@@ -1454,9 +1617,12 @@ begin
      where g.transaction_id = narrow_global.transaction_id
        and g.home_xid = pg_current_xact_id_if_assigned();
   end if;
+  -- A row that we see, of a transaction in progress, is our own, even if a savepoint of the handler's is open and
+  -- the row has the xid of that. xmin has 32 bits; it lies within 2^31 of our xid.
   delete from once.evidence e
    where e.transaction_id = narrow_global.transaction_id
-     and e.xmin = pg_current_xact_id_if_assigned()::xid;
+     and pg_xact_status((v_xid + (((e.xmin::text::bigint - v_xid) & 4294967295) # 2147483648) - 2147483648)::text::xid8)
+         = 'in progress';
 end
 $$;
 
@@ -1490,43 +1656,183 @@ comment on function once.check_home(uuid) is
   'Internal: raises ONSTB on a standby, ONISO under a frozen snapshot, ONIDN in another database.';
 revoke all on function once.check_home(uuid) from public;
 --! EndIncluded transaction/check_home.sql
---! Included transaction/decide.sql
--- What became of a global transaction, asked at its home:
+--! Included transaction/decode_gid.sql
+-- Takes a gid apart, ours or another manager's: the only place in SQL that knows gid formats. (Ours is built
+-- in src/transaction/gid.ts.) A format tells who made it, as far as anybody can tell from a name: it proves
+-- nothing, since whoever may connect chooses his gids freely. Sources of the others' formats:
+--   XA       <format id>_<gtrid>_<bqual>, base64: RecoveredXid of pgjdbc, Xid of psycopg; who manages the
+--            transaction shows in the format id at most (Flink 201, Narayana 131077, Bitronix 'Btnx')
+--   Citus    citus_<group>_<pid>_<transaction>_<connection>, before 8.0 without the last
+--   logical replication (two_phase = true)  pg_gid_<subscription>_<remote xid>
+--   SQLAlchemy  _sa_<128 bits, hex>;  Npgsql  <guid>/<pid>;  PgDog  __pgdog_2pc_[<instance>_]<number>_<shard>
+create function once.decode_gid(
+  gid text,
+  out manager text,
+  out global_id text,
+  out participant text,
+  out transaction_id uuid,
+  out home uuid,
+  out home_xid text
+)
+language plpgsql immutable parallel safe
+set search_path = ''
+as $$
+declare
+  v_uuid constant text := '________-____-____-____-____________';
+  v_part text[];
+  v_gtrid bytea;
+  v_bqual bytea;
+begin
+  decode_gid.manager := 'unknown';
+  if decode_gid.gid like 'once:%' then
+    v_part := string_to_array(decode_gid.gid, ':');
+    -- Without a regular expression, whose captures would take 0.1 ms a gid.
+    if cardinality(v_part) = 6 and v_part[2] = '1'
+       and v_part[3] like v_uuid and translate(v_part[3], '0123456789abcdef', '') = '----'
+       and v_part[4] like v_uuid and translate(v_part[4], '0123456789abcdef', '') = '----'
+       and length(v_part[5]) between 1 and 19 and translate(v_part[5], '0123456789', '') = ''
+       and length(v_part[6]) between 1 and 63 and v_part[6] !~ '[^A-Za-z0-9._-]' then
+      decode_gid.manager := 'pgonce';
+      decode_gid.home := v_part[3];
+      decode_gid.transaction_id := v_part[4];
+      decode_gid.home_xid := v_part[5];
+      decode_gid.participant := v_part[6];
+      decode_gid.global_id := v_part[4];
+    end if;
+    return;
+  end if;
+
+  v_part := regexp_match(decode_gid.gid, '^(-?[0-9]{1,10})_((?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{4}))_((?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?)$');
+  if v_part is not null then
+    v_gtrid := pg_catalog.decode(v_part[2], 'base64');
+    v_bqual := pg_catalog.decode(v_part[3], 'base64');
+    decode_gid.manager := case v_part[1]
+        when '201' then 'flink (pgjdbc)'
+        when '131077' then 'narayana (pgjdbc)'
+        when '1114926712' then 'bitronix (pgjdbc)'
+        else 'pgjdbc or psycopg' end;
+    -- Flink: job id (16 bytes), subtask (4), checkpoint; the oldest versions have no job id.
+    if v_part[1] = '201' and length(v_gtrid) = 28 then
+      decode_gid.global_id := format('job %s subtask %s checkpoint %s', encode(substr(v_gtrid, 1, 16), 'hex'),
+        ('x' || encode(substr(v_gtrid, 17, 4), 'hex'))::bit(32)::integer,
+        ('x' || encode(substr(v_gtrid, 21, 8), 'hex'))::bit(64)::bigint);
+    else
+      -- Bytes that are plain ASCII as such, all others in hex.
+      decode_gid.global_id := format('%s:%s', v_part[1], case when encode(v_gtrid, 'escape') ~ '^[ -~]*$'
+        and position('\' in encode(v_gtrid, 'escape')) = 0 then encode(v_gtrid, 'escape') else encode(v_gtrid, 'hex') end);
+    end if;
+    decode_gid.participant := case when encode(v_bqual, 'escape') ~ '^[ -~]*$'
+      and position('\' in encode(v_bqual, 'escape')) = 0 then encode(v_bqual, 'escape') else encode(v_bqual, 'hex') end;
+    return;
+  end if;
+
+  v_part := regexp_match(decode_gid.gid, '^citus_([0-9]+)_([0-9]+)_([0-9]+)(?:_([0-9]+))?$');
+  if v_part is not null then
+    decode_gid.manager := 'citus';
+    decode_gid.global_id := format('group %s pid %s transaction %s', v_part[1], v_part[2], v_part[3]);
+    decode_gid.participant := 'connection ' || v_part[4];
+    return;
+  end if;
+  v_part := regexp_match(decode_gid.gid, '^pg_gid_([0-9]+)_([0-9]+)$');
+  if v_part is not null then
+    decode_gid.manager := 'logical replication';
+    decode_gid.global_id := 'remote xid ' || v_part[2];
+    decode_gid.participant := 'subscription ' || v_part[1];
+    return;
+  end if;
+  v_part := regexp_match(decode_gid.gid, '^_sa_([0-9a-f]{32,33})$');
+  if v_part is not null then
+    decode_gid.manager := 'sqlalchemy';
+    decode_gid.global_id := v_part[1];
+    return;
+  end if;
+  v_part := regexp_match(decode_gid.gid, '^__pgdog_2pc_(.+)_([0-9]+)$');
+  if v_part is not null then
+    decode_gid.manager := 'pgdog';
+    decode_gid.global_id := v_part[1];
+    decode_gid.participant := 'shard ' || v_part[2];
+    return;
+  end if;
+  v_part := regexp_match(decode_gid.gid, '^([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})/([0-9]+)$');
+  if v_part is not null then
+    decode_gid.manager := 'npgsql';
+    decode_gid.global_id := v_part[1];
+    decode_gid.participant := 'pid ' || v_part[2];
+  end if;
+end
+$$;
+
+comment on function once.decode_gid(text) is
+  'Takes a gid apart: manager (pgonce, pgjdbc or psycopg, flink, citus, … or unknown), global id, participant, and for ours the home.';
+revoke all on function once.decode_gid(text) from public;
+--! EndIncluded transaction/decode_gid.sql
+--! Included transaction/decide_batch.sql
+-- What became of global transactions, asked at their home:
 --   committed  the decision row is visible: commit the branch
 --   aborted    the home's transaction is over and left no row: roll the branch back
 --   pending    the home's transaction still runs: ask again
 --
--- Order is everything. First the status, then the row: the home commits its row before it stops being in
+-- Order is everything. First the statuses, then the rows: the home commits its row before it stops being in
 -- progress, so "over" followed by "no row" is conclusive; the other way round, it could commit between
 -- the two readings. Hence VOLATILE and READ COMMITTED, where each statement takes a new snapshot.
 --
 -- The status answers "is it over?" and nothing else. Its 'committed' must not be believed: an xid that
 -- was never flushed is given to a stranger after a crash, whose outcome it then tells. A stranger's xid
 -- in progress only delays the answer.
-create function once.decide(home uuid, transaction_id uuid, home_xid xid8) returns text
+create function once.decide_batch(home uuid, transaction_ids uuid[], home_xids xid8[])
+returns table (transaction_id uuid, home_xid xid8, decision text)
 language plpgsql volatile
 set search_path = ''
 as $$
 declare
-  v_over boolean;
+  v_over boolean[];
+  v_n integer;
+  v_future constant xid8 := pg_snapshot_xmax(pg_current_snapshot());
 begin
-  perform once.check_home(decide.home);
-  if decide.transaction_id is null or decide.home_xid is null then
+  perform once.check_home(decide_batch.home);
+  if cardinality(decide_batch.transaction_ids) is distinct from cardinality(decide_batch.home_xids)
+     or array_position(decide_batch.transaction_ids, null) is not null
+     or array_position(decide_batch.home_xids, null) is not null then
     raise exception 'transaction_id and home_xid must not be null'
       using errcode = 'ONARG', detail = 'Both stand in the gid.', hint = 'select * from once.in_doubt';
   end if;
-  begin
-    v_over := coalesce(pg_xact_status(decide.home_xid), 'too old') <> 'in progress';
-  exception when invalid_parameter_value then
-    v_over := true;  -- an xid that was lost in a crash before anything of it was flushed
-  end;
+  -- All at once; only what may lie in the future, which is an error, one by one.
+  v_over := array(
+    select case when i.xid < v_future
+                then coalesce(pg_xact_status(i.xid), 'too old') <> 'in progress' end
+      from unnest(decide_batch.home_xids) with ordinality i (xid, n)
+     order by i.n);
+  for v_n in select i.n from unnest(v_over) with ordinality i (over, n) where i.over is null loop
+    begin
+      v_over[v_n] := coalesce(pg_xact_status(decide_batch.home_xids[v_n]), 'too old') <> 'in progress';
+    exception when invalid_parameter_value then
+      v_over[v_n] := true;  -- an xid that was lost in a crash before anything of it was flushed
+    end;
+  end loop;
   -- The xid too: a row with this id that another transaction inserted (anybody can read the id in the gid)
   -- is no decision.
-  if exists (select from once.global_transaction g
-              where g.transaction_id = decide.transaction_id and g.home_xid = decide.home_xid) then
-    return 'committed';
-  end if;
-  return case when v_over then 'aborted' else 'pending' end;
+  return query
+  select i.id, i.xid,
+         case when g.transaction_id is not null then 'committed' when i.over then 'aborted' else 'pending' end
+    from unnest(decide_batch.transaction_ids, decide_batch.home_xids, v_over) i (id, xid, over)
+    left join once.global_transaction g on g.transaction_id = i.id and g.home_xid = i.xid;
+end
+$$;
+
+comment on function once.decide_batch(uuid, uuid[], xid8[]) is
+  'Home: once.decide for many branches at once.';
+revoke all on function once.decide_batch(uuid, uuid[], xid8[]) from public;
+--! EndIncluded transaction/decide_batch.sql
+--! Included transaction/decide.sql
+-- What became of one global transaction, asked at its home: committed, aborted or pending. The law, and why
+-- it holds, stand in once.decide_batch.
+create function once.decide(home uuid, transaction_id uuid, home_xid xid8) returns text
+language plpgsql volatile
+set search_path = ''
+as $$
+begin
+  return (select d.decision
+            from once.decide_batch(decide.home, array[decide.transaction_id], array[decide.home_xid]) d);
 end
 $$;
 
@@ -1534,6 +1840,30 @@ comment on function once.decide(uuid, uuid, xid8) is
   'Home: committed, aborted or pending, for a branch in doubt (arguments from its gid). Conclusive at any moment.';
 revoke all on function once.decide(uuid, uuid, xid8) from public;
 --! EndIncluded transaction/decide.sql
+--! Included transaction/decision.sql
+-- For operators at the home: what became of the transaction that a gid, or an application's id, names.
+create function once.decision(gid text) returns text
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  -- An application's id is a gid without the participant.
+  v_gid record := once.decode_gid(case when decision.gid ~ '^once:1:[^:]*:[^:]*:[^:]*$' then decision.gid || ':-'
+                                       else decision.gid end);
+begin
+  if v_gid.manager <> 'pgonce' then
+    raise exception 'not a gid of pgonce: %', coalesce(quote_literal(left(decision.gid, 200)), 'null')
+      using errcode = 'ONARG', detail = 'Expected once:1:<home>:<transaction>:<home xid>:<participant>.',
+            hint = 'Others must be asked about theirs; see the column manager of once.in_doubt.';
+  end if;
+  return once.decide(v_gid.home, v_gid.transaction_id, v_gid.home_xid::xid8);
+end
+$$;
+
+comment on function once.decision(text) is
+  'Home: committed, aborted or pending for a gid: select once.decision(''once:1:…''). Elsewhere: see once.ask_home.';
+revoke all on function once.decision(text) from public;
+--! EndIncluded transaction/decision.sql
 --! Included transaction/outcome.sql
 -- What became of a global transaction, asked by an application that lost the connection. As once.decide,
 -- but the question may come long after the last branch was finished and the row forgotten. A branch in
@@ -1558,36 +1888,66 @@ comment on function once.outcome(uuid, uuid, xid8) is
   'Home: committed, aborted, pending or forgotten (cleaned up too long ago to tell) for an application''s question.';
 revoke all on function once.outcome(uuid, uuid, xid8) from public;
 --! EndIncluded transaction/outcome.sql
---! Included transaction/in_doubt.sql
--- This database's prepared transactions that carry our prefix. A gid proves nothing, anybody who may
--- connect can choose one; ours are recognised by gid, owner and database together: every branch of ours
--- inserted evidence, so its owner must be able to.
-create view once.in_doubt as
+--! Included transaction/may_vote.sql
+-- Internal: whether a role can have prepared a branch of ours. Every branch inserted its evidence with
+-- once.vote, so a prepared transaction whose owner may not call it is a stranger's, whatever its gid says.
+create function once.may_vote(role name) returns boolean
+language sql stable
+set search_path = ''
+as $$
+  select coalesce((select has_function_privilege(r.oid, 'once.vote(uuid, uuid, text)', 'execute')
+                      and has_schema_privilege(r.oid, 'once', 'usage')
+                     from pg_catalog.pg_roles r where r.rolname = may_vote.role), false)
+$$;
+
+comment on function once.may_vote(name) is 'Internal: whether a role may vote, without which no prepared transaction of it is ours.';
+revoke all on function once.may_vote(name) from public;
+
+-- Internal: whether the current user can finish what a role has prepared: only the owner or a superuser may; a
+-- member must SET ROLE, since 16 a privilege of its own.
+create function once.may_finish(role name) returns boolean
+language sql stable
+set search_path = ''
+as $$
+  select coalesce((select pg_has_role(current_user, r.oid, case when current_setting('server_version_num')::integer >= 160000
+                                                                 then 'set' else 'member' end)
+                     from pg_catalog.pg_roles r where r.rolname = may_finish.role), false)
+$$;
+
+comment on function once.may_finish(name) is 'Internal: whether the current user may finish what this role has prepared.';
+revoke all on function once.may_finish(name) from public;
+--! EndIncluded transaction/may_vote.sql
+--! Included transaction/branch.sql
+-- What recovery reads, often, so it is lean: this database's prepared transactions that carry our prefix. The
+-- view for people is once.in_doubt. A gid proves nothing, anybody who may connect can choose one; ours are
+-- recognised by gid, owner and database together.
+create view once.branch as
+with prepared as materialized (
+  select p.gid, p.owner, p.prepared
+    from pg_catalog.pg_prepared_xacts p
+   where p.database = current_database()
+     and p.gid like 'once:%'
+), owner as materialized (
+  select o.owner, once.may_vote(o.owner) as may_vote, once.may_finish(o.owner) as may_finish
+    from (select distinct p.owner from prepared p) o
+)
 select p.gid,
-       (g.part)[2]::uuid as transaction_id,
-       (g.part)[1]::uuid as home,
-       (g.part)[3] as home_xid,
-       (g.part)[4] as participant,
+       g.transaction_id,
+       g.home,
+       g.home_xid,
+       g.participant,
        p.owner,
        p.prepared as prepared_at,
        clock_timestamp() - p.prepared as age,
-       coalesce(g.part is not null and r.oid is not null
-                and has_function_privilege(r.oid, 'once.vote(uuid, uuid, text)', 'execute')
-                and has_schema_privilege(r.oid, 'once', 'usage'), false) as ours,
-       -- Only the owner or a superuser finishes it; a member must SET ROLE, since 16 a privilege of its own.
-       coalesce(pg_has_role(current_user, r.oid, case when current_setting('server_version_num')::integer >= 160000
-                                                      then 'set' else 'member' end), false) as can_finish
-  from pg_catalog.pg_prepared_xacts p
-  left join pg_catalog.pg_roles r on r.rolname = p.owner
- cross join lateral (
-   select regexp_match(p.gid, '^once:1:([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}):([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}):([0-9]{1,19}):([A-Za-z0-9._-]{1,63})$') as part
- ) g
- where p.database = current_database()
-   and p.gid like 'once:%';
+       g.manager = 'pgonce' and o.may_vote as ours,
+       o.may_finish as can_finish
+  from prepared p
+  join owner o on o.owner is not distinct from p.owner
+ cross join lateral once.decode_gid(p.gid) g;
 
-comment on view once.in_doubt is
+comment on view once.branch is
   'Prepared transactions of this database with pgonce''s prefix: gid taken apart, owner, age, whether it is ours and whether you may finish it.';
---! EndIncluded transaction/in_doubt.sql
+--! EndIncluded transaction/branch.sql
 --! Included transaction/unproven.sql
 -- Forgetting, step 1 (home): decisions whose branches are not proven yet, oldest first, a page at a time.
 create function once.unproven(
@@ -1685,6 +2045,13 @@ begin
   if current_setting('synchronous_commit') not in ('on', 'remote_apply') then
     perform set_config('synchronous_commit', 'on', true);
   end if;
+  -- A forced branch loses its proof with this: keep what it proved. Its home has decided to commit.
+  update once.forced f
+     set decision = 'committed', done = 'committed', judged_at = clock_timestamp()
+   where f.transaction_id = any (delete_evidence.transaction_ids)
+     and f.home = delete_evidence.home
+     and f.judged_at is null
+     and exists (select from once.evidence e where e.transaction_id = f.transaction_id);
   delete from once.evidence e
    where e.transaction_id = any (delete_evidence.transaction_ids)
      and e.home = delete_evidence.home;
@@ -1779,8 +2146,10 @@ language plpgsql volatile
 set search_path = ''
 as $$
 begin
+  -- An application writes the name: one that does not fit must not keep the audit from what comes after it.
   insert into once.heuristic (transaction_id, participant, home, kind)
-  values (record_heuristic.transaction_id, record_heuristic.participant, record_heuristic.home, record_heuristic.kind)
+  values (record_heuristic.transaction_id, coalesce(left(record_heuristic.participant, 200), ''),
+          record_heuristic.home, record_heuristic.kind)
   on conflict do nothing;
   return found;
 end
@@ -1791,43 +2160,51 @@ comment on function once.record_heuristic(uuid, text, uuid, text) is
 revoke all on function once.record_heuristic(uuid, text, uuid, text) from public;
 --! EndIncluded transaction/record_heuristic.sql
 --! Included transaction/forget.sql
--- For operators: acknowledges a loss after it was looked into. Removes what is left of the transaction in
--- this database, so that the audit is silent about it, and keeps the record of who and why. Raises the
--- mark of once.outcome as once.forget_proven does: a decision that was removed must not look aborted.
+-- For operators: acknowledges a loss or a forced outcome after it was looked into, so that the audit is silent
+-- about it, and keeps the record of who and why. Of a loss it removes what is left of the transaction in this
+-- database, and raises the mark of once.outcome as once.forget_proven does: a decision that was removed must
+-- not look aborted. Of a forced branch it removes nothing: its home may still come back and look for the evidence.
 create function once.forget(transaction_id uuid, reason text) returns bigint
 language plpgsql volatile
 set search_path = ''
 as $$
 declare
   v_count bigint;
+  v_forced bigint;
 begin
   update once.heuristic h set acknowledged_at = now()
    where h.transaction_id = forget.transaction_id and h.acknowledged_at is null;
   get diagnostics v_count = row_count;
-  if v_count = 0 then
+  update once.forced f set acknowledged_at = now()
+   where f.transaction_id = forget.transaction_id and f.acknowledged_at is null;
+  get diagnostics v_forced = row_count;
+  if v_count + v_forced = 0 then
     raise exception 'transaction % has no loss to acknowledge here', coalesce(forget.transaction_id::text, 'null')
-      using errcode = 'ONARG', detail = 'Only losses that the audit has recorded can be forgotten by hand.',
-            hint = 'select * from once.heuristic where acknowledged_at is null';
+      using errcode = 'ONARG', detail = 'Only losses that the audit has recorded, and forced outcomes, can be forgotten by hand.',
+            hint = 'select * from once.audit()';
   end if;
   perform once.record_intervention('forget', jsonb_build_object('transaction_id', forget.transaction_id), forget.reason);
   perform once.ensure_durable();
-  with gone as (
-    delete from once.global_transaction g where g.transaction_id = forget.transaction_id returning g.home_xid
-  )
-  update once.identity i set forgotten_xid = greatest(i.forgotten_xid, g.home_xid) from gone g;
-  delete from once.evidence e where e.transaction_id = forget.transaction_id;
-  return v_count;
+  if v_count > 0 then
+    with gone as (
+      delete from once.global_transaction g where g.transaction_id = forget.transaction_id returning g.home_xid
+    )
+    update once.identity i set forgotten_xid = greatest(i.forgotten_xid, g.home_xid) from gone g;
+    delete from once.evidence e where e.transaction_id = forget.transaction_id;
+  end if;
+  return v_count + v_forced;
 end
 $$;
 
 comment on function once.forget(uuid, text) is
-  'Operator: acknowledges a recorded loss, removes what is left of the transaction here, records who and why.';
+  'Operator: acknowledges a recorded loss or a forced outcome, removes what is left of the transaction here, records who and why.';
 revoke all on function once.forget(uuid, text) from public;
 --! EndIncluded transaction/forget.sql
 --! Included identity/renew_identity.sql
 -- For a copy of a database whose original lives on: takes a new id. Decisions and evidence in the copy
 -- belong to transactions of the original, so they go; ledgers and offsets stay, they are this
--- database's own history.
+-- database's own history. A copy of the schema alone lacks the rows that stand for the whole database: it
+-- gets them here.
 create function once.renew_identity(reason text) returns uuid
 language plpgsql volatile
 set search_path = ''
@@ -1836,6 +2213,9 @@ declare
   v_old uuid;
   v_new uuid := gen_random_uuid();
 begin
+  insert into once.identity (system_identifier, database_oid) values (0, 0) on conflict do nothing;
+  insert into once.message_floor (day) values ('-infinity') on conflict do nothing;
+  insert into once.timeless_sweep default values on conflict do nothing;
   select i.id into v_old from once.identity i for update;
   perform once.record_intervention('renew_identity', jsonb_build_object('old', v_old, 'new', v_new),
                                    renew_identity.reason);
@@ -1843,6 +2223,9 @@ begin
   delete from once.global_transaction;
   delete from once.evidence;
   delete from once.heuristic;
+  delete from once.forced;
+  delete from once.peer;
+  update once.recovery r set recovered_at = null, recovered_by = null, audited_at = null;
   update once.identity i
      set id = v_new,
          system_identifier = c.system_identifier,
@@ -1885,6 +2268,1391 @@ comment on function once.adopt_identity(text) is
   'Keeps the identity in a database that has replaced its original for good (dump and restore, pg_upgrade).';
 revoke all on function once.adopt_identity(text) from public;
 --! EndIncluded identity/adopt_identity.sql
+--! Included recovery/stamp_recovery.sql
+-- A recoverer looks several times a second; this writes every few seconds at most, and does not wait for the
+-- disk, since a lost stamp costs nothing.
+create function once.stamp_recovery(recoverer text, audited boolean default false) returns void
+language plpgsql volatile
+set search_path = ''
+as $$
+begin
+  perform once.check_name('recoverer', stamp_recovery.recoverer);
+  if not exists (select from once.recovery r
+                  where r.recovered_at < clock_timestamp() - interval '5 seconds' or r.recovered_at is null
+                     or stamp_recovery.audited) then
+    return;
+  end if;
+  if pg_current_xact_id_if_assigned() is null then
+    perform set_config('synchronous_commit', 'off', true);
+  end if;
+  update once.recovery r
+     set recovered_at = clock_timestamp(),
+         recovered_by = stamp_recovery.recoverer,
+         audited_at = case when stamp_recovery.audited then clock_timestamp() else r.audited_at end
+   where r.singleton and r.ctid = any (array(select u.ctid from once.recovery u for update skip locked));
+end
+$$;
+
+comment on function once.stamp_recovery(text, boolean) is
+  'Recoverer: notes in once.recovery that it looked after this database; writes every 5 seconds at most.';
+revoke all on function once.stamp_recovery(text, boolean) from public;
+--! EndIncluded recovery/stamp_recovery.sql
+--! Included recovery/dblink_schema.sql
+-- Internal: the schema that dblink was installed into, quoted. It may be any, and ours are called with an empty
+-- search_path; nothing but these functions needs the extension.
+create function once.dblink_schema() returns text
+language plpgsql stable
+set search_path = ''
+as $$
+declare
+  v_schema text;
+begin
+  select quote_ident(n.nspname) into v_schema
+    from pg_catalog.pg_extension e join pg_catalog.pg_namespace n on n.oid = e.extnamespace
+   where e.extname = 'dblink';
+  if v_schema is null then
+    raise exception 'the extension dblink is not installed in this database'
+      using errcode = 'ONEXT',
+            detail = 'It asks other databases, and finishes prepared transactions, which no function can.',
+            hint = 'create extension dblink; or recover from outside: npx pgonce recover';
+  end if;
+  return v_schema;
+end
+$$;
+
+comment on function once.dblink_schema() is 'Internal: the schema of the extension dblink; raises ONEXT if it is not installed.';
+revoke all on function once.dblink_schema() from public;
+--! EndIncluded recovery/dblink_schema.sql
+--! Included recovery/remote.sql
+-- Internal: runs a query over a dblink connection. It must return one column of type text[], so that one
+-- function serves all. Each call is a transaction of its own over there, with a snapshot of its own.
+create function once.remote(connection text, query text) returns setof text[]
+language plpgsql volatile
+set search_path = ''
+as $$
+begin
+  return query execute format('select r.v from %s.dblink($1, $2) as r (v text[])', once.dblink_schema())
+    using remote.connection, remote.query;
+end
+$$;
+
+comment on function once.remote(text, text) is 'Internal: a query with one column text[] over a dblink connection.';
+revoke all on function once.remote(text, text) from public;
+--! EndIncluded recovery/remote.sql
+--! Included recovery/remote_exec.sql
+-- Internal: runs a statement over a dblink connection, in no transaction block: so it may be COMMIT PREPARED.
+create function once.remote_exec(connection text, statement text) returns text
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_tag text;
+begin
+  execute format('select %s.dblink_exec($1, $2)', once.dblink_schema())
+    into v_tag using remote_exec.connection, remote_exec.statement;
+  return v_tag;
+end
+$$;
+
+comment on function once.remote_exec(text, text) is 'Internal: a statement over a dblink connection; returns its command tag.';
+revoke all on function once.remote_exec(text, text) from public;
+--! EndIncluded recovery/remote_exec.sql
+--! Included recovery/disconnect.sql
+-- Internal: closes a dblink connection if it is open.
+create function once.disconnect(connection text) returns void
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_dblink text := once.dblink_schema();
+  v_open boolean;
+begin
+  execute format('select $1 = any (%s.dblink_get_connections())', v_dblink) into v_open using disconnect.connection;
+  if v_open then
+    execute format('select %s.dblink_disconnect($1)', v_dblink) using disconnect.connection;
+  end if;
+end
+$$;
+
+comment on function once.disconnect(text) is 'Internal: closes a dblink connection if it is open.';
+revoke all on function once.disconnect(text) from public;
+--! EndIncluded recovery/disconnect.sql
+--! Included recovery/prepare_connection.sql
+-- Internal: what every connection of ours begins with. Names mean what they mean here; each statement sees what
+-- is committed by then; and nobody waits for a server that hangs for longer than ten seconds.
+create function once.prepare_connection(connection text) returns void
+language plpgsql volatile
+set search_path = ''
+as $$
+begin
+  perform once.remote_exec(prepare_connection.connection, s)
+     from unnest(array[
+       'set search_path = pg_catalog, pg_temp',
+       'set application_name = ''pgonce recovery''',
+       'set default_transaction_isolation = ''read committed''',
+       'set default_transaction_read_only = off',
+       'set statement_timeout = ''10s''']) s;
+end
+$$;
+
+comment on function once.prepare_connection(text) is 'Internal: session settings of a dblink connection.';
+revoke all on function once.prepare_connection(text) from public;
+--! EndIncluded recovery/prepare_connection.sql
+--! Included recovery/quote_conninfo.sql
+-- Internal: quotes a value for a libpq connection string.
+create function once.quote_conninfo(value text) returns text
+language sql immutable parallel safe
+set search_path = ''
+as $$
+  select '''' || replace(replace(quote_conninfo.value, '\', '\\'), '''', '\''') || ''''
+$$;
+
+comment on function once.quote_conninfo(text) is 'Internal: quotes a value for a libpq connection string.';
+revoke all on function once.quote_conninfo(text) from public;
+--! EndIncluded recovery/quote_conninfo.sql
+--! Included recovery/connect.sql
+-- Internal: opens a dblink connection to a database by its id, and returns its name. In this order: the foreign
+-- server of once.peer; this database itself over its own port; another database of this cluster. The last two
+-- name no password, which dblink allows to superusers only: everybody else needs a peer.
+--
+-- Whoever owns a database can put anything under the names of our functions, and it would run as us. So a
+-- database that was not named as a peer is spoken to only if its schema once, with all that is in it, belongs
+-- to the role that owns ours; this is asked of the catalogs, which nobody can put anything into.
+create function once.connect(home uuid) returns text
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_dblink text := once.dblink_schema();
+  v_name text := 'once ' || connect.home;
+  v_server name;
+  v_database name;
+  v_local text;
+  v_found uuid;
+  v_owner name;
+begin
+  select p.server into v_server from once.peer p where p.home = connect.home;
+  -- Connections outlive a transaction that failed.
+  perform once.disconnect(v_name);
+  if v_server is not null then
+    execute format('select %s.dblink_connect($1, $2)', v_dblink) using v_name, v_server;
+    perform once.prepare_connection(v_name);
+  else
+    -- The settings that a role may not see are not there.
+    select format('port=%s connect_timeout=5 user=%s host=%s',
+                  max(s.setting) filter (where s.name = 'port'),
+                  once.quote_conninfo(current_user),
+                  once.quote_conninfo(coalesce(
+                    nullif(split_part(max(s.setting) filter (where s.name = 'unix_socket_directories'), ',', 1), ''),
+                    nullif(nullif(split_part(max(s.setting) filter (where s.name = 'listen_addresses'), ',', 1), '*'), '0.0.0.0'),
+                    'localhost')))
+      into v_local
+      from pg_catalog.pg_settings s;
+    select n.nspowner::regrole::name into v_owner from pg_catalog.pg_namespace n where n.nspname = 'once';
+    for v_database in
+      select d.datname from pg_catalog.pg_database d
+       where d.datallowconn and not d.datistemplate
+         and (d.datname = current_database()) = (connect.home = (select i.id from once.identity i))
+       order by d.datname
+    loop
+      begin
+        execute format('select %s.dblink_connect($1, $2)', v_dblink)
+          using v_name, v_local || ' dbname=' || once.quote_conninfo(v_database);
+        perform once.prepare_connection(v_name);
+        if exists (
+          select from once.remote(v_name, format($q$
+            select array[]::text[]
+              from pg_catalog.pg_namespace n
+             where n.nspname = 'once' and pg_catalog.pg_get_userbyid(n.nspowner) = %1$L
+               and exists (select from pg_catalog.pg_class c where c.relnamespace = n.oid and c.relname = 'identity' and c.relkind = 'r')
+               and not exists (select from pg_catalog.pg_class c
+                                where c.relnamespace = n.oid and pg_catalog.pg_get_userbyid(c.relowner) <> %1$L)
+               and not exists (select from pg_catalog.pg_proc f
+                                where f.pronamespace = n.oid and pg_catalog.pg_get_userbyid(f.proowner) <> %1$L)
+            $q$, v_owner))) then
+          select (r.v)[1] into v_found from once.remote(v_name, 'select array[i.id::text] from once.identity i') r (v);
+        end if;
+      exception when others then
+        if v_database = current_database() then
+          perform once.disconnect(v_name);
+          raise exception 'no connection to this database itself: %', sqlerrm
+            using errcode = 'ONPER', detail = 'COMMIT PREPARED cannot run in a function, so it goes over a connection of its own.',
+                  hint = 'select once.add_peer(''server'') with a foreign server that leads to this database, and a user mapping.';
+        end if;
+      end;
+      exit when v_found = connect.home;
+      v_found := null;
+      perform once.disconnect(v_name);
+    end loop;
+    if v_found is null then
+      raise exception 'nothing known of the database %', connect.home
+        using errcode = 'ONPER', detail = 'It is no peer, and no other database of this cluster that could be looked into.',
+              hint = 'Name a foreign server (wrapper dblink_fdw) that leads to it: select once.add_peer(''server'').';
+    end if;
+  end if;
+  select (r.v)[1] into v_found from once.remote(v_name, 'select array[once.home_id()::text]') r (v);
+  if v_found is distinct from connect.home then
+    perform once.disconnect(v_name);
+    raise exception 'foreign server % leads to database %, not to %', quote_ident(v_server), v_found, connect.home
+      using errcode = 'ONIDN', detail = 'Only the database whose identity stands in the gid decides.',
+            hint = format('delete from once.peer where home = %L; then select once.add_peer(''server'').', connect.home);
+  end if;
+  return v_name;
+end
+$$;
+
+comment on function once.connect(uuid) is 'Internal: opens a dblink connection to the database with this id; returns its name.';
+revoke all on function once.connect(uuid) from public;
+--! EndIncluded recovery/connect.sql
+--! Included recovery/add_peer.sql
+-- Names the foreign server that leads to another database of pgonce, and asks that database who it is.
+create function once.add_peer(server text) returns uuid
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_dblink text := once.dblink_schema();
+  v_name constant text := 'once new peer';
+  v_home uuid;
+begin
+  -- Else dblink would take the name for a connection string.
+  if not exists (select from pg_catalog.pg_foreign_server s where s.srvname = add_peer.server) then
+    raise exception 'no foreign server named %', coalesce(quote_literal(add_peer.server), 'null')
+      using errcode = 'ONARG', detail = 'Expected the name of a foreign server, without quotes.',
+            hint = 'create server billing foreign data wrapper dblink_fdw options (host ''…'', dbname ''billing''); '
+                   'create user mapping for current_user server billing options (user ''…'', password ''…'');';
+  end if;
+  perform once.disconnect(v_name);
+  execute format('select %s.dblink_connect($1, $2)', v_dblink) using v_name, add_peer.server;
+  begin
+    perform once.prepare_connection(v_name);
+    select (r.v)[1] into v_home from once.remote(v_name, 'select array[once.home_id()::text]') r (v);
+    perform once.disconnect(v_name);
+  exception when others then
+    perform once.disconnect(v_name);
+    raise;
+  end;
+  insert into once.peer (home, server) values (v_home, add_peer.server)
+  on conflict on constraint peer_pkey do update set server = excluded.server, added_at = now(), added_by = session_user;
+  return v_home;
+end
+$$;
+
+comment on function once.add_peer(text) is
+  'Names the foreign server that leads to another database with schema once; returns its home id: select once.add_peer(''billing'').';
+revoke all on function once.add_peer(text) from public;
+--! EndIncluded recovery/add_peer.sql
+--! Included recovery/ask_homes.sql
+-- Internal: the decisions about branches, each home asked once for all of its. A decision, once given, never
+-- changes, so it is still true when somebody acts on it. Null with a reason where a home cannot be asked.
+create function once.ask_homes(gids text[]) returns table (gid text, decision text, reason text)
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_self uuid := once.home_id();
+  v_home record;
+  v_connection text;
+begin
+  for v_home in
+    select d.home, array_agg(i.gid) as gids, array_agg(d.transaction_id) as ids, array_agg(d.home_xid) as xids
+      from unnest(ask_homes.gids) i (gid), once.decode_gid(i.gid) d
+     where d.manager = 'pgonce'
+     group by d.home
+  loop
+    begin
+      if v_home.home = v_self then
+        return query
+        select i.gid, b.decision, null::text
+          from once.decide_batch(v_self, v_home.ids, v_home.xids::xid8[]) with ordinality b (id, xid, decision, n)
+          join unnest(v_home.gids, v_home.ids, v_home.xids) i (gid, id, xid) on i.id = b.id and i.xid::xid8 = b.xid
+         group by i.gid, b.decision;
+      else
+        v_connection := once.connect(v_home.home);
+        return query
+        select i.gid, (r.v)[3], null::text
+          from once.remote(v_connection, format(
+                 'select array[b.transaction_id::text, b.home_xid::text, b.decision] '
+                 'from once.decide_batch(%L, %L::uuid[], %L::xid8[]) b', v_home.home, v_home.ids, v_home.xids)) r (v)
+          join unnest(v_home.gids, v_home.ids, v_home.xids) i (gid, id, xid) on i.id = (r.v)[1]::uuid and i.xid = (r.v)[2]
+         group by i.gid, (r.v)[3];
+        perform once.disconnect(v_connection);
+      end if;
+    exception when others then
+      return query select i, null::text, sqlerrm || case when sqlstate = 'ONEXT' then '' else format(' (%s)', sqlstate) end
+                     from unnest(v_home.gids) i;
+    end;
+  end loop;
+end
+$$;
+
+comment on function once.ask_homes(text[]) is
+  'Internal: committed, aborted or pending for each gid, asked at its home; null and the reason where that fails.';
+revoke all on function once.ask_homes(text[]) from public;
+--! EndIncluded recovery/ask_homes.sql
+--! Included recovery/ask_home.sql
+-- Asks the home of a branch, wherever it is: this database, or another through dblink.
+create function once.ask_home(gid text) returns text
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_gid record := once.decode_gid(ask_home.gid);
+  v_connection text;
+  v_decision text;
+begin
+  if v_gid.manager <> 'pgonce' or v_gid.home = (select i.id from once.identity i) then
+    return once.decision(ask_home.gid);
+  end if;
+  v_connection := once.connect(v_gid.home);
+  begin
+    select (r.v)[1] into v_decision
+      from once.remote(v_connection, format('select array[once.decide(%L, %L, %L)]', v_gid.home,
+                                            v_gid.transaction_id, v_gid.home_xid)) r (v);
+    perform once.disconnect(v_connection);
+  exception when others then
+    perform once.disconnect(v_connection);
+    raise;
+  end;
+  return v_decision;
+end
+$$;
+
+comment on function once.ask_home(text) is
+  'Committed, aborted or pending for a gid, asked at its home through dblink: select once.ask_home(''once:1:…'').';
+revoke all on function once.ask_home(text) from public;
+--! EndIncluded recovery/ask_home.sql
+--! Included recovery/finish_remote.sql
+-- Internal: finishes a decided branch of this database over a loopback connection: COMMIT PREPARED cannot run in a
+-- function. Returns null when it is done, else why not.
+create function once.finish_remote(connection text, gid text, transaction_id uuid, decision text, role name) returns text
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_statement text := format('%s prepared %L', case finish_remote.decision when 'committed' then 'commit' when 'aborted' then 'rollback' end,
+                             finish_remote.gid);
+  v_problem text;
+begin
+  if finish_remote.role is not null then
+    perform once.remote_exec(finish_remote.connection, format('set role %I', finish_remote.role));
+  end if;
+  for v_try in 1 .. 100 loop
+    begin
+      perform once.remote_exec(finish_remote.connection, v_statement);
+      v_problem := null;
+      exit;
+    exception
+      when object_not_in_prerequisite_state then
+        -- Somebody else is finishing it right now, or PREPARE still waits for a standby.
+        v_problem := 'busy: somebody else is finishing it';
+        perform pg_sleep(0.02);
+      when undefined_object then
+        -- Somebody else has finished it, or it was lost. That it is gone proves nothing; evidence does.
+        v_problem := null;
+        if finish_remote.decision = 'committed' and not exists (
+             select from once.remote(finish_remote.connection,
+                      format('select array[e::text] from once.find_evidence(array[%L::uuid]) e', finish_remote.transaction_id))) then
+          v_problem := 'it is gone, and left no evidence';
+        end if;
+        exit;
+      when others then
+        v_problem := format('%s (%s)', sqlerrm, sqlstate);
+        exit;
+    end;
+  end loop;
+  if finish_remote.role is not null then
+    perform once.remote_exec(finish_remote.connection, 'reset role');
+  end if;
+  return v_problem;
+end
+$$;
+
+comment on function once.finish_remote(text, text, uuid, text, name) is
+  'Internal: COMMIT or ROLLBACK PREPARED over a connection; null when done, else why not.';
+revoke all on function once.finish_remote(text, text, uuid, text, name) from public;
+--! EndIncluded recovery/finish_remote.sql
+--! Included operator/judge_forced.sql
+-- The home of a forced branch has come back: puts its decision beside what was done. What was done shows in the
+-- branch itself: still prepared, then nothing yet; else evidence exactly if it committed.
+create function once.judge_forced(transaction_id uuid, decision text) returns bigint
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_count bigint;
+begin
+  perform once.check_primary();
+  if judge_forced.decision not in ('committed', 'aborted') then
+    return 0;
+  end if;
+  -- First what is prepared, then, with a newer snapshot, what is evident: it leaves the one for the other.
+  -- The owner too: whoever may connect can prepare a transaction of this name once the real one is gone.
+  if exists (select from once.branch b
+               join once.forced f on f.gid = b.gid and f.owner = b.owner
+              where f.transaction_id = judge_forced.transaction_id) then
+    return 0;
+  end if;
+  update once.forced f
+     set decision = judge_forced.decision,
+         done = case when exists (select from once.evidence e where e.transaction_id = f.transaction_id)
+                     then 'committed' else 'rolled back' end,
+         judged_at = clock_timestamp()
+   where f.transaction_id = judge_forced.transaction_id and f.judged_at is null;
+  get diagnostics v_count = row_count;
+  return v_count;
+end
+$$;
+
+comment on function once.judge_forced(uuid, text) is
+  'Recoverer: notes what the home of a forced branch decided, once it can be asked again.';
+revoke all on function once.judge_forced(uuid, text) from public;
+--! EndIncluded operator/judge_forced.sql
+--! Included recovery/recover.sql
+-- The whole sweep inside Postgres, for this database: finishes its branches as their homes decided, proves and
+-- forgets its decisions by the handshake, and now and then compares its evidence with its homes. The same laws
+-- and the same functions as the recovery in TypeScript (src/transaction/recovery.ts); both may run at once, and
+-- several of each. With pg_cron: select cron.schedule('pgonce', '10 seconds', 'select once.recover()')
+--
+-- Everything goes over dblink, this database's own part over a loopback connection: COMMIT PREPARED cannot run
+-- in a function; each reading needs a snapshot newer than the one before; and "proven" must be committed
+-- before any evidence goes, which our caller's transaction, as long as it is open, is not.
+create function once.recover(keep interval default '10 minutes', settle interval default '0')
+returns table (action text, count bigint, subject text, detail text)
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_self uuid := once.home_id();
+  v_me text;
+  v_branch record;
+  v_problem text;
+  v_other record;
+  v_connection text;
+  v_page constant integer := 1000;
+  v_ids uuid[];
+  v_open uuid[];
+  v_missing uuid[];
+  v_missing_names text[];
+  v_prepared uuid[];
+  v_evident uuid[];
+  v_known uuid[];
+  v_count bigint;
+  v_after_at text := '-infinity';
+  v_after uuid := '00000000-0000-0000-0000-000000000000';
+  v_audit boolean;
+begin
+  perform once.check_home(v_self);
+  v_me := once.connect(v_self);
+  select coalesce(r.audited_at < clock_timestamp() - interval '1 minute', true) into v_audit from once.recovery r;
+
+  -- Finishing
+  for v_branch in
+    with branch as materialized (
+      select (r.v)[1] as gid, (r.v)[2]::uuid as id, (r.v)[3] as owner, (r.v)[4]::name as role, (r.v)[5]::boolean as allowed
+        from once.remote(v_me, format($q$
+          select array[b.gid, b.transaction_id::text, b.owner::text,
+                       case when b.owner <> current_user and not u.rolsuper then b.owner::text end, b.can_finish::text]
+            from once.branch b join pg_catalog.pg_roles u on u.rolname = current_user
+           where b.ours and b.age >= %L::interval
+           order by b.prepared_at$q$, recover.settle)) r (v)
+    )
+    select b.*, a.decision, a.reason
+      from branch b
+      join once.ask_homes((select array_agg(o.gid) from branch o)) a on a.gid = b.gid
+  loop
+    if v_branch.decision is null then
+      return query select 'unfinished', 1::bigint, v_branch.gid, v_branch.reason;
+    elsif v_branch.decision = 'pending' then
+      return query select 'pending', 1::bigint, v_branch.gid, 'the home''s transaction still runs'::text;
+    elsif not v_branch.allowed then
+      return query select 'unfinished', 1::bigint, v_branch.gid,
+                          format('it belongs to role %s; as a superuser: grant %I to %I', v_branch.owner, v_branch.owner, current_user);
+    else
+      v_problem := once.finish_remote(v_me, v_branch.gid, v_branch.id, v_branch.decision, v_branch.role);
+      return query select case when v_problem is not null then 'unfinished'
+                               when v_branch.decision = 'committed' then 'committed' else 'rolled back' end,
+                          1::bigint, v_branch.gid, v_problem;
+    end if;
+  end loop;
+
+  -- Proving. A decision read as unproven, whose branch is then neither prepared nor, after that, evident, and
+  -- which is still unproven after that, has lost the branch: it was prepared when the decision was made; what
+  -- leaves the list of prepared transactions by committing has left its evidence before; and evidence goes
+  -- only after the decision is marked. Hence the order of the four readings.
+  loop
+    v_open := '{}';
+    v_missing := '{}';
+    v_missing_names := '{}';
+    v_ids := '{}';
+    for v_other in
+      with decision as materialized (
+        select (r.v)[1]::uuid as id, (r.v)[2]::text[] as names, (r.v)[3]::uuid[] as homes, (r.v)[4] as decided_at
+          from once.remote(v_me, format(
+                 'select array[d.transaction_id::text, d.participants::text, d.participant_homes::text, d.decided_at::text] '
+                 'from once.unproven(%s, %L, %L) d', v_page, v_after_at, v_after)) r (v)
+      ), last as (
+        select d.decided_at, d.id from decision d order by d.decided_at::timestamptz desc, d.id desc limit 1
+      )
+      select p.home, array_agg(d.id) as ids, array_agg(p.name) as names,
+             (select array_agg(a.id) from decision a) as page,
+             (select l.decided_at from last l) as last_at, (select l.id from last l) as last_id
+        from decision d
+        left join lateral unnest(d.names, d.homes) p (name, home) on true
+       group by p.home
+    loop
+      v_ids := v_other.page;
+      v_after_at := v_other.last_at;
+      v_after := v_other.last_id;
+      continue when v_other.home is null;
+      begin
+        v_connection := once.connect(v_other.home);
+        select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_prepared
+          from once.remote(v_connection, 'select array[b.transaction_id::text] from once.branch b where b.transaction_id is not null') r (v);
+        select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_evident
+          from once.remote(v_connection, format('select array[e::text] from once.find_evidence(%L::uuid[]) e', v_other.ids)) r (v);
+        perform once.disconnect(v_connection);
+        select v_open || coalesce(array_agg(i.id), '{}'),
+               v_missing || coalesce(array_agg(i.id) filter (where i.id <> all (v_prepared)), '{}'),
+               v_missing_names || coalesce(array_agg(i.name) filter (where i.id <> all (v_prepared)), '{}')
+          into v_open, v_missing, v_missing_names
+          from unnest(v_other.ids, v_other.names) i (id, name)
+         where i.id <> all (v_evident);
+      exception when others then
+        v_open := v_open || v_other.ids;
+        return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.home::text, sqlerrm;
+      end;
+    end loop;
+    exit when cardinality(v_ids) = 0;
+    select (r.v)[1]::bigint into v_count
+      from once.remote(v_me, format('select array[once.mark_proven(%L::uuid[])::text]',
+             array(select i from unnest(v_ids) i where i <> all (v_open)))) r (v);
+    if v_count > 0 then
+      return query select 'proven', v_count, null::text, null::text;
+    end if;
+    if cardinality(v_missing) > 0 then
+      for v_other in
+        select i.id, i.name
+          from unnest(v_missing, v_missing_names) i (id, name)
+          join once.remote(v_me, format('select array[d.transaction_id::text] from once.find_decisions(%L::uuid[]) d where not d.proven',
+                                        v_missing)) r (v) on (r.v)[1]::uuid = i.id
+      loop
+        if (select (r.v)[1]::boolean from once.remote(v_me, format('select array[once.record_heuristic(%L, %L, %L, ''lost branch'')::text]',
+              v_other.id, v_other.name, v_self)) r (v)) then
+          return query select 'lost branch', 1::bigint, v_other.id::text,
+                              format('committed here, participant %s has neither the branch nor evidence of it', v_other.name);
+        end if;
+      end loop;
+    end if;
+    exit when cardinality(v_ids) < v_page;
+  end loop;
+
+  -- Forgetting: the evidence everywhere, and then the decisions.
+  loop
+    v_ids := '{}';
+    v_open := '{}';
+    for v_other in
+      with decision as materialized (
+        select (r.v)[1]::uuid as id, (r.v)[2]::uuid[] as homes
+          from once.remote(v_me, format('select array[d.transaction_id::text, d.participant_homes::text] from once.proven(%s, %L) d',
+                                        v_page, recover.keep)) r (v)
+      )
+      select h.home, array_agg(d.id) as ids, (select array_agg(a.id) from decision a) as page
+        from decision d
+        left join lateral unnest(d.homes) h (home) on true
+       group by h.home
+    loop
+      v_ids := v_other.page;
+      continue when v_other.home is null;
+      begin
+        v_connection := once.connect(v_other.home);
+        perform once.remote(v_connection, format('select array[once.delete_evidence(%L, %L::uuid[])::text]', v_self, v_other.ids));
+        perform once.disconnect(v_connection);
+      exception when others then
+        v_open := v_open || v_other.ids;
+        return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.home::text, sqlerrm;
+      end;
+    end loop;
+    v_known := array(select i from unnest(v_ids) i where i <> all (v_open));
+    exit when cardinality(v_known) = 0;
+    select (r.v)[1]::bigint into v_count
+      from once.remote(v_me, format('select array[once.forget_proven(%L::uuid[])::text]', v_known)) r (v);
+    if v_count > 0 then
+      return query select 'forgotten', v_count, null::text, null::text;
+    end if;
+    exit when cardinality(v_ids) < v_page;
+  end loop;
+
+  -- Auditing. A decision goes only after its evidence, so if evidence is still there after its decision was not,
+  -- the home has lost it.
+  if v_audit then
+    v_after := '00000000-0000-0000-0000-000000000000';
+    loop
+      v_ids := '{}';
+      for v_other in
+        with evidence as materialized (
+          select (r.v)[1]::uuid as id, (r.v)[2]::uuid as home, (r.v)[3] as name
+            from once.remote(v_me, format('select array[e.transaction_id::text, e.home::text, e.participant] from once.evidence_page(%s, %L) e',
+                                          v_page, v_after)) r (v)
+        )
+        select e.home, array_agg(e.id) as ids, array_agg(e.name) as names, (select array_agg(a.id) from evidence a) as page
+          from evidence e group by e.home
+      loop
+        v_ids := v_other.page;
+        begin
+          if v_other.home = v_self then
+            v_connection := v_me;
+          else
+            v_connection := once.connect(v_other.home);
+          end if;
+          select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_known
+            from once.remote(v_connection, format('select array[d.transaction_id::text] from once.find_decisions(%L::uuid[]) d', v_other.ids)) r (v);
+          if v_connection <> v_me then
+            perform once.disconnect(v_connection);
+          end if;
+        exception when others then
+          v_known := v_other.ids;
+          return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.home::text, sqlerrm;
+        end;
+        v_missing := array(select i from unnest(v_other.ids) i where i <> all (v_known));
+        continue when cardinality(v_missing) = 0;
+        for v_branch in
+          select i.id, i.name
+            from unnest(v_other.ids, v_other.names) i (id, name)
+            join once.remote(v_me, format('select array[e::text] from once.find_evidence(%L::uuid[]) e', v_missing)) r (v)
+              on (r.v)[1]::uuid = i.id
+        loop
+          if (select (r.v)[1]::boolean from once.remote(v_me, format('select array[once.record_heuristic(%L, %L, %L, ''lost decision'')::text]',
+                v_branch.id, v_branch.name, v_other.home)) r (v)) then
+            return query select 'lost decision', 1::bigint, v_branch.id::text, format('committed here, home %s has no decision', v_other.home);
+          end if;
+        end loop;
+      end loop;
+      exit when cardinality(v_ids) < v_page;
+      v_after := (select i from unnest(v_ids) i order by i desc limit 1);
+    end loop;
+
+    -- Homes of forced branches that answer again.
+    for v_branch in
+      select f.transaction_id as id, a.decision
+        from once.forced f
+        join once.ask_homes((select array_agg(u.gid) from once.forced u where u.judged_at is null)) a on a.gid = f.gid
+       where f.judged_at is null and a.decision in ('committed', 'aborted')
+    loop
+      perform once.remote(v_me, format('select array[once.judge_forced(%L, %L)::text]', v_branch.id, v_branch.decision));
+    end loop;
+  end if;
+
+  perform once.remote(v_me, format('select array[]::text[] from once.stamp_recovery(''once.recover()'', %L)', v_audit));
+  perform once.disconnect(v_me);
+end
+$$;
+
+comment on function once.recover(interval, interval) is
+  'Recovers this database from within, through dblink: select * from once.recover(); for pg_cron. Says what it did, a row each.';
+revoke all on function once.recover(interval, interval) from public;
+--! EndIncluded recovery/recover.sql
+--! Included operator/verdicts.sql
+-- Internal: the decisions about branches as far as this database knows them, in words where it does not. It
+-- never fails, since a view shows it: at three in the morning a list without decisions is better than none.
+create function once.verdicts(homes uuid[], transaction_ids uuid[], home_xids text[])
+returns table (transaction_id uuid, home_xid text, verdict text)
+language plpgsql volatile
+set search_path = ''
+-- As ever, whatever once.inspect has set for itself: decisions are found by index.
+set enable_nestloop = on
+set enable_sort = on
+as $$
+declare
+  v_self uuid;
+  v_why_not text;
+  v_ids uuid[];
+  v_xids xid8[];
+begin
+  begin
+    v_self := once.home_id();
+  exception when sqlstate 'ONCPY' then
+    select i.id into v_self from once.identity i;
+    v_why_not := 'unknown here: this database is a copy, see select once.home_id()';
+  end;
+  if pg_is_in_recovery() then
+    v_why_not := 'unknown here: this is a standby, ask the primary';
+  elsif current_setting('transaction_isolation') <> 'read committed' then
+    v_why_not := 'unknown here: ask under read committed';
+  end if;
+  select array_agg(i.id), array_agg(i.xid::xid8) into v_ids, v_xids
+    from unnest(verdicts.homes, verdicts.transaction_ids, verdicts.home_xids) i (home, id, xid)
+   where i.home = v_self;
+  return query
+  select i.id, i.xid, 'unknown here: ask ' || i.home
+    from unnest(verdicts.homes, verdicts.transaction_ids, verdicts.home_xids) i (home, id, xid)
+   where i.home is distinct from v_self;
+  if v_why_not is not null then
+    return query select i.id, i.xid::text, v_why_not from unnest(v_ids, v_xids) i (id, xid);
+  elsif v_ids is not null then
+    return query select d.transaction_id, d.home_xid::text, d.decision from once.decide_batch(v_self, v_ids, v_xids) d;
+  end if;
+end
+$$;
+
+comment on function once.verdicts(uuid[], uuid[], text[]) is
+  'Internal: committed, aborted or pending for transactions whose home is this database; else why it is unknown here.';
+revoke all on function once.verdicts(uuid[], uuid[], text[]) from public;
+--! EndIncluded operator/verdicts.sql
+--! Included operator/inspect.sql
+-- What an operator wants to know at three in the morning: every prepared transaction of this database, ours
+-- or not, what it locks, whom it blocks, and what was decided.
+--
+-- pg_locks is read once, which is most of the cost. A prepared transaction's locks carry no pid, and until a
+-- restart they carry the virtual transaction of the session that prepared it (from then on '-1/<xid>', which
+-- the documentation of pg_prepared_xacts joins by). Its lock on its own xid tells which it is, either way.
+--
+-- Who waits is worked out here: pg_blocking_pids() would be asked per session, locks the lock table each
+-- time, and calls every prepared transaction 0. A session waits for those that hold what it wants in a mode
+-- that conflicts, and for those before it in the queue that want so; hence for a prepared transaction
+-- through any number of others, as every reader behind an ALTER TABLE that waits for it.
+--
+-- A function, so that it can tell the planner to hash: nothing is known of how many rows pg_locks has, and a
+-- nested loop over two lists of a thousand each takes longer than all the rest.
+create function once.inspect()
+returns table (
+  gid text,
+  manager text,
+  global_id text,
+  participant text,
+  transaction_id uuid,
+  home uuid,
+  home_xid text,
+  owner name,
+  ours boolean,
+  can_finish boolean,
+  prepared_at timestamptz,
+  age interval,
+  xid_age integer,
+  locks text[],
+  blocks integer,
+  blocked_pids integer[],
+  longest_wait interval,
+  decision text
+)
+language plpgsql volatile
+set search_path = ''
+set enable_nestloop = off
+set enable_mergejoin = off
+set enable_sort = off
+as $$
+begin
+  return query
+  with recursive prepared as materialized (
+    select p.gid, p.transaction, p.owner, p.prepared, g.*
+      from pg_catalog.pg_prepared_xacts p
+     cross join lateral once.decode_gid(p.gid) g
+     where p.database = current_database()
+  ), lock as materialized (
+    select l.* from pg_catalog.pg_locks l
+  ), holder as materialized (
+    select p.transaction, l.virtualtransaction, row_number() over () as n
+      from prepared p
+      join lock l on l.locktype = 'transactionid' and l.transactionid = p.transaction
+     where l.pid is null and l.granted
+  ), relation as materialized (
+    -- A lock on an index always comes with one on its table.
+    select c.oid, c.oid::regclass::text as name, row_number() over (order by c.oid::regclass::text collate "C") as rank
+      from (select distinct l.relation from lock l where l.locktype = 'relation' and l.pid is null
+               and l.database in (0, (select d.oid from pg_catalog.pg_database d where d.datname = current_database()))) r
+      join pg_catalog.pg_class c on c.oid = r.relation and c.relkind not in ('i', 'I')
+  ), held as (
+    -- Sorted by numbers: by names it takes twice as long.
+    select h.n, array_agg(r.name || ' ' || l.mode order by r.rank, length(l.mode)) as locks
+      from lock l
+      join relation r on r.oid = l.relation
+      join holder h on h.virtualtransaction = l.virtualtransaction
+     where l.locktype = 'relation' and l.pid is null and l.granted
+     group by h.n
+  ), conflict (mode, with_modes) as (
+    -- https://www.postgresql.org/docs/current/explicit-locking.html#TABLE-LOCK-COMPATIBILITY
+    values ('AccessShareLock', '{AccessExclusiveLock}'::text[]),
+           ('RowShareLock', '{ExclusiveLock,AccessExclusiveLock}'),
+           ('RowExclusiveLock', '{ShareLock,ShareRowExclusiveLock,ExclusiveLock,AccessExclusiveLock}'),
+           ('ShareUpdateExclusiveLock', '{ShareUpdateExclusiveLock,ShareLock,ShareRowExclusiveLock,ExclusiveLock,AccessExclusiveLock}'),
+           ('ShareLock', '{RowExclusiveLock,ShareUpdateExclusiveLock,ShareRowExclusiveLock,ExclusiveLock,AccessExclusiveLock}'),
+           ('ShareRowExclusiveLock', '{RowExclusiveLock,ShareUpdateExclusiveLock,ShareLock,ShareRowExclusiveLock,ExclusiveLock,AccessExclusiveLock}'),
+           ('ExclusiveLock', '{RowShareLock,RowExclusiveLock,ShareUpdateExclusiveLock,ShareLock,ShareRowExclusiveLock,ExclusiveLock,AccessExclusiveLock}'),
+           ('AccessExclusiveLock', '{AccessShareLock,RowShareLock,RowExclusiveLock,ShareUpdateExclusiveLock,ShareLock,ShareRowExclusiveLock,ExclusiveLock,AccessExclusiveLock}')
+  ), waiting as materialized (
+    select l.*, c.with_modes from lock l join conflict c on c.mode = l.mode where not l.granted
+  ), edge as materialized (
+    select w.pid as waiter, b.pid as blocker, b.virtualtransaction
+      from waiting w
+      join lock b on b.locktype = w.locktype
+                 and coalesce(b.relation, 0) = coalesce(w.relation, 0)
+                 and coalesce(b.transactionid, '0') = coalesce(w.transactionid, '0')
+                 and b.database is not distinct from w.database
+                 and b.page is not distinct from w.page
+                 and b.tuple is not distinct from w.tuple
+                 and b.virtualxid is not distinct from w.virtualxid
+                 and b.classid is not distinct from w.classid
+                 and b.objid is not distinct from w.objid
+                 and b.objsubid is not distinct from w.objsubid
+     where b.mode = any (w.with_modes)
+       and (b.granted or b.waitstart < w.waitstart)
+       and b.pid is distinct from w.pid
+  ), blocked (virtualtransaction, pid) as (
+    select e.virtualtransaction, e.waiter from edge e where e.blocker is null
+    union
+    select b.virtualtransaction, e.waiter from blocked b join edge e on e.blocker = b.pid
+  ), blocks as (
+    select b.virtualtransaction, count(*)::integer as sessions, array_agg(b.pid order by b.pid) as pids,
+           max(clock_timestamp() - w.waitstart) as longest_wait
+      from blocked b
+      join waiting w on w.pid = b.pid
+     group by b.virtualtransaction
+  ), owner as materialized (
+    select o.owner, once.may_vote(o.owner) as may_vote, once.may_finish(o.owner) as can_finish
+      from (select distinct p.owner from prepared p) o
+  ), ours as materialized (
+    select p.home, p.transaction_id, p.home_xid
+      from prepared p
+      join owner o on o.owner = p.owner and o.may_vote
+     where p.manager = 'pgonce'
+  ), verdict as materialized (
+    select distinct v.transaction_id, v.home_xid, v.verdict
+      from (select array_agg(o.home) as homes, array_agg(o.transaction_id) as ids, array_agg(o.home_xid) as xids from ours o) a,
+           once.verdicts(a.homes, a.ids, a.xids) v
+  )
+  select p.gid,
+         -- Whose gid has our form, but who could not have made it, is nobody we know.
+         case when p.manager = 'pgonce' and o.may_vote is not true then 'unknown' else p.manager end,
+         p.global_id,
+         p.participant,
+         p.transaction_id,
+         p.home,
+         p.home_xid,
+         p.owner,
+         p.manager = 'pgonce' and o.may_vote is true,
+         coalesce(o.can_finish, false),
+         p.prepared,
+         clock_timestamp() - p.prepared,
+         age(p.transaction),
+         coalesce(held.locks, '{}'),
+         coalesce(k.sessions, 0),
+         coalesce(k.pids, '{}'),
+         k.longest_wait,
+         case when p.manager = 'pgonce' and o.may_vote then v.verdict else 'not ours: ask its manager' end
+    from prepared p
+    left join owner o on o.owner = p.owner
+    left join verdict v on v.transaction_id = p.transaction_id and v.home_xid = p.home_xid
+    left join holder h on h.transaction = p.transaction
+    left join held on held.n = h.n
+    left join blocks k on k.virtualtransaction = h.virtualtransaction;
+end
+$$;
+
+comment on function once.inspect() is 'Internal: the rows of the view once.in_doubt.';
+revoke all on function once.inspect() from public;
+--! EndIncluded operator/inspect.sql
+--! Included operator/in_doubt.sql
+-- What an operator wants to know at three in the morning, in one query; how it is found: once.inspect.
+create view once.in_doubt as
+select i.gid, i.manager, i.global_id, i.participant, i.transaction_id, i.home, i.home_xid, i.owner, i.ours,
+       i.can_finish, i.prepared_at, i.age, i.xid_age, i.locks, i.blocks, i.blocked_pids, i.longest_wait, i.decision
+  from once.inspect() i;
+
+comment on view once.in_doubt is
+  'Every prepared transaction of this database: manager, ids, owner, age, xid age, locks, the sessions it blocks, and the decision.';
+
+comment on column once.in_doubt.manager is 'Whose transaction it is, by the form of its gid; only pgonce''s are ever finished from here.';
+comment on column once.in_doubt.can_finish is 'Whether Postgres lets you finish it (owner, or a role you may take on); not whether you should.';
+comment on column once.in_doubt.xid_age is 'How many transactions ago it began: dead rows that are younger cannot be vacuumed.';
+comment on column once.in_doubt.locks is 'Relations that it locks, each with the mode; its row locks show only in who waits.';
+comment on column once.in_doubt.blocks is 'How many sessions wait for it, directly or behind others that do.';
+comment on column once.in_doubt.decision is 'committed, aborted, pending; or where to ask.';
+--! EndIncluded operator/in_doubt.sql
+--! Included operator/blocked.sql
+-- The sessions that hang because of a prepared transaction. The query's text shows to members of
+-- pg_read_all_stats, and to everybody for sessions of his own.
+create view once.blocked as
+with doubt as materialized (
+  select d.* from once.in_doubt d where d.blocks > 0
+), pid as materialized (
+  select b.pid,
+         -- 0 is what Postgres calls any prepared transaction.
+         array(select distinct x from unnest(pg_blocking_pids(b.pid)) x where x <> 0 order by x) as behind
+    from (select distinct unnest(d.blocked_pids) as pid from doubt d) b
+), lock as materialized (
+  select l.pid, l.locktype, l.relation, l.mode, l.granted, l.waitstart from pg_catalog.pg_locks l
+   where l.pid in (select p.pid from pid p) and (not l.granted or l.locktype = 'tuple')
+)
+select b.pid,
+       d.gid,
+       d.manager,
+       d.decision,
+       clock_timestamp() - w.waitstart as waits_for,
+       -- Who waits for a row waits for the transaction that wrote it, and holds the row's place in the queue.
+       coalesce(w.relation, (select min(t.relation::text)::oid from lock t where t.pid = b.pid and t.locktype = 'tuple'))::regclass as relation,
+       w.locktype as waits_on,
+       w.mode,
+       p.behind,
+       a.usename,
+       a.application_name,
+       a.client_addr,
+       a.query
+  from doubt d
+ cross join lateral unnest(d.blocked_pids) b (pid)
+  join pid p on p.pid = b.pid
+  join lock w on w.pid = b.pid and not w.granted
+  left join pg_catalog.pg_stat_activity a on a.pid = b.pid;
+
+comment on view once.blocked is
+  'Session by session: who waits for which prepared transaction, for how long, for which relation, behind whom, and its query.';
+--! EndIncluded operator/blocked.sql
+--! Included operator/in_doubt_elsewhere.sql
+-- Prepared transactions of the cluster's other databases. They lock nothing here, but hold vacuum back here
+-- too: every snapshot, whatever its database, reaches back to the oldest transaction of the cluster that is
+-- in progress; and shared catalogs and the wraparound limit belong to all. They are finished from their own
+-- database only.
+create view once.in_doubt_elsewhere as
+select p.database,
+       p.gid,
+       g.manager,
+       g.home,
+       p.owner,
+       p.prepared as prepared_at,
+       clock_timestamp() - p.prepared as age,
+       age(p.transaction) as xid_age
+  from pg_catalog.pg_prepared_xacts p
+ cross join lateral once.decode_gid(p.gid) g
+ where p.database <> current_database();
+
+comment on view once.in_doubt_elsewhere is
+  'Prepared transactions of the cluster''s other databases, which hold vacuum back here too; finish them from their own database.';
+--! EndIncluded operator/in_doubt_elsewhere.sql
+--! Included operator/resolve.sql
+-- The statements that finish what is decided, for psql to run: select once.resolve() \gexec
+-- Only ours, only what the current user may finish, only with the decision of its home. Homes elsewhere are
+-- asked through dblink; what cannot be asked is left out, and stands in once.in_doubt.
+--
+-- The reason stands before the statement, as a comment: a comment in front does not make it two statements,
+-- and one at the end would swallow a semicolon.
+create function once.resolve() returns table (statement text)
+language plpgsql volatile
+set search_path = ''
+as $$
+begin
+  if current_setting('transaction_isolation') <> 'read committed' then
+    raise exception 'a decision cannot be read under %', current_setting('transaction_isolation')
+      using errcode = 'ONISO', detail = 'The row must be read with a snapshot newer than the transaction''s status.',
+            hint = 'begin transaction isolation level read committed;';
+  end if;
+  return query
+  with branch as materialized (
+    select b.gid, b.owner, b.home, b.transaction_id, b.prepared_at, b.age,
+           b.owner <> current_user
+           and not (select r.rolsuper from pg_catalog.pg_roles r where r.rolname = current_user) as as_other
+      from once.branch b
+     where b.ours and b.can_finish
+  ), decided as materialized (
+    select b.*, a.decision
+      from branch b
+      join once.ask_homes((select array_agg(o.gid) from branch o)) a on a.gid = b.gid
+     where a.decision in ('committed', 'aborted')
+  ), line (owner, step, prepared_at, statement) as (
+    select distinct d.owner, 1, '-infinity'::timestamptz, format('/* only its owner may finish it */ set role %I', d.owner)
+      from decided d where d.as_other
+    union all
+    select d.owner, 2, d.prepared_at,
+           format('/* %s: home %s %s; prepared %s ago */ %s prepared %L', d.transaction_id, d.home,
+                  case d.decision when 'committed' then 'committed' else 'is over and did not commit' end,
+                  date_trunc('second', d.age), case d.decision when 'committed' then 'commit' else 'rollback' end, d.gid)
+      from decided d
+    union all
+    select distinct d.owner, 3, 'infinity'::timestamptz, 'reset role' from decided d where d.as_other
+  )
+  select l.statement from line l order by l.owner, l.step, l.prepared_at;
+end
+$$;
+
+comment on function once.resolve() is
+  'The statements that finish every decided branch of ours here; in psql: select once.resolve() \gexec';
+revoke all on function once.resolve() from public;
+--! EndIncluded operator/resolve.sql
+--! Included operator/force.sql
+-- Finishes a branch without its home: for a home that is gone for good, and only for that. Records who, when and
+-- why; then returns the line to type, as once.resolve does. It is refused wherever the home can still be
+-- asked. Nothing else in pgonce finishes a branch without a decision.
+create function once.force(gid text, outcome text, reason text) returns table (statement text)
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_branch record;
+  v_xid text := (once.decode_gid(force.gid)).home_xid;
+  v_decision text;
+begin
+  perform once.check_primary();
+  if coalesce(force.outcome, '') not in ('commit', 'rollback') then
+    raise exception 'bad outcome: %', coalesce(quote_literal(force.outcome), 'null')
+      using errcode = 'ONARG', detail = 'Expected commit or rollback.',
+            hint = 'What did the other participants do? Their once.evidence and their data tell.';
+  end if;
+  select b.* into v_branch from once.branch b where b.gid = force.gid and b.ours;
+  if not found then
+    raise exception 'no branch of ours is prepared here as %', coalesce(quote_literal(left(force.gid, 200)), 'null')
+      using errcode = 'ONARG', detail = 'Only prepared transactions of pgonce, in this database, can be forced.',
+            hint = 'select gid, manager, decision from once.in_doubt where ours';
+  end if;
+  if not v_branch.can_finish then
+    raise exception 'only role % may finish this branch', quote_ident(v_branch.owner)
+      using errcode = 'ONARG', detail = 'Postgres lets the owner and superusers finish a prepared transaction.',
+            hint = format('grant %I to %I', v_branch.owner, current_user);
+  end if;
+  select a.decision into v_decision from once.ask_homes(array[force.gid]) a;
+  if v_decision is not null then
+    raise exception 'its home answers: %', v_decision
+      using errcode = 'ONARG', detail = 'An outcome is forced only where the home is gone for good.',
+            hint = case v_decision when 'pending' then 'Its transaction still runs there: wait, or end it there.'
+                                   else 'select once.resolve() \gexec' end;
+  end if;
+  perform once.record_intervention('force', jsonb_build_object('gid', force.gid, 'outcome', force.outcome), force.reason);
+  perform once.ensure_durable();
+  -- A second opinion before the line was typed: what is done tells in the end.
+  insert into once.forced as f (gid, transaction_id, home, home_xid, participant, owner, outcome, reason)
+  values (force.gid, v_branch.transaction_id, v_branch.home, v_xid::xid8, v_branch.participant, v_branch.owner,
+          force.outcome, force.reason)
+  on conflict on constraint forced_pkey do update set outcome = excluded.outcome, reason = excluded.reason;
+  return query
+  select s.statement
+    from (values (1, format('/* only its owner may finish it */ set role %I', v_branch.owner)),
+                 (2, format('/* forced by %s */ %s prepared %L', translate(quote_ident(session_user), '*/', ''),
+                            force.outcome, force.gid)),
+                 (3, 'reset role')) s (step, statement)
+   where s.step = 2
+      or v_branch.owner <> current_user
+         and not (select r.rolsuper from pg_catalog.pg_roles r where r.rolname = current_user)
+   order by s.step;
+end
+$$;
+
+comment on function once.force(text, text, text) is
+  'Operator: records a heuristic outcome (commit or rollback) for a branch whose home is gone for good, and returns the line to type.';
+revoke all on function once.force(text, text, text) from public;
+--! EndIncluded operator/force.sql
+--! Included operator/heuristic_outcome.sql
+-- Forced branches in the words of the XA specification (X/Open, Distributed TP: The XA Specification, 1991,
+-- section 2.3.3: XA_HEURCOM, XA_HEURRB, XA_HEURMIX, XA_HEURHAZ).
+create view once.heuristic_outcome as
+select f.gid, f.transaction_id, f.participant, f.home,
+       case when f.judged_at is null then 'hazard'
+            when (f.decision = 'committed') <> (f.done = 'committed') then 'mixed'
+            when f.done = 'committed' then 'heuristic commit'
+            else 'heuristic rollback' end as outcome,
+       f.outcome as forced, f.done, f.decision, f.forced_at, f.forced_by, f.reason, f.judged_at, f.acknowledged_at
+  from once.forced f;
+
+comment on view once.heuristic_outcome is
+  'Forced branches: heuristic commit or rollback (as the home decided), mixed (the reverse), or hazard (the home has not been asked again).';
+--! EndIncluded operator/heuristic_outcome.sql
+--! Included operator/find_acknowledged.sql
+-- The audit's question to a home: which of these transactions did somebody forget by hand?
+create function once.find_acknowledged(transaction_ids uuid[]) returns setof uuid
+language plpgsql volatile
+set search_path = ''
+as $$
+begin
+  perform once.check_primary();
+  return query
+  select i.id
+    from unnest(find_acknowledged.transaction_ids) i (id)
+   where exists (select from once.intervention v
+                  where v.action = 'forget' and v.subject ->> 'transaction_id' = i.id::text);
+end
+$$;
+
+comment on function once.find_acknowledged(uuid[]) is
+  'Home: those of the given transactions that somebody has forgotten by hand (once.forget).';
+revoke all on function once.find_acknowledged(uuid[]) from public;
+--! EndIncluded operator/find_acknowledged.sql
+--! Included operator/audit.sql
+-- What does not add up, with what it means and what to do. Losses that recovery has recorded, forced branches,
+-- and what can be found now by asking the other databases: this one's evidence is compared with the decisions
+-- at its homes, and its decisions with the evidence at their participants. Those are reached through dblink;
+-- who cannot be reached is a finding of its own, so that silence is never taken for health.
+create function once.audit()
+returns table (finding text, transaction_id uuid, participant text, home uuid, since timestamptz, meaning text, to_do text)
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_self uuid := once.home_id();
+  v_patience constant interval := '1 minute';  -- younger than this, recovery is probably at it
+  v_other record;
+  v_connection text;
+  v_prepared uuid[];
+  v_known uuid[];
+  v_page constant integer := 100000;
+begin
+  perform once.check_home(v_self);
+
+  return query
+  select h.kind, h.transaction_id, h.participant, h.home, h.found_at,
+         case h.kind when 'lost branch' then format('the home committed, participant %s did not: it has lost its prepared branch', h.participant)
+                     else format('participant %s committed, the home has no decision: it has lost it', h.participant) end,
+         format('compare the data of both, repair by hand; then select once.forget(%L, ''<what you did>'')', h.transaction_id)
+    from once.heuristic h
+   where h.acknowledged_at is null
+   order by h.found_at;
+
+  -- A forced branch whose home answers again.
+  if exists (select from once.forced f where f.judged_at is null) then
+    for v_other in
+      select distinct f.transaction_id as id, a.decision
+        from once.forced f
+        join once.ask_homes((select array_agg(u.gid) from once.forced u where u.judged_at is null)) a on a.gid = f.gid
+       where a.decision in ('committed', 'aborted')
+    loop
+      perform once.judge_forced(v_other.id, v_other.decision);
+    end loop;
+  end if;
+  return query
+  select o.outcome, o.transaction_id, o.participant, o.home, o.forced_at,
+         case o.outcome
+           when 'hazard' then format('forced to %s by %s (%s); what the home decided is not known', o.forced, o.forced_by, o.reason)
+           when 'mixed' then format('forced by %s (%s): this branch %s, the home %s', o.forced_by, o.reason, o.done, o.decision)
+           else format('forced by %s (%s), and the home decided the same', o.forced_by, o.reason) end,
+         case o.outcome
+           when 'hazard' then case when b.gid is not null then 'the line was not typed: type it, or select once.resolve() if the home is back'
+                                   else format('wait for the home; if it never comes back: select once.forget(%L, ''<why>'')', o.transaction_id) end
+           when 'mixed' then format('compare the data of both, repair by hand; then select once.forget(%L, ''<what you did>'')', o.transaction_id)
+           else format('nothing: select once.forget(%L, ''as decided'')', o.transaction_id) end
+    from once.heuristic_outcome o
+    left join once.branch b on b.gid = o.gid
+   where o.acknowledged_at is null
+   order by o.forced_at;
+
+  -- Evidence here, decisions there. A decision goes only after its evidence: so evidence that is still there
+  -- after its decision was not, has none. Hence the second look.
+  for v_other in
+    select e.home, array_agg(e.transaction_id) as ids, count(*) as n, min(e.recorded_at) as since
+      from (select e.* from once.evidence e
+             where e.recorded_at < clock_timestamp() - v_patience
+               and not exists (select from once.heuristic h where h.transaction_id = e.transaction_id and h.kind = 'lost decision')
+             limit v_page) e
+     group by e.home
+  loop
+    begin
+      if v_other.home = v_self then
+        select coalesce(array_agg(d.transaction_id), '{}') into v_known from once.find_decisions(v_other.ids) d;
+      else
+        v_connection := once.connect(v_other.home);
+        select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_known
+          from once.remote(v_connection, format('select array[d.transaction_id::text] from once.find_decisions(%L::uuid[]) d', v_other.ids)) r (v);
+        perform once.disconnect(v_connection);
+      end if;
+      return query
+      select 'evidence without home row', e.transaction_id, e.participant, e.home, e.recorded_at,
+             'this branch committed, its home has no decision: the home lost it (a failover, a restored backup)',
+             'pgonce recover (or once.recover()) records it; then compare the data of both and repair by hand'
+        from once.evidence e
+       where e.transaction_id = any (v_other.ids) and e.transaction_id <> all (v_known);
+    exception when others then
+      return query
+      select 'not compared', null::uuid, null::text, v_other.home, v_other.since,
+             format('%s branches that committed here could not be compared with their home: %s', v_other.n, sqlerrm),
+             'reach it: select once.add_peer(''server''); or audit from outside: npx pgonce recover';
+    end;
+  end loop;
+
+  -- Decisions here, branches there: first what is prepared, then what is evident, then whether it is proven
+  -- meanwhile.
+  for v_other in
+    select p.home, array_agg(g.transaction_id) as ids, array_agg(p.name) as names, array_agg(g.decided_at) as decided,
+           count(*) as n, min(g.decided_at) as since
+      from (select g.* from once.global_transaction g
+             where g.proven_at is null and g.decided_at < clock_timestamp() - v_patience
+             order by g.decided_at limit v_page) g
+     cross join lateral unnest(g.participants, g.participant_homes) p (name, home)
+     group by p.home
+  loop
+    begin
+      v_connection := once.connect(v_other.home);
+      select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_prepared
+        from once.remote(v_connection, 'select array[b.transaction_id::text] from once.branch b where b.transaction_id is not null') r (v);
+      select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_known
+        from once.remote(v_connection, format('select array[e::text] from once.find_evidence(%L::uuid[]) e', v_other.ids)) r (v);
+      perform once.disconnect(v_connection);
+      return query
+      select case when i.id = any (v_prepared) then 'decided, not finished' else 'home row without evidence' end,
+             i.id, i.name, v_self, i.decided_at,
+             case when i.id = any (v_prepared) then 'decided to commit here, and still prepared at the participant'
+                  else 'committed here, and the participant has neither the prepared branch nor evidence: it lost it '
+                       '(a failover, a restored backup, a manual ROLLBACK PREPARED)' end,
+             case when i.id = any (v_prepared) then 'run recovery there: select once.recover() or select once.resolve() \gexec'
+                  else 'pgonce recover (or once.recover()) records it; then compare the data of both and repair by hand' end
+        from unnest(v_other.ids, v_other.names, v_other.decided) i (id, name, decided_at)
+        join once.global_transaction g on g.transaction_id = i.id and g.proven_at is null
+       where i.id <> all (v_known)
+         and not exists (select from once.heuristic h where h.transaction_id = i.id and h.participant = i.name and h.kind = 'lost branch');
+    exception when others then
+      return query
+      select 'not compared', null::uuid, null::text, v_other.home, v_other.since,
+             format('%s decisions made here could not be compared with this participant: %s', v_other.n, sqlerrm),
+             'reach it: select once.add_peer(''server''); or audit from outside: npx pgonce recover';
+    end;
+  end loop;
+
+  -- Branches here whose transaction somebody has forgotten at its home: it would now be called aborted.
+  for v_other in
+    select b.home, array_agg(b.transaction_id) as ids
+      from once.branch b
+     where b.ours
+     group by b.home
+  loop
+    begin
+      if v_other.home = v_self then
+        select array_agg(i) into v_known from once.find_acknowledged(v_other.ids) i;
+      else
+        v_connection := once.connect(v_other.home);
+        select array_agg((r.v)[1]::uuid) into v_known
+          from once.remote(v_connection, format('select array[i::text] from once.find_acknowledged(%L::uuid[]) i', v_other.ids)) r (v);
+        perform once.disconnect(v_connection);
+      end if;
+      return query
+      select 'branch of a forgotten transaction', b.transaction_id, b.participant, b.home, b.prepared_at,
+             'prepared here, while its transaction was acknowledged as lost and forgotten at its home: it came back from a '
+             'backup or a standby. Recovery would roll it back',
+             'read once.intervention at the home: what was repaired there by hand must not be done twice; then finish it by hand'
+        from once.branch b
+       where b.ours and b.transaction_id = any (v_known);
+    exception when others then
+      return query
+      select 'not compared', null::uuid, null::text, v_other.home, null::timestamptz,
+             format('%s branches in doubt here could not be compared with their home: %s', cardinality(v_other.ids), sqlerrm),
+             'reach it: select once.add_peer(''server''); or recover from outside: npx pgonce recover';
+    end;
+  end loop;
+end
+$$;
+
+comment on function once.audit() is
+  'What does not add up: losses, forced branches, evidence without decision, decisions without evidence; each with its meaning and what to do.';
+revoke all on function once.audit() from public;
+--! EndIncluded operator/audit.sql
+--! Included operator/health.sql
+-- One row a check, for people and for alarms (pgonce metrics). A check that looks at something that is not in
+-- use is ok and has no value. Names are those of Prometheus metrics, less the prefix, with the unit last.
+create view once.health as
+with prepared as materialized (
+  select p.gid, p.database = current_database() as here, clock_timestamp() - p.prepared as age, age(p.transaction) as xid_age
+    from pg_catalog.pg_prepared_xacts p
+), branch as materialized (
+  select b.gid, b.age, b.ours from once.branch b
+), stranger as materialized (
+  select p.age from prepared p
+   where p.here and not exists (select from branch b where b.gid = p.gid and b.ours)
+), decision as materialized (
+  select g.transaction_id, g.decided_at from once.global_transaction g
+   where g.proven_at is null
+   order by g.decided_at
+   limit 10000
+), unfinished as (
+  -- A branch of ours that is prepared anywhere in this cluster, though it was decided here.
+  select d.decided_at
+    from prepared p
+   cross join lateral once.decode_gid(p.gid) g
+    join decision d on d.transaction_id = g.transaction_id
+   where p.gid like 'once:%' and g.home = (select i.id from once.identity i)
+), partition as materialized (
+  select i.inhrelid as oid, case when c.relname ~ '^message_[0-9]{8}$' then to_date(right(c.relname, 8), 'YYYYMMDD') end as day
+    from pg_catalog.pg_inherits i join pg_catalog.pg_class c on c.oid = i.inhrelid
+   where i.inhparent = 'once.message'::regclass
+), finding (name, value, warn, critical, hint) as (
+  select 'in_doubt', count(*)::double precision, null::double precision, null::double precision, null
+    from branch b where b.ours
+  union all
+  select 'oldest_in_doubt_seconds', extract(epoch from max(b.age)), 30, 300,
+         'select * from once.in_doubt order by prepared_at; select once.resolve() \gexec'
+    from branch b where b.ours
+  union all
+  select 'prepared_slots_used_ratio', count(*) / nullif(current_setting('max_prepared_transactions')::double precision, 0), 0.7, 0.9,
+         'select * from once.in_doubt; more slots: alter system set max_prepared_transactions = …, then restart'
+    from prepared
+  union all
+  select 'prepared_xid_age', max(p.xid_age), least(10e6, current_setting('autovacuum_freeze_max_age')::double precision * 0.5),
+         current_setting('autovacuum_freeze_max_age')::double precision * 0.75,
+         'select * from once.in_doubt order by xid_age desc'
+    from prepared p where p.here
+  union all
+  select 'elsewhere_xid_age', max(p.xid_age), least(10e6, current_setting('autovacuum_freeze_max_age')::double precision * 0.5),
+         current_setting('autovacuum_freeze_max_age')::double precision * 0.75,
+         'select * from once.in_doubt_elsewhere order by xid_age desc; finish them in their own database'
+    from prepared p where not p.here
+  union all
+  select 'foreign_prepared', count(*), null, null, null from stranger
+  union all
+  select 'foreign_oldest_seconds', extract(epoch from max(s.age)), 300, 3600,
+         'select gid, manager, age, locks from once.in_doubt where not ours; ask their manager, pgonce leaves them alone'
+    from stranger s
+  union all
+  select 'decided_unfinished_seconds', extract(epoch from clock_timestamp() - min(u.decided_at)), 30, 300,
+         'decided here, but still prepared in another database of this cluster: run recovery there'
+    from unfinished u
+  union all
+  select 'missing_evidence_seconds', extract(epoch from clock_timestamp() - min(d.decided_at)), 60, 600,
+         'a decision is not proven: does recovery run, and reach every participant? select * from once.audit()'
+    from decision d
+  union all
+  select 'unacknowledged_losses', count(*), 1, 1,
+         'one side committed, the other did not: select * from once.audit(); repair, then select once.forget(''<transaction>'', ''<why>'')'
+    from once.heuristic h where h.acknowledged_at is null
+  union all
+  select 'unacknowledged_forced', count(*), 1, null,
+         'select * from once.heuristic_outcome where acknowledged_at is null; then select once.forget(''<transaction>'', ''<why>'')'
+    from once.forced f where f.acknowledged_at is null
+  union all
+  select 'last_recovery_seconds',
+         case when exists (select from once.global_transaction) or exists (select from once.evidence) or exists (select from branch b where b.ours)
+              then extract(epoch from clock_timestamp() - coalesce(r.recovered_at, i.created_at)) end,
+         60, 600, 'nobody recovers: pgonce recover --watch, once.recovery.start() or select once.recover() by pg_cron'
+    from once.recovery r, once.identity i
+  union all
+  select 'ledger_bytes',
+         pg_total_relation_size('once.producer') + coalesce((select sum(pg_total_relation_size(p.oid)) from partition p), 0),
+         null, null, null
+  union all
+  select 'ledger_partitions', count(*), 3000, 3900,
+         'set a retention for every scope: select once.set_retention(''scope'', ''30 days''); then pgonce sweep; the limit is 4000'
+    from partition p where p.day is not null
+  union all
+  select 'ledger_expired_partitions', count(*), 2, 7, 'nobody sweeps: pgonce sweep, or select * from once.sweep() until no row says more'
+    from partition p
+   where p.day < (select (min(coalesce(s.horizon, '-infinity')) at time zone 'UTC')::date from once.scope s)
+  union all
+  select 'horizon_lag_seconds',
+         extract(epoch from max(now() - s.retention - greatest(s.horizon, i.created_at - s.retention))), 172800, 604800,
+         'expired keys are kept too long: pgonce sweep, or select * from once.sweep() until no row says more'
+    from once.scope s, once.identity i where s.retention is not null
+  union all
+  select 'producer_gaps_ratio', max(p.gaps::double precision / nullif(p.max_gaps, 0)), 0.8, 1,
+         'select * from once.producers order by gaps desc; deliver what is missing, or once.set_watermark(…)'
+    from once.producers p
+  union all
+  select 'offset_lag_messages', sum(l.lag)::double precision, null, null, null from once.lag l
+  union all
+  select 'offset_stalled_seconds', extract(epoch from max(l.idle) filter (where l.lag > 0)), 60, 600,
+         'select * from once.lag where lag > 0 order by idle desc; is the consumer running?'
+    from once.lag l
+)
+select f.name,
+       case when f.value >= f.critical then 'critical' when f.value >= f.warn then 'warn' else 'ok' end as status,
+       f.value,
+       f.warn,
+       f.critical,
+       case when f.value >= f.warn or f.value >= f.critical then f.hint end as hint
+  from finding f;
+
+comment on view once.health is
+  'One row a check: name, ok, warn or critical, the value (null: nothing to look at), the thresholds, and what to type.';
+--! EndIncluded operator/health.sql
 --! Included roles/check_role.sql
 -- Internal: raises unless a role of this name exists.
 create function once.check_role(role text) returns void
@@ -1916,7 +3684,7 @@ begin
   execute format($grant$
     grant usage on schema once to %1$I;
     grant select on once.identity, once.scope, once.message_floor, once.global_transaction, once.evidence,
-                    once.producers, once.lag, once.in_doubt to %1$I;
+                    once.producers, once.lag, once.branch, once.in_doubt to %1$I;
     grant select, insert (producer, epoch), update (epoch, watermark, ahead) on once.producer to %1$I;
     grant select, insert (consumer_group, topic, partition, epoch, owner, taken_at),
           update ("position", token, epoch, owner, taken_at, updated_at) on once.consumer_offset to %1$I;
@@ -1926,10 +3694,11 @@ begin
     grant update (result) on once.message, once.message_timeless to %1$I;
     grant insert (scope) on once.scope to %1$I;
     grant insert (transaction_id, participants, participant_homes) on once.global_transaction to %1$I;
-    grant insert (transaction_id, home, participant), update (home, participant) on once.evidence to %1$I;
-    grant execute on function
+    grant insert (transaction_id, home, participant) on once.evidence to %1$I;
+    grant execute on routine
       once.schema_version(), once.home_id(), once.check_primary(), once.check_name(text, text), once.ensure_durable(),
       once.claim(text, bigint, integer, boolean), once.claim_batch(text, bigint[], integer, boolean),
+      once.claim_run(text, bigint, bigint, integer),
       once.message_digest(text, text), once.message_time(text), once.ensure_partition(date), once.open_scope(text),
       once.claim_key(text, text, timestamptz, bytea), once.claim_key_batch(text, text[], timestamptz[], bytea[]),
       once.keep_result(text, text, jsonb, timestamptz),
@@ -1939,8 +3708,9 @@ begin
       once.advance_token(text, text, integer, integer, text, text), once.report_end(text, integer, bigint),
       once.open(uuid, integer, integer), once.check_open(uuid), once.vote(uuid, uuid, text),
       once.begin_global(uuid, text[], uuid[]), once.narrow_global(uuid, text[], uuid[]),
-      once.check_home(uuid), once.decide(uuid, uuid, xid8), once.outcome(uuid, uuid, xid8),
-      once.find_evidence(uuid[])
+      once.check_home(uuid), once.decide_batch(uuid, uuid[], xid8[]), once.decide(uuid, uuid, xid8),
+      once.outcome(uuid, uuid, xid8), once.find_evidence(uuid[]), once.decode_gid(text), once.may_vote(name),
+      once.may_finish(name), once.inspect(), once.verdicts(uuid[], uuid[], text[])
     to %1$I
   $grant$, grant_app.role);
 end
@@ -1953,7 +3723,8 @@ revoke all on function once.grant_app(text) from public;
 --! Included roles/grant_recover.sql
 -- What a recoverer needs: to see branches in doubt, ask for decisions, forget by the handshake, audit,
 -- and sweep the key ledger. It can finish branches only of roles that it is a member of (Postgres's
--- rule), so grant it those: grant shop to recoverer.
+-- rule), so grant it those: grant shop to recoverer. Make it NOINHERIT, or from 16 on grant WITH INHERIT FALSE:
+-- then it has the application's rights only where it takes on the role to finish a branch.
 create function once.grant_recover(role text) returns void
 language plpgsql volatile
 set search_path = ''
@@ -1963,18 +3734,28 @@ begin
   execute format($grant$
     grant usage on schema once to %1$I;
     grant select on once.identity, once.scope, once.global_transaction, once.evidence, once.heuristic,
-                    once.in_doubt to %1$I;
+                    once.forced, once.heuristic_outcome, once.branch, once.in_doubt, once.in_doubt_elsewhere,
+                    once.blocked, once.health, once.peer, once.recovery, once.intervention to %1$I;
     grant update (forgotten_xid) on once.identity to %1$I;
     grant update (proven_at), delete on once.global_transaction to %1$I;
     grant delete on once.evidence to %1$I;
     grant insert on once.heuristic to %1$I;
+    grant update (recovered_at, recovered_by, audited_at) on once.recovery to %1$I;
+    grant update (decision, done, judged_at) on once.forced to %1$I;
     grant execute on function
       once.schema_version(), once.home_id(), once.check_primary(), once.check_home(uuid),
       once.decide(uuid, uuid, xid8), once.outcome(uuid, uuid, xid8),
       once.unproven(integer, timestamptz, uuid), once.find_evidence(uuid[]), once.mark_proven(uuid[]),
       once.proven(integer, interval), once.delete_evidence(uuid, uuid[]), once.forget_proven(uuid[]),
       once.evidence_page(integer, uuid), once.find_decisions(uuid[]),
-      once.record_heuristic(uuid, text, uuid, text), once.sweep(integer)
+      once.record_heuristic(uuid, text, uuid, text), once.sweep(integer), once.check_name(text, text),
+      once.decode_gid(text), once.may_vote(name), once.may_finish(name), once.inspect(),
+      once.verdicts(uuid[], uuid[], text[]), once.decide_batch(uuid, uuid[], xid8[]), once.decision(text),
+      once.stamp_recovery(text, boolean), once.judge_forced(uuid, text), once.find_acknowledged(uuid[]),
+      once.dblink_schema(), once.remote(text, text), once.remote_exec(text, text), once.disconnect(text),
+      once.prepare_connection(text), once.quote_conninfo(text), once.connect(uuid), once.ask_homes(text[]),
+      once.ask_home(text), once.finish_remote(text, text, uuid, text, name), once.recover(interval, interval),
+      once.resolve(), once.audit()
     to %1$I
   $grant$, grant_recover.role);
 end
@@ -1985,7 +3766,8 @@ comment on function once.grant_recover(text) is
 revoke all on function once.grant_recover(text) from public;
 --! EndIncluded roles/grant_recover.sql
 --! Included roles/grant_monitor.sql
--- What a dashboard needs: to look, at everything but payload hashes and results.
+-- What a dashboard needs: to look, at everything but payload hashes and results. The queries of other roles'
+-- sessions show in once.blocked to members of pg_read_all_stats only, which is Postgres's to grant.
 create function once.grant_monitor(role text) returns void
 language plpgsql volatile
 set search_path = ''
@@ -1995,11 +3777,15 @@ begin
   execute format($grant$
     grant usage on schema once to %1$I;
     grant select on once.identity, once.producers, once.scope, once.message_floor, once.consumer_offset,
-                    once.topic_end, once.lag, once.in_doubt, once.global_transaction, once.evidence,
-                    once.heuristic, once.intervention to %1$I;
+                    once.topic_end, once.lag, once.branch, once.in_doubt, once.in_doubt_elsewhere, once.blocked,
+                    once.health, once.global_transaction, once.evidence, once.heuristic, once.forced,
+                    once.heuristic_outcome, once.intervention, once.recovery, once.peer to %1$I;
     grant execute on function
       once.schema_version(), once.home_id(), once.read_offset(text, text, integer),
-      once.unproven(integer, timestamptz, uuid)
+      once.unproven(integer, timestamptz, uuid), once.check_primary(), once.check_home(uuid),
+      once.decide_batch(uuid, uuid[], xid8[]), once.decide(uuid, uuid, xid8), once.decision(text),
+      once.decode_gid(text), once.may_vote(name), once.may_finish(name), once.inspect(),
+      once.verdicts(uuid[], uuid[], text[])
     to %1$I
   $grant$, grant_monitor.role);
 end
@@ -2009,4 +3795,33 @@ comment on function once.grant_monitor(text) is
   'Lets a role look at identity, ledgers, offsets, branches in doubt and losses: select once.grant_monitor(''grafana'').';
 revoke all on function once.grant_monitor(text) from public;
 --! EndIncluded roles/grant_monitor.sql
+--! Included roles/grant_operator.sql
+-- What the person on call needs: all that a recoverer and a monitor may, and to overrule: to name peers, to force
+-- an outcome, to acknowledge losses. When and by whom is filled in by the tables, so nobody can say it was
+-- somebody else. As for a recoverer: grant it the roles whose branches it is to finish.
+create function once.grant_operator(role text) returns void
+language plpgsql volatile
+set search_path = ''
+as $$
+begin
+  perform once.grant_recover(grant_operator.role);
+  perform once.grant_monitor(grant_operator.role);
+  execute format($grant$
+    grant insert (action, subject, reason) on once.intervention to %1$I;
+    grant insert (gid, transaction_id, home, home_xid, participant, owner, outcome, reason),
+          update (outcome, reason, acknowledged_at) on once.forced to %1$I;
+    grant update (acknowledged_at) on once.heuristic to %1$I;
+    grant insert (home, server), update (server, added_at, added_by), delete on once.peer to %1$I;
+    grant execute on function
+      once.record_intervention(text, jsonb, text), once.ensure_durable(), once.add_peer(text),
+      once.force(text, text, text), once.forget(uuid, text)
+    to %1$I
+  $grant$, grant_operator.role);
+end
+$$;
+
+comment on function once.grant_operator(text) is
+  'Lets a role look, recover, force outcomes and acknowledge losses: select once.grant_operator(''oncall'').';
+revoke all on function once.grant_operator(text) from public;
+--! EndIncluded roles/grant_operator.sql
 --! EndIncluded schema.sql

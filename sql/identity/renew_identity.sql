@@ -1,6 +1,7 @@
 -- For a copy of a database whose original lives on: takes a new id. Decisions and evidence in the copy
 -- belong to transactions of the original, so they go; ledgers and offsets stay, they are this
--- database's own history.
+-- database's own history. A copy of the schema alone lacks the rows that stand for the whole database: it
+-- gets them here.
 create function once.renew_identity(reason text) returns uuid
 language plpgsql volatile
 set search_path = ''
@@ -9,6 +10,9 @@ declare
   v_old uuid;
   v_new uuid := gen_random_uuid();
 begin
+  insert into once.identity (system_identifier, database_oid) values (0, 0) on conflict do nothing;
+  insert into once.message_floor (day) values ('-infinity') on conflict do nothing;
+  insert into once.timeless_sweep default values on conflict do nothing;
   select i.id into v_old from once.identity i for update;
   perform once.record_intervention('renew_identity', jsonb_build_object('old', v_old, 'new', v_new),
                                    renew_identity.reason);
@@ -16,6 +20,9 @@ begin
   delete from once.global_transaction;
   delete from once.evidence;
   delete from once.heuristic;
+  delete from once.forced;
+  delete from once.peer;
+  update once.recovery r set recovered_at = null, recovered_by = null, audited_at = null;
   update once.identity i
      set id = v_new,
          system_identifier = c.system_identifier,

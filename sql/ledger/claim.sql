@@ -11,24 +11,10 @@ language plpgsql volatile
 set search_path = ''
 as $$
 begin
-  if current_setting('synchronous_commit') = 'off' then
-    perform once.ensure_durable();
+  if once.claim_run(claim.producer, claim.sequence, claim.sequence, claim.epoch) then
+    claim.status := 'claimed';
+    return;
   end if;
-
-  -- The fast path: the next message of an ordered stream is one update of one row.
-  if claim.sequence >= 0 and claim.sequence < 9223372036854775807 then
-    update once.producer p
-       set watermark = claim.sequence
-     where p.producer = claim.producer
-       and p.epoch = claim.epoch
-       and p.watermark = claim.sequence - 1
-       and isempty(p.ahead);
-    if found then
-      claim.status := 'claimed';
-      return;
-    end if;
-  end if;
-
   perform from once.claim_batch(claim.producer, array[claim.sequence], claim.epoch, claim.strict);
   claim.status := case when found then 'claimed' else 'duplicate' end;
 end

@@ -25,20 +25,13 @@ begin
     perform once.ensure_durable();
   end if;
 
-  -- The fast path: an ascending batch without holes that follows the watermark. One update decides.
+  -- An ascending batch without holes.
   if v_first >= 0 and v_last >= v_first and v_last < 9223372036854775807
      and v_last - v_first + 1 = cardinality(claim_batch.sequences)
-     and claim_batch.sequences = array(select generate_series(v_first, v_last)) then
-    update once.producer p
-       set watermark = v_last
-     where p.producer = claim_batch.producer
-       and p.epoch = claim_batch.epoch
-       and p.watermark = v_first - 1
-       and isempty(p.ahead);
-    if found then
-      return query select unnest(claim_batch.sequences);
-      return;
-    end if;
+     and claim_batch.sequences = array(select generate_series(v_first, v_last))
+     and once.claim_run(claim_batch.producer, v_first, v_last, claim_batch.epoch) then
+    return query select unnest(claim_batch.sequences);
+    return;
   end if;
 
   if claim_batch.sequences is null or claim_batch.epoch is null or claim_batch.strict is null then

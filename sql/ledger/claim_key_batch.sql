@@ -24,6 +24,7 @@ declare
   v_results jsonb[];
   v_day date;
   v_ordinals integer[];
+  v_hashes bytea[];
   v_n integer;
   v_result jsonb;
   v_other_payload boolean;
@@ -59,8 +60,8 @@ begin
   v_scope := once.open_scope(claim_key_batch.scope);
 
   with timed as materialized (
-    select k.n, k.key, coalesce(claim_key_batch.occurred_at[k.n], once.message_time(k.key)) as at
-      from unnest(claim_key_batch.keys) with ordinality k (key, n)
+    select k.n, k.key, coalesce(k.at, once.message_time(k.key)) as at
+      from unnest(claim_key_batch.keys, claim_key_batch.occurred_at) with ordinality k (key, at, n)
   )
   select array_agg(once.message_digest(claim_key_batch.scope, i.key) order by i.n),
          array_agg((i.at at time zone 'UTC')::date order by i.n),
@@ -86,10 +87,11 @@ begin
   -- Likewise the keys in one order. Of repeated keys the first is inserted; a conflict waits for the
   -- other transaction to end.
   with item as materialized (
-    select i.digest, i.day, i.n, i.expired or coalesce(i.day = any (v_dropped), false) as expired
-      from unnest(v_digests, v_days, v_expired) with ordinality i (digest, day, expired, n)
+    select i.n, i.digest, i.day, i.hash, i.expired or coalesce(i.day = any (v_dropped), false) as expired
+      from unnest(v_digests, v_days, v_expired, claim_key_batch.payload_hashes)
+           with ordinality i (digest, day, expired, hash, n)
   ), first as (
-    select distinct on (i.digest, i.day) i.n, i.digest, i.day, claim_key_batch.payload_hashes[i.n] as hash
+    select distinct on (i.digest, i.day) i.n, i.digest, i.day, i.hash
       from item i
      where not i.expired
      order by i.digest, i.day, i.n
@@ -111,19 +113,21 @@ begin
   -- What the first claims of duplicates left behind, day by day. Executed, so that every query is planned
   -- for its one day: a plan for any day would open and lock all the partitions.
   if 'duplicate' = any (v_statuses) then
-    for v_day, v_ordinals in
-      select i.day, array_agg(i.n)
-        from unnest(v_days, v_statuses) with ordinality i (day, status, n)
+    v_results := array_fill(null::jsonb, array[cardinality(claim_key_batch.keys)]);
+    for v_day, v_ordinals, v_digests, v_hashes in
+      select i.day, array_agg(i.n), array_agg(i.digest), array_agg(i.hash)
+        from unnest(v_days, v_statuses, v_digests, claim_key_batch.payload_hashes)
+             with ordinality i (day, status, digest, hash, n)
        where i.status = 'duplicate'
        group by i.day
     loop
       for v_n, v_result, v_other_payload in
         execute format($query$
-          select n, m.result, m.payload_hash <> ($3)[n]
-            from unnest($1) n join once.message m on m.digest = ($2)[n]
-           where m.day %s and (m.result is not null or m.payload_hash <> ($3)[n])
+          select i.n, m.result, m.payload_hash <> i.hash
+            from unnest($1, $2, $3) i (n, digest, hash) join once.message m on m.digest = i.digest
+           where m.day %s and (m.result is not null or m.payload_hash <> i.hash)
         $query$, case when v_day is null then 'is null' else format('= %L', v_day) end)
-        using v_ordinals, v_digests, claim_key_batch.payload_hashes
+        using v_ordinals, v_digests, v_hashes
       loop
         if v_other_payload then
           raise exception 'key % came again with another payload',
@@ -139,9 +143,8 @@ begin
   end if;
 
   return query
-  select i.n::integer, i.key, i.status, r.result
-    from unnest(claim_key_batch.keys, v_statuses) with ordinality i (key, status, n)
-    left join unnest(v_results) with ordinality r (result, n) using (n)
+  select i.n::integer, i.key, i.status, i.result
+    from unnest(claim_key_batch.keys, v_statuses, v_results) with ordinality i (key, status, result, n)
    order by i.n;
 end
 $$;

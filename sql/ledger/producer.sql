@@ -1,12 +1,12 @@
 -- The ledger by sequence: one compact row a producer. Everything up to the watermark was processed, and
 -- so was everything in "ahead"; what lies between is a gap that may still arrive. An ordered stream
--- keeps "ahead" empty, so its row never grows.
+-- keeps "ahead" empty, so its row never grows. No CHECK constraints: see once.name.
 create table once.producer (
-  producer text primary key check (length(producer) between 1 and 200),
-  epoch integer not null default 0 check (epoch >= 0),
-  watermark bigint not null default -1 check (watermark >= -1),
+  producer once.name primary key,
+  epoch integer not null default 0,
+  watermark bigint not null default -1,
   ahead int8multirange not null default '{}',
-  max_gaps integer not null default 1000 check (max_gaps between 0 and 100000)
+  max_gaps once.gap_limit not null default 1000
 )
 -- Every claim updates the row; free space on the page keeps those updates HOT, without index entries.
 with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);

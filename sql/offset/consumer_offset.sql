@@ -2,13 +2,13 @@
 -- is the next message to read (as Kafka's committed offset): a bigint, or an opaque token for sources
 -- that have no number (an LSN, a file and line).
 create table once.consumer_offset (
-  consumer_group text not null check (length(consumer_group) between 1 and 200),
-  topic text not null check (length(topic) between 1 and 200),
+  consumer_group once.name not null,
+  topic once.name not null,
   partition integer not null check (partition >= 0),
   "position" bigint,
   token text,
   epoch integer not null default 0,
-  owner text check (length(owner) between 1 and 200),
+  owner once.name,
   taken_at timestamptz,
   updated_at timestamptz not null default now(),
   primary key (consumer_group, topic, partition),

@@ -10,7 +10,7 @@ begin
   execute format($grant$
     grant usage on schema once to %1$I;
     grant select on once.identity, once.scope, once.message_floor, once.global_transaction, once.evidence,
-                    once.producers, once.lag, once.in_doubt to %1$I;
+                    once.producers, once.lag, once.branch, once.in_doubt to %1$I;
     grant select, insert (producer, epoch), update (epoch, watermark, ahead) on once.producer to %1$I;
     grant select, insert (consumer_group, topic, partition, epoch, owner, taken_at),
           update ("position", token, epoch, owner, taken_at, updated_at) on once.consumer_offset to %1$I;
@@ -20,10 +20,11 @@ begin
     grant update (result) on once.message, once.message_timeless to %1$I;
     grant insert (scope) on once.scope to %1$I;
     grant insert (transaction_id, participants, participant_homes) on once.global_transaction to %1$I;
-    grant insert (transaction_id, home, participant), update (home, participant) on once.evidence to %1$I;
-    grant execute on function
+    grant insert (transaction_id, home, participant) on once.evidence to %1$I;
+    grant execute on routine
       once.schema_version(), once.home_id(), once.check_primary(), once.check_name(text, text), once.ensure_durable(),
       once.claim(text, bigint, integer, boolean), once.claim_batch(text, bigint[], integer, boolean),
+      once.claim_run(text, bigint, bigint, integer),
       once.message_digest(text, text), once.message_time(text), once.ensure_partition(date), once.open_scope(text),
       once.claim_key(text, text, timestamptz, bytea), once.claim_key_batch(text, text[], timestamptz[], bytea[]),
       once.keep_result(text, text, jsonb, timestamptz),
@@ -33,8 +34,9 @@ begin
       once.advance_token(text, text, integer, integer, text, text), once.report_end(text, integer, bigint),
       once.open(uuid, integer, integer), once.check_open(uuid), once.vote(uuid, uuid, text),
       once.begin_global(uuid, text[], uuid[]), once.narrow_global(uuid, text[], uuid[]),
-      once.check_home(uuid), once.decide(uuid, uuid, xid8), once.outcome(uuid, uuid, xid8),
-      once.find_evidence(uuid[])
+      once.check_home(uuid), once.decide_batch(uuid, uuid[], xid8[]), once.decide(uuid, uuid, xid8),
+      once.outcome(uuid, uuid, xid8), once.find_evidence(uuid[]), once.decode_gid(text), once.may_vote(name),
+      once.may_finish(name), once.inspect(), once.verdicts(uuid[], uuid[], text[])
     to %1$I
   $grant$, grant_app.role);
 end

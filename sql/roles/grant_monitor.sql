@@ -1,4 +1,5 @@
--- What a dashboard needs: to look, at everything but payload hashes and results.
+-- What a dashboard needs: to look, at everything but payload hashes and results. The queries of other roles'
+-- sessions show in once.blocked to members of pg_read_all_stats only, which is Postgres's to grant.
 create function once.grant_monitor(role text) returns void
 language plpgsql volatile
 set search_path = ''
@@ -8,11 +9,15 @@ begin
   execute format($grant$
     grant usage on schema once to %1$I;
     grant select on once.identity, once.producers, once.scope, once.message_floor, once.consumer_offset,
-                    once.topic_end, once.lag, once.in_doubt, once.global_transaction, once.evidence,
-                    once.heuristic, once.intervention to %1$I;
+                    once.topic_end, once.lag, once.branch, once.in_doubt, once.in_doubt_elsewhere, once.blocked,
+                    once.health, once.global_transaction, once.evidence, once.heuristic, once.forced,
+                    once.heuristic_outcome, once.intervention, once.recovery, once.peer to %1$I;
     grant execute on function
       once.schema_version(), once.home_id(), once.read_offset(text, text, integer),
-      once.unproven(integer, timestamptz, uuid)
+      once.unproven(integer, timestamptz, uuid), once.check_primary(), once.check_home(uuid),
+      once.decide_batch(uuid, uuid[], xid8[]), once.decide(uuid, uuid, xid8), once.decision(text),
+      once.decode_gid(text), once.may_vote(name), once.may_finish(name), once.inspect(),
+      once.verdicts(uuid[], uuid[], text[])
     to %1$I
   $grant$, grant_monitor.role);
 end

@@ -1,6 +1,7 @@
 -- What a recoverer needs: to see branches in doubt, ask for decisions, forget by the handshake, audit,
 -- and sweep the key ledger. It can finish branches only of roles that it is a member of (Postgres's
--- rule), so grant it those: grant shop to recoverer.
+-- rule), so grant it those: grant shop to recoverer. Make it NOINHERIT, or from 16 on grant WITH INHERIT FALSE:
+-- then it has the application's rights only where it takes on the role to finish a branch.
 create function once.grant_recover(role text) returns void
 language plpgsql volatile
 set search_path = ''
@@ -10,18 +11,28 @@ begin
   execute format($grant$
     grant usage on schema once to %1$I;
     grant select on once.identity, once.scope, once.global_transaction, once.evidence, once.heuristic,
-                    once.in_doubt to %1$I;
+                    once.forced, once.heuristic_outcome, once.branch, once.in_doubt, once.in_doubt_elsewhere,
+                    once.blocked, once.health, once.peer, once.recovery, once.intervention to %1$I;
     grant update (forgotten_xid) on once.identity to %1$I;
     grant update (proven_at), delete on once.global_transaction to %1$I;
     grant delete on once.evidence to %1$I;
     grant insert on once.heuristic to %1$I;
+    grant update (recovered_at, recovered_by, audited_at) on once.recovery to %1$I;
+    grant update (decision, done, judged_at) on once.forced to %1$I;
     grant execute on function
       once.schema_version(), once.home_id(), once.check_primary(), once.check_home(uuid),
       once.decide(uuid, uuid, xid8), once.outcome(uuid, uuid, xid8),
       once.unproven(integer, timestamptz, uuid), once.find_evidence(uuid[]), once.mark_proven(uuid[]),
       once.proven(integer, interval), once.delete_evidence(uuid, uuid[]), once.forget_proven(uuid[]),
       once.evidence_page(integer, uuid), once.find_decisions(uuid[]),
-      once.record_heuristic(uuid, text, uuid, text), once.sweep(integer)
+      once.record_heuristic(uuid, text, uuid, text), once.sweep(integer), once.check_name(text, text),
+      once.decode_gid(text), once.may_vote(name), once.may_finish(name), once.inspect(),
+      once.verdicts(uuid[], uuid[], text[]), once.decide_batch(uuid, uuid[], xid8[]), once.decision(text),
+      once.stamp_recovery(text, boolean), once.judge_forced(uuid, text), once.find_acknowledged(uuid[]),
+      once.dblink_schema(), once.remote(text, text), once.remote_exec(text, text), once.disconnect(text),
+      once.prepare_connection(text), once.quote_conninfo(text), once.connect(uuid), once.ask_homes(text[]),
+      once.ask_home(text), once.finish_remote(text, text, uuid, text, name), once.recover(interval, interval),
+      once.resolve(), once.audit()
     to %1$I
   $grant$, grant_recover.role);
 end

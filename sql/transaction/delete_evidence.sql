@@ -10,6 +10,13 @@ begin
   if current_setting('synchronous_commit') not in ('on', 'remote_apply') then
     perform set_config('synchronous_commit', 'on', true);
   end if;
+  -- A forced branch loses its proof with this: keep what it proved. Its home has decided to commit.
+  update once.forced f
+     set decision = 'committed', done = 'committed', judged_at = clock_timestamp()
+   where f.transaction_id = any (delete_evidence.transaction_ids)
+     and f.home = delete_evidence.home
+     and f.judged_at is null
+     and exists (select from once.evidence e where e.transaction_id = f.transaction_id);
   delete from once.evidence e
    where e.transaction_id = any (delete_evidence.transaction_ids)
      and e.home = delete_evidence.home;

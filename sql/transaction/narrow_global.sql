@@ -6,6 +6,8 @@ create function once.narrow_global(transaction_id uuid, participants text[], par
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_xid constant bigint := pg_current_xact_id_if_assigned()::text::bigint;
 begin
   if narrow_global.participants is null or narrow_global.participant_homes is null then
     raise exception 'null is not allowed as participants or participant_homes'
@@ -23,9 +25,12 @@ begin
      where g.transaction_id = narrow_global.transaction_id
        and g.home_xid = pg_current_xact_id_if_assigned();
   end if;
+  -- A row that we see, of a transaction in progress, is our own, even if a savepoint of the handler's is open and
+  -- the row has the xid of that. xmin has 32 bits; it lies within 2^31 of our xid.
   delete from once.evidence e
    where e.transaction_id = narrow_global.transaction_id
-     and e.xmin = pg_current_xact_id_if_assigned()::xid;
+     and pg_xact_status((v_xid + (((e.xmin::text::bigint - v_xid) & 4294967295) # 2147483648) - 2147483648)::text::xid8)
+         = 'in progress';
 end
 $$;
 

@@ -2,25 +2,25 @@
 -- that vanishes without closing its connection cannot keep locks longer than the idle timeout. The mark
 -- is local to the transaction, so it tells later whether the handler ended our transaction or left
 -- another role in force. Timeouts in milliseconds; 0: none; null: as the session has it.
-create function once.open(transaction_id uuid, lock_timeout integer default null, idle_timeout integer default null)
-returns void
-language plpgsql volatile
+--
+-- A procedure, because CALL behind BEGIN in one text needs no plan and answers no row, which makes it half as
+-- dear as a SELECT there.
+create procedure once.open(transaction_id uuid, lock_timeout integer default null, idle_timeout integer default null)
+language plpgsql
 set search_path = ''
 as $$
 begin
-  perform set_config('once.transaction', open.transaction_id || ' ' || current_user, true);
-  if open.lock_timeout is not null then
-    perform set_config('lock_timeout', open.lock_timeout::text, true);
-  end if;
-  if open.idle_timeout is not null then
-    perform set_config('idle_in_transaction_session_timeout', open.idle_timeout::text, true);
-  end if;
+  perform set_config('once.transaction', open.transaction_id || ' ' || current_user, true),
+          case when open.lock_timeout is not null
+               then set_config('lock_timeout', open.lock_timeout::text, true) end,
+          case when open.idle_timeout is not null
+               then set_config('idle_in_transaction_session_timeout', open.idle_timeout::text, true) end;
   if current_setting('synchronous_commit') = 'off' then
     perform once.ensure_durable();
   end if;
 end
 $$;
 
-comment on function once.open(uuid, integer, integer) is
+comment on procedure once.open(uuid, integer, integer) is
   'First statement of a branch: marks the transaction with its global id and sets its lock and idle timeouts (ms).';
-revoke all on function once.open(uuid, integer, integer) from public;
+revoke all on procedure once.open(uuid, integer, integer) from public;

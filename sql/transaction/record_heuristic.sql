@@ -4,8 +4,10 @@ language plpgsql volatile
 set search_path = ''
 as $$
 begin
+  -- An application writes the name: one that does not fit must not keep the audit from what comes after it.
   insert into once.heuristic (transaction_id, participant, home, kind)
-  values (record_heuristic.transaction_id, record_heuristic.participant, record_heuristic.home, record_heuristic.kind)
+  values (record_heuristic.transaction_id, coalesce(left(record_heuristic.participant, 200), ''),
+          record_heuristic.home, record_heuristic.kind)
   on conflict do nothing;
   return found;
 end

@@ -5,14 +5,24 @@ language plpgsql volatile
 set search_path = ''
 as $$
 begin
-  perform once.check_open(vote.transaction_id);
+  -- Asked here as well, which is the faster way to hear that all is well.
+  if current_setting('once.transaction', true) is distinct from vote.transaction_id || ' ' || current_user then
+    perform once.check_open(vote.transaction_id);
+  end if;
   if pg_current_xact_id_if_assigned() is null then
     return false;
   end if;
-  -- A second vote of one transaction names another home: the first candidate had written nothing.
-  insert into once.evidence as e (transaction_id, home, participant)
+  insert into once.evidence (transaction_id, home, participant)
   values (vote.transaction_id, vote.home, vote.participant)
-  on conflict on constraint evidence_pkey do update set home = excluded.home, participant = excluded.participant;
+  on conflict on constraint evidence_pkey do nothing;
+  if not found then
+    -- A second vote of one transaction names another home: the first candidate had written nothing. Only our own
+    -- row is replaced: one that was there before would count as ours before we commit, and recovery would forget a
+    -- decision whose branch is still prepared. So that is an error (23505), and the transaction is rolled back.
+    perform once.narrow_global(vote.transaction_id, '{}', '{}');
+    insert into once.evidence (transaction_id, home, participant)
+    values (vote.transaction_id, vote.home, vote.participant);
+  end if;
   return true;
 end
 $$;

@@ -1,0 +1,163 @@
+-- What does not add up, with what it means and what to do. Losses that recovery has recorded, forced branches,
+-- and what can be found now by asking the other databases: this one's evidence is compared with the decisions
+-- at its homes, and its decisions with the evidence at their participants. Those are reached through dblink;
+-- who cannot be reached is a finding of its own, so that silence is never taken for health.
+create function once.audit()
+returns table (finding text, transaction_id uuid, participant text, home uuid, since timestamptz, meaning text, to_do text)
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_self uuid := once.home_id();
+  v_patience constant interval := '1 minute';  -- younger than this, recovery is probably at it
+  v_other record;
+  v_connection text;
+  v_prepared uuid[];
+  v_known uuid[];
+  v_page constant integer := 100000;
+begin
+  perform once.check_home(v_self);
+
+  return query
+  select h.kind, h.transaction_id, h.participant, h.home, h.found_at,
+         case h.kind when 'lost branch' then format('the home committed, participant %s did not: it has lost its prepared branch', h.participant)
+                     else format('participant %s committed, the home has no decision: it has lost it', h.participant) end,
+         format('compare the data of both, repair by hand; then select once.forget(%L, ''<what you did>'')', h.transaction_id)
+    from once.heuristic h
+   where h.acknowledged_at is null
+   order by h.found_at;
+
+  -- A forced branch whose home answers again.
+  if exists (select from once.forced f where f.judged_at is null) then
+    for v_other in
+      select distinct f.transaction_id as id, a.decision
+        from once.forced f
+        join once.ask_homes((select array_agg(u.gid) from once.forced u where u.judged_at is null)) a on a.gid = f.gid
+       where a.decision in ('committed', 'aborted')
+    loop
+      perform once.judge_forced(v_other.id, v_other.decision);
+    end loop;
+  end if;
+  return query
+  select o.outcome, o.transaction_id, o.participant, o.home, o.forced_at,
+         case o.outcome
+           when 'hazard' then format('forced to %s by %s (%s); what the home decided is not known', o.forced, o.forced_by, o.reason)
+           when 'mixed' then format('forced by %s (%s): this branch %s, the home %s', o.forced_by, o.reason, o.done, o.decision)
+           else format('forced by %s (%s), and the home decided the same', o.forced_by, o.reason) end,
+         case o.outcome
+           when 'hazard' then case when b.gid is not null then 'the line was not typed: type it, or select once.resolve() if the home is back'
+                                   else format('wait for the home; if it never comes back: select once.forget(%L, ''<why>'')', o.transaction_id) end
+           when 'mixed' then format('compare the data of both, repair by hand; then select once.forget(%L, ''<what you did>'')', o.transaction_id)
+           else format('nothing: select once.forget(%L, ''as decided'')', o.transaction_id) end
+    from once.heuristic_outcome o
+    left join once.branch b on b.gid = o.gid
+   where o.acknowledged_at is null
+   order by o.forced_at;
+
+  -- Evidence here, decisions there. A decision goes only after its evidence: so evidence that is still there
+  -- after its decision was not, has none. Hence the second look.
+  for v_other in
+    select e.home, array_agg(e.transaction_id) as ids, count(*) as n, min(e.recorded_at) as since
+      from (select e.* from once.evidence e
+             where e.recorded_at < clock_timestamp() - v_patience
+               and not exists (select from once.heuristic h where h.transaction_id = e.transaction_id and h.kind = 'lost decision')
+             limit v_page) e
+     group by e.home
+  loop
+    begin
+      if v_other.home = v_self then
+        select coalesce(array_agg(d.transaction_id), '{}') into v_known from once.find_decisions(v_other.ids) d;
+      else
+        v_connection := once.connect(v_other.home);
+        select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_known
+          from once.remote(v_connection, format('select array[d.transaction_id::text] from once.find_decisions(%L::uuid[]) d', v_other.ids)) r (v);
+        perform once.disconnect(v_connection);
+      end if;
+      return query
+      select 'evidence without home row', e.transaction_id, e.participant, e.home, e.recorded_at,
+             'this branch committed, its home has no decision: the home lost it (a failover, a restored backup)',
+             'pgonce recover (or once.recover()) records it; then compare the data of both and repair by hand'
+        from once.evidence e
+       where e.transaction_id = any (v_other.ids) and e.transaction_id <> all (v_known);
+    exception when others then
+      return query
+      select 'not compared', null::uuid, null::text, v_other.home, v_other.since,
+             format('%s branches that committed here could not be compared with their home: %s', v_other.n, sqlerrm),
+             'reach it: select once.add_peer(''server''); or audit from outside: npx pgonce recover';
+    end;
+  end loop;
+
+  -- Decisions here, branches there: first what is prepared, then what is evident, then whether it is proven
+  -- meanwhile.
+  for v_other in
+    select p.home, array_agg(g.transaction_id) as ids, array_agg(p.name) as names, array_agg(g.decided_at) as decided,
+           count(*) as n, min(g.decided_at) as since
+      from (select g.* from once.global_transaction g
+             where g.proven_at is null and g.decided_at < clock_timestamp() - v_patience
+             order by g.decided_at limit v_page) g
+     cross join lateral unnest(g.participants, g.participant_homes) p (name, home)
+     group by p.home
+  loop
+    begin
+      v_connection := once.connect(v_other.home);
+      select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_prepared
+        from once.remote(v_connection, 'select array[b.transaction_id::text] from once.branch b where b.transaction_id is not null') r (v);
+      select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_known
+        from once.remote(v_connection, format('select array[e::text] from once.find_evidence(%L::uuid[]) e', v_other.ids)) r (v);
+      perform once.disconnect(v_connection);
+      return query
+      select case when i.id = any (v_prepared) then 'decided, not finished' else 'home row without evidence' end,
+             i.id, i.name, v_self, i.decided_at,
+             case when i.id = any (v_prepared) then 'decided to commit here, and still prepared at the participant'
+                  else 'committed here, and the participant has neither the prepared branch nor evidence: it lost it '
+                       '(a failover, a restored backup, a manual ROLLBACK PREPARED)' end,
+             case when i.id = any (v_prepared) then 'run recovery there: select once.recover() or select once.resolve() \gexec'
+                  else 'pgonce recover (or once.recover()) records it; then compare the data of both and repair by hand' end
+        from unnest(v_other.ids, v_other.names, v_other.decided) i (id, name, decided_at)
+        join once.global_transaction g on g.transaction_id = i.id and g.proven_at is null
+       where i.id <> all (v_known)
+         and not exists (select from once.heuristic h where h.transaction_id = i.id and h.participant = i.name and h.kind = 'lost branch');
+    exception when others then
+      return query
+      select 'not compared', null::uuid, null::text, v_other.home, v_other.since,
+             format('%s decisions made here could not be compared with this participant: %s', v_other.n, sqlerrm),
+             'reach it: select once.add_peer(''server''); or audit from outside: npx pgonce recover';
+    end;
+  end loop;
+
+  -- Branches here whose transaction somebody has forgotten at its home: it would now be called aborted.
+  for v_other in
+    select b.home, array_agg(b.transaction_id) as ids
+      from once.branch b
+     where b.ours
+     group by b.home
+  loop
+    begin
+      if v_other.home = v_self then
+        select array_agg(i) into v_known from once.find_acknowledged(v_other.ids) i;
+      else
+        v_connection := once.connect(v_other.home);
+        select array_agg((r.v)[1]::uuid) into v_known
+          from once.remote(v_connection, format('select array[i::text] from once.find_acknowledged(%L::uuid[]) i', v_other.ids)) r (v);
+        perform once.disconnect(v_connection);
+      end if;
+      return query
+      select 'branch of a forgotten transaction', b.transaction_id, b.participant, b.home, b.prepared_at,
+             'prepared here, while its transaction was acknowledged as lost and forgotten at its home: it came back from a '
+             'backup or a standby. Recovery would roll it back',
+             'read once.intervention at the home: what was repaired there by hand must not be done twice; then finish it by hand'
+        from once.branch b
+       where b.ours and b.transaction_id = any (v_known);
+    exception when others then
+      return query
+      select 'not compared', null::uuid, null::text, v_other.home, null::timestamptz,
+             format('%s branches in doubt here could not be compared with their home: %s', cardinality(v_other.ids), sqlerrm),
+             'reach it: select once.add_peer(''server''); or recover from outside: npx pgonce recover';
+    end;
+  end loop;
+end
+$$;
+
+comment on function once.audit() is
+  'What does not add up: losses, forced branches, evidence without decision, decisions without evidence; each with its meaning and what to do.';
+revoke all on function once.audit() from public;

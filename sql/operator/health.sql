@@ -1,0 +1,114 @@
+-- One row a check, for people and for alarms (pgonce metrics). A check that looks at something that is not in
+-- use is ok and has no value. Names are those of Prometheus metrics, less the prefix, with the unit last.
+create view once.health as
+with prepared as materialized (
+  select p.gid, p.database = current_database() as here, clock_timestamp() - p.prepared as age, age(p.transaction) as xid_age
+    from pg_catalog.pg_prepared_xacts p
+), branch as materialized (
+  select b.gid, b.age, b.ours from once.branch b
+), stranger as materialized (
+  select p.age from prepared p
+   where p.here and not exists (select from branch b where b.gid = p.gid and b.ours)
+), decision as materialized (
+  select g.transaction_id, g.decided_at from once.global_transaction g
+   where g.proven_at is null
+   order by g.decided_at
+   limit 10000
+), unfinished as (
+  -- A branch of ours that is prepared anywhere in this cluster, though it was decided here.
+  select d.decided_at
+    from prepared p
+   cross join lateral once.decode_gid(p.gid) g
+    join decision d on d.transaction_id = g.transaction_id
+   where p.gid like 'once:%' and g.home = (select i.id from once.identity i)
+), partition as materialized (
+  select i.inhrelid as oid, case when c.relname ~ '^message_[0-9]{8}$' then to_date(right(c.relname, 8), 'YYYYMMDD') end as day
+    from pg_catalog.pg_inherits i join pg_catalog.pg_class c on c.oid = i.inhrelid
+   where i.inhparent = 'once.message'::regclass
+), finding (name, value, warn, critical, hint) as (
+  select 'in_doubt', count(*)::double precision, null::double precision, null::double precision, null
+    from branch b where b.ours
+  union all
+  select 'oldest_in_doubt_seconds', extract(epoch from max(b.age)), 30, 300,
+         'select * from once.in_doubt order by prepared_at; select once.resolve() \gexec'
+    from branch b where b.ours
+  union all
+  select 'prepared_slots_used_ratio', count(*) / nullif(current_setting('max_prepared_transactions')::double precision, 0), 0.7, 0.9,
+         'select * from once.in_doubt; more slots: alter system set max_prepared_transactions = …, then restart'
+    from prepared
+  union all
+  select 'prepared_xid_age', max(p.xid_age), least(10e6, current_setting('autovacuum_freeze_max_age')::double precision * 0.5),
+         current_setting('autovacuum_freeze_max_age')::double precision * 0.75,
+         'select * from once.in_doubt order by xid_age desc'
+    from prepared p where p.here
+  union all
+  select 'elsewhere_xid_age', max(p.xid_age), least(10e6, current_setting('autovacuum_freeze_max_age')::double precision * 0.5),
+         current_setting('autovacuum_freeze_max_age')::double precision * 0.75,
+         'select * from once.in_doubt_elsewhere order by xid_age desc; finish them in their own database'
+    from prepared p where not p.here
+  union all
+  select 'foreign_prepared', count(*), null, null, null from stranger
+  union all
+  select 'foreign_oldest_seconds', extract(epoch from max(s.age)), 300, 3600,
+         'select gid, manager, age, locks from once.in_doubt where not ours; ask their manager, pgonce leaves them alone'
+    from stranger s
+  union all
+  select 'decided_unfinished_seconds', extract(epoch from clock_timestamp() - min(u.decided_at)), 30, 300,
+         'decided here, but still prepared in another database of this cluster: run recovery there'
+    from unfinished u
+  union all
+  select 'missing_evidence_seconds', extract(epoch from clock_timestamp() - min(d.decided_at)), 60, 600,
+         'a decision is not proven: does recovery run, and reach every participant? select * from once.audit()'
+    from decision d
+  union all
+  select 'unacknowledged_losses', count(*), 1, 1,
+         'one side committed, the other did not: select * from once.audit(); repair, then select once.forget(''<transaction>'', ''<why>'')'
+    from once.heuristic h where h.acknowledged_at is null
+  union all
+  select 'unacknowledged_forced', count(*), 1, null,
+         'select * from once.heuristic_outcome where acknowledged_at is null; then select once.forget(''<transaction>'', ''<why>'')'
+    from once.forced f where f.acknowledged_at is null
+  union all
+  select 'last_recovery_seconds',
+         case when exists (select from once.global_transaction) or exists (select from once.evidence) or exists (select from branch b where b.ours)
+              then extract(epoch from clock_timestamp() - coalesce(r.recovered_at, i.created_at)) end,
+         60, 600, 'nobody recovers: pgonce recover --watch, once.recovery.start() or select once.recover() by pg_cron'
+    from once.recovery r, once.identity i
+  union all
+  select 'ledger_bytes',
+         pg_total_relation_size('once.producer') + coalesce((select sum(pg_total_relation_size(p.oid)) from partition p), 0),
+         null, null, null
+  union all
+  select 'ledger_partitions', count(*), 3000, 3900,
+         'set a retention for every scope: select once.set_retention(''scope'', ''30 days''); then pgonce sweep; the limit is 4000'
+    from partition p where p.day is not null
+  union all
+  select 'ledger_expired_partitions', count(*), 2, 7, 'nobody sweeps: pgonce sweep, or select * from once.sweep() until no row says more'
+    from partition p
+   where p.day < (select (min(coalesce(s.horizon, '-infinity')) at time zone 'UTC')::date from once.scope s)
+  union all
+  select 'horizon_lag_seconds',
+         extract(epoch from max(now() - s.retention - greatest(s.horizon, i.created_at - s.retention))), 172800, 604800,
+         'expired keys are kept too long: pgonce sweep, or select * from once.sweep() until no row says more'
+    from once.scope s, once.identity i where s.retention is not null
+  union all
+  select 'producer_gaps_ratio', max(p.gaps::double precision / nullif(p.max_gaps, 0)), 0.8, 1,
+         'select * from once.producers order by gaps desc; deliver what is missing, or once.set_watermark(…)'
+    from once.producers p
+  union all
+  select 'offset_lag_messages', sum(l.lag)::double precision, null, null, null from once.lag l
+  union all
+  select 'offset_stalled_seconds', extract(epoch from max(l.idle) filter (where l.lag > 0)), 60, 600,
+         'select * from once.lag where lag > 0 order by idle desc; is the consumer running?'
+    from once.lag l
+)
+select f.name,
+       case when f.value >= f.critical then 'critical' when f.value >= f.warn then 'warn' else 'ok' end as status,
+       f.value,
+       f.warn,
+       f.critical,
+       case when f.value >= f.warn or f.value >= f.critical then f.hint end as hint
+  from finding f;
+
+comment on view once.health is
+  'One row a check: name, ok, warn or critical, the value (null: nothing to look at), the thresholds, and what to type.';

@@ -1,0 +1,19 @@
+-- Prepared transactions of the cluster's other databases. They lock nothing here, but hold vacuum back here
+-- too: every snapshot, whatever its database, reaches back to the oldest transaction of the cluster that is
+-- in progress; and shared catalogs and the wraparound limit belong to all. They are finished from their own
+-- database only.
+create view once.in_doubt_elsewhere as
+select p.database,
+       p.gid,
+       g.manager,
+       g.home,
+       p.owner,
+       p.prepared as prepared_at,
+       clock_timestamp() - p.prepared as age,
+       age(p.transaction) as xid_age
+  from pg_catalog.pg_prepared_xacts p
+ cross join lateral once.decode_gid(p.gid) g
+ where p.database <> current_database();
+
+comment on view once.in_doubt_elsewhere is
+  'Prepared transactions of the cluster''s other databases, which hold vacuum back here too; finish them from their own database.';

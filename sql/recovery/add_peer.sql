@@ -1,0 +1,36 @@
+-- Names the foreign server that leads to another database of pgonce, and asks that database who it is.
+create function once.add_peer(server text) returns uuid
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_dblink text := once.dblink_schema();
+  v_name constant text := 'once new peer';
+  v_home uuid;
+begin
+  -- Else dblink would take the name for a connection string.
+  if not exists (select from pg_catalog.pg_foreign_server s where s.srvname = add_peer.server) then
+    raise exception 'no foreign server named %', coalesce(quote_literal(add_peer.server), 'null')
+      using errcode = 'ONARG', detail = 'Expected the name of a foreign server, without quotes.',
+            hint = 'create server billing foreign data wrapper dblink_fdw options (host ''…'', dbname ''billing''); '
+                   'create user mapping for current_user server billing options (user ''…'', password ''…'');';
+  end if;
+  perform once.disconnect(v_name);
+  execute format('select %s.dblink_connect($1, $2)', v_dblink) using v_name, add_peer.server;
+  begin
+    perform once.prepare_connection(v_name);
+    select (r.v)[1] into v_home from once.remote(v_name, 'select array[once.home_id()::text]') r (v);
+    perform once.disconnect(v_name);
+  exception when others then
+    perform once.disconnect(v_name);
+    raise;
+  end;
+  insert into once.peer (home, server) values (v_home, add_peer.server)
+  on conflict on constraint peer_pkey do update set server = excluded.server, added_at = now(), added_by = session_user;
+  return v_home;
+end
+$$;
+
+comment on function once.add_peer(text) is
+  'Names the foreign server that leads to another database with schema once; returns its home id: select once.add_peer(''billing'').';
+revoke all on function once.add_peer(text) from public;

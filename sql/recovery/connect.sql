@@ -1,0 +1,92 @@
+-- Internal: opens a dblink connection to a database by its id, and returns its name. In this order: the foreign
+-- server of once.peer; this database itself over its own port; another database of this cluster. The last two
+-- name no password, which dblink allows to superusers only: everybody else needs a peer.
+--
+-- Whoever owns a database can put anything under the names of our functions, and it would run as us. So a
+-- database that was not named as a peer is spoken to only if its schema once, with all that is in it, belongs
+-- to the role that owns ours; this is asked of the catalogs, which nobody can put anything into.
+create function once.connect(home uuid) returns text
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_dblink text := once.dblink_schema();
+  v_name text := 'once ' || connect.home;
+  v_server name;
+  v_database name;
+  v_local text;
+  v_found uuid;
+  v_owner name;
+begin
+  select p.server into v_server from once.peer p where p.home = connect.home;
+  -- Connections outlive a transaction that failed.
+  perform once.disconnect(v_name);
+  if v_server is not null then
+    execute format('select %s.dblink_connect($1, $2)', v_dblink) using v_name, v_server;
+    perform once.prepare_connection(v_name);
+  else
+    -- The settings that a role may not see are not there.
+    select format('port=%s connect_timeout=5 user=%s host=%s',
+                  max(s.setting) filter (where s.name = 'port'),
+                  once.quote_conninfo(current_user),
+                  once.quote_conninfo(coalesce(
+                    nullif(split_part(max(s.setting) filter (where s.name = 'unix_socket_directories'), ',', 1), ''),
+                    nullif(nullif(split_part(max(s.setting) filter (where s.name = 'listen_addresses'), ',', 1), '*'), '0.0.0.0'),
+                    'localhost')))
+      into v_local
+      from pg_catalog.pg_settings s;
+    select n.nspowner::regrole::name into v_owner from pg_catalog.pg_namespace n where n.nspname = 'once';
+    for v_database in
+      select d.datname from pg_catalog.pg_database d
+       where d.datallowconn and not d.datistemplate
+         and (d.datname = current_database()) = (connect.home = (select i.id from once.identity i))
+       order by d.datname
+    loop
+      begin
+        execute format('select %s.dblink_connect($1, $2)', v_dblink)
+          using v_name, v_local || ' dbname=' || once.quote_conninfo(v_database);
+        perform once.prepare_connection(v_name);
+        if exists (
+          select from once.remote(v_name, format($q$
+            select array[]::text[]
+              from pg_catalog.pg_namespace n
+             where n.nspname = 'once' and pg_catalog.pg_get_userbyid(n.nspowner) = %1$L
+               and exists (select from pg_catalog.pg_class c where c.relnamespace = n.oid and c.relname = 'identity' and c.relkind = 'r')
+               and not exists (select from pg_catalog.pg_class c
+                                where c.relnamespace = n.oid and pg_catalog.pg_get_userbyid(c.relowner) <> %1$L)
+               and not exists (select from pg_catalog.pg_proc f
+                                where f.pronamespace = n.oid and pg_catalog.pg_get_userbyid(f.proowner) <> %1$L)
+            $q$, v_owner))) then
+          select (r.v)[1] into v_found from once.remote(v_name, 'select array[i.id::text] from once.identity i') r (v);
+        end if;
+      exception when others then
+        if v_database = current_database() then
+          perform once.disconnect(v_name);
+          raise exception 'no connection to this database itself: %', sqlerrm
+            using errcode = 'ONPER', detail = 'COMMIT PREPARED cannot run in a function, so it goes over a connection of its own.',
+                  hint = 'select once.add_peer(''server'') with a foreign server that leads to this database, and a user mapping.';
+        end if;
+      end;
+      exit when v_found = connect.home;
+      v_found := null;
+      perform once.disconnect(v_name);
+    end loop;
+    if v_found is null then
+      raise exception 'nothing known of the database %', connect.home
+        using errcode = 'ONPER', detail = 'It is no peer, and no other database of this cluster that could be looked into.',
+              hint = 'Name a foreign server (wrapper dblink_fdw) that leads to it: select once.add_peer(''server'').';
+    end if;
+  end if;
+  select (r.v)[1] into v_found from once.remote(v_name, 'select array[once.home_id()::text]') r (v);
+  if v_found is distinct from connect.home then
+    perform once.disconnect(v_name);
+    raise exception 'foreign server % leads to database %, not to %', quote_ident(v_server), v_found, connect.home
+      using errcode = 'ONIDN', detail = 'Only the database whose identity stands in the gid decides.',
+            hint = format('delete from once.peer where home = %L; then select once.add_peer(''server'').', connect.home);
+  end if;
+  return v_name;
+end
+$$;
+
+comment on function once.connect(uuid) is 'Internal: opens a dblink connection to the database with this id; returns its name.';
+revoke all on function once.connect(uuid) from public;

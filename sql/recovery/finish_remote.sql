@@ -1,0 +1,48 @@
+-- Internal: finishes a decided branch of this database over a loopback connection: COMMIT PREPARED cannot run in a
+-- function. Returns null when it is done, else why not.
+create function once.finish_remote(connection text, gid text, transaction_id uuid, decision text, role name) returns text
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_statement text := format('%s prepared %L', case finish_remote.decision when 'committed' then 'commit' when 'aborted' then 'rollback' end,
+                             finish_remote.gid);
+  v_problem text;
+begin
+  if finish_remote.role is not null then
+    perform once.remote_exec(finish_remote.connection, format('set role %I', finish_remote.role));
+  end if;
+  for v_try in 1 .. 100 loop
+    begin
+      perform once.remote_exec(finish_remote.connection, v_statement);
+      v_problem := null;
+      exit;
+    exception
+      when object_not_in_prerequisite_state then
+        -- Somebody else is finishing it right now, or PREPARE still waits for a standby.
+        v_problem := 'busy: somebody else is finishing it';
+        perform pg_sleep(0.02);
+      when undefined_object then
+        -- Somebody else has finished it, or it was lost. That it is gone proves nothing; evidence does.
+        v_problem := null;
+        if finish_remote.decision = 'committed' and not exists (
+             select from once.remote(finish_remote.connection,
+                      format('select array[e::text] from once.find_evidence(array[%L::uuid]) e', finish_remote.transaction_id))) then
+          v_problem := 'it is gone, and left no evidence';
+        end if;
+        exit;
+      when others then
+        v_problem := format('%s (%s)', sqlerrm, sqlstate);
+        exit;
+    end;
+  end loop;
+  if finish_remote.role is not null then
+    perform once.remote_exec(finish_remote.connection, 'reset role');
+  end if;
+  return v_problem;
+end
+$$;
+
+comment on function once.finish_remote(text, text, uuid, text, name) is
+  'Internal: COMMIT or ROLLBACK PREPARED over a connection; null when done, else why not.';
+revoke all on function once.finish_remote(text, text, uuid, text, name) from public;

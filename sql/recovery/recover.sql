@@ -1,0 +1,242 @@
+-- The whole sweep inside Postgres, for this database: finishes its branches as their homes decided, proves and
+-- forgets its decisions by the handshake, and now and then compares its evidence with its homes. The same laws
+-- and the same functions as the recovery in TypeScript (src/transaction/recovery.ts); both may run at once, and
+-- several of each. With pg_cron: select cron.schedule('pgonce', '10 seconds', 'select once.recover()')
+--
+-- Everything goes over dblink, this database's own part over a loopback connection: COMMIT PREPARED cannot run
+-- in a function; each reading needs a snapshot newer than the one before; and "proven" must be committed
+-- before any evidence goes, which our caller's transaction, as long as it is open, is not.
+create function once.recover(keep interval default '10 minutes', settle interval default '0')
+returns table (action text, count bigint, subject text, detail text)
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_self uuid := once.home_id();
+  v_me text;
+  v_branch record;
+  v_problem text;
+  v_other record;
+  v_connection text;
+  v_page constant integer := 1000;
+  v_ids uuid[];
+  v_open uuid[];
+  v_missing uuid[];
+  v_missing_names text[];
+  v_prepared uuid[];
+  v_evident uuid[];
+  v_known uuid[];
+  v_count bigint;
+  v_after_at text := '-infinity';
+  v_after uuid := '00000000-0000-0000-0000-000000000000';
+  v_audit boolean;
+begin
+  perform once.check_home(v_self);
+  v_me := once.connect(v_self);
+  select coalesce(r.audited_at < clock_timestamp() - interval '1 minute', true) into v_audit from once.recovery r;
+
+  -- Finishing
+  for v_branch in
+    with branch as materialized (
+      select (r.v)[1] as gid, (r.v)[2]::uuid as id, (r.v)[3] as owner, (r.v)[4]::name as role, (r.v)[5]::boolean as allowed
+        from once.remote(v_me, format($q$
+          select array[b.gid, b.transaction_id::text, b.owner::text,
+                       case when b.owner <> current_user and not u.rolsuper then b.owner::text end, b.can_finish::text]
+            from once.branch b join pg_catalog.pg_roles u on u.rolname = current_user
+           where b.ours and b.age >= %L::interval
+           order by b.prepared_at$q$, recover.settle)) r (v)
+    )
+    select b.*, a.decision, a.reason
+      from branch b
+      join once.ask_homes((select array_agg(o.gid) from branch o)) a on a.gid = b.gid
+  loop
+    if v_branch.decision is null then
+      return query select 'unfinished', 1::bigint, v_branch.gid, v_branch.reason;
+    elsif v_branch.decision = 'pending' then
+      return query select 'pending', 1::bigint, v_branch.gid, 'the home''s transaction still runs'::text;
+    elsif not v_branch.allowed then
+      return query select 'unfinished', 1::bigint, v_branch.gid,
+                          format('it belongs to role %s; as a superuser: grant %I to %I', v_branch.owner, v_branch.owner, current_user);
+    else
+      v_problem := once.finish_remote(v_me, v_branch.gid, v_branch.id, v_branch.decision, v_branch.role);
+      return query select case when v_problem is not null then 'unfinished'
+                               when v_branch.decision = 'committed' then 'committed' else 'rolled back' end,
+                          1::bigint, v_branch.gid, v_problem;
+    end if;
+  end loop;
+
+  -- Proving. A decision read as unproven, whose branch is then neither prepared nor, after that, evident, and
+  -- which is still unproven after that, has lost the branch: it was prepared when the decision was made; what
+  -- leaves the list of prepared transactions by committing has left its evidence before; and evidence goes
+  -- only after the decision is marked. Hence the order of the four readings.
+  loop
+    v_open := '{}';
+    v_missing := '{}';
+    v_missing_names := '{}';
+    v_ids := '{}';
+    for v_other in
+      with decision as materialized (
+        select (r.v)[1]::uuid as id, (r.v)[2]::text[] as names, (r.v)[3]::uuid[] as homes, (r.v)[4] as decided_at
+          from once.remote(v_me, format(
+                 'select array[d.transaction_id::text, d.participants::text, d.participant_homes::text, d.decided_at::text] '
+                 'from once.unproven(%s, %L, %L) d', v_page, v_after_at, v_after)) r (v)
+      ), last as (
+        select d.decided_at, d.id from decision d order by d.decided_at::timestamptz desc, d.id desc limit 1
+      )
+      select p.home, array_agg(d.id) as ids, array_agg(p.name) as names,
+             (select array_agg(a.id) from decision a) as page,
+             (select l.decided_at from last l) as last_at, (select l.id from last l) as last_id
+        from decision d
+        left join lateral unnest(d.names, d.homes) p (name, home) on true
+       group by p.home
+    loop
+      v_ids := v_other.page;
+      v_after_at := v_other.last_at;
+      v_after := v_other.last_id;
+      continue when v_other.home is null;
+      begin
+        v_connection := once.connect(v_other.home);
+        select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_prepared
+          from once.remote(v_connection, 'select array[b.transaction_id::text] from once.branch b where b.transaction_id is not null') r (v);
+        select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_evident
+          from once.remote(v_connection, format('select array[e::text] from once.find_evidence(%L::uuid[]) e', v_other.ids)) r (v);
+        perform once.disconnect(v_connection);
+        select v_open || coalesce(array_agg(i.id), '{}'),
+               v_missing || coalesce(array_agg(i.id) filter (where i.id <> all (v_prepared)), '{}'),
+               v_missing_names || coalesce(array_agg(i.name) filter (where i.id <> all (v_prepared)), '{}')
+          into v_open, v_missing, v_missing_names
+          from unnest(v_other.ids, v_other.names) i (id, name)
+         where i.id <> all (v_evident);
+      exception when others then
+        v_open := v_open || v_other.ids;
+        return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.home::text, sqlerrm;
+      end;
+    end loop;
+    exit when cardinality(v_ids) = 0;
+    select (r.v)[1]::bigint into v_count
+      from once.remote(v_me, format('select array[once.mark_proven(%L::uuid[])::text]',
+             array(select i from unnest(v_ids) i where i <> all (v_open)))) r (v);
+    if v_count > 0 then
+      return query select 'proven', v_count, null::text, null::text;
+    end if;
+    if cardinality(v_missing) > 0 then
+      for v_other in
+        select i.id, i.name
+          from unnest(v_missing, v_missing_names) i (id, name)
+          join once.remote(v_me, format('select array[d.transaction_id::text] from once.find_decisions(%L::uuid[]) d where not d.proven',
+                                        v_missing)) r (v) on (r.v)[1]::uuid = i.id
+      loop
+        if (select (r.v)[1]::boolean from once.remote(v_me, format('select array[once.record_heuristic(%L, %L, %L, ''lost branch'')::text]',
+              v_other.id, v_other.name, v_self)) r (v)) then
+          return query select 'lost branch', 1::bigint, v_other.id::text,
+                              format('committed here, participant %s has neither the branch nor evidence of it', v_other.name);
+        end if;
+      end loop;
+    end if;
+    exit when cardinality(v_ids) < v_page;
+  end loop;
+
+  -- Forgetting: the evidence everywhere, and then the decisions.
+  loop
+    v_ids := '{}';
+    v_open := '{}';
+    for v_other in
+      with decision as materialized (
+        select (r.v)[1]::uuid as id, (r.v)[2]::uuid[] as homes
+          from once.remote(v_me, format('select array[d.transaction_id::text, d.participant_homes::text] from once.proven(%s, %L) d',
+                                        v_page, recover.keep)) r (v)
+      )
+      select h.home, array_agg(d.id) as ids, (select array_agg(a.id) from decision a) as page
+        from decision d
+        left join lateral unnest(d.homes) h (home) on true
+       group by h.home
+    loop
+      v_ids := v_other.page;
+      continue when v_other.home is null;
+      begin
+        v_connection := once.connect(v_other.home);
+        perform once.remote(v_connection, format('select array[once.delete_evidence(%L, %L::uuid[])::text]', v_self, v_other.ids));
+        perform once.disconnect(v_connection);
+      exception when others then
+        v_open := v_open || v_other.ids;
+        return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.home::text, sqlerrm;
+      end;
+    end loop;
+    v_known := array(select i from unnest(v_ids) i where i <> all (v_open));
+    exit when cardinality(v_known) = 0;
+    select (r.v)[1]::bigint into v_count
+      from once.remote(v_me, format('select array[once.forget_proven(%L::uuid[])::text]', v_known)) r (v);
+    if v_count > 0 then
+      return query select 'forgotten', v_count, null::text, null::text;
+    end if;
+    exit when cardinality(v_ids) < v_page;
+  end loop;
+
+  -- Auditing. A decision goes only after its evidence, so if evidence is still there after its decision was not,
+  -- the home has lost it.
+  if v_audit then
+    v_after := '00000000-0000-0000-0000-000000000000';
+    loop
+      v_ids := '{}';
+      for v_other in
+        with evidence as materialized (
+          select (r.v)[1]::uuid as id, (r.v)[2]::uuid as home, (r.v)[3] as name
+            from once.remote(v_me, format('select array[e.transaction_id::text, e.home::text, e.participant] from once.evidence_page(%s, %L) e',
+                                          v_page, v_after)) r (v)
+        )
+        select e.home, array_agg(e.id) as ids, array_agg(e.name) as names, (select array_agg(a.id) from evidence a) as page
+          from evidence e group by e.home
+      loop
+        v_ids := v_other.page;
+        begin
+          if v_other.home = v_self then
+            v_connection := v_me;
+          else
+            v_connection := once.connect(v_other.home);
+          end if;
+          select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_known
+            from once.remote(v_connection, format('select array[d.transaction_id::text] from once.find_decisions(%L::uuid[]) d', v_other.ids)) r (v);
+          if v_connection <> v_me then
+            perform once.disconnect(v_connection);
+          end if;
+        exception when others then
+          v_known := v_other.ids;
+          return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.home::text, sqlerrm;
+        end;
+        v_missing := array(select i from unnest(v_other.ids) i where i <> all (v_known));
+        continue when cardinality(v_missing) = 0;
+        for v_branch in
+          select i.id, i.name
+            from unnest(v_other.ids, v_other.names) i (id, name)
+            join once.remote(v_me, format('select array[e::text] from once.find_evidence(%L::uuid[]) e', v_missing)) r (v)
+              on (r.v)[1]::uuid = i.id
+        loop
+          if (select (r.v)[1]::boolean from once.remote(v_me, format('select array[once.record_heuristic(%L, %L, %L, ''lost decision'')::text]',
+                v_branch.id, v_branch.name, v_other.home)) r (v)) then
+            return query select 'lost decision', 1::bigint, v_branch.id::text, format('committed here, home %s has no decision', v_other.home);
+          end if;
+        end loop;
+      end loop;
+      exit when cardinality(v_ids) < v_page;
+      v_after := (select i from unnest(v_ids) i order by i desc limit 1);
+    end loop;
+
+    -- Homes of forced branches that answer again.
+    for v_branch in
+      select f.transaction_id as id, a.decision
+        from once.forced f
+        join once.ask_homes((select array_agg(u.gid) from once.forced u where u.judged_at is null)) a on a.gid = f.gid
+       where f.judged_at is null and a.decision in ('committed', 'aborted')
+    loop
+      perform once.remote(v_me, format('select array[once.judge_forced(%L, %L)::text]', v_branch.id, v_branch.decision));
+    end loop;
+  end if;
+
+  perform once.remote(v_me, format('select array[]::text[] from once.stamp_recovery(''once.recover()'', %L)', v_audit));
+  perform once.disconnect(v_me);
+end
+$$;
+
+comment on function once.recover(interval, interval) is
+  'Recovers this database from within, through dblink: select * from once.recover(); for pg_cron. Says what it did, a row each.';
+revoke all on function once.recover(interval, interval) from public;

@@ -1,0 +1,55 @@
+-- What became of global transactions, asked at their home:
+--   committed  the decision row is visible: commit the branch
+--   aborted    the home's transaction is over and left no row: roll the branch back
+--   pending    the home's transaction still runs: ask again
+--
+-- Order is everything. First the statuses, then the rows: the home commits its row before it stops being in
+-- progress, so "over" followed by "no row" is conclusive; the other way round, it could commit between
+-- the two readings. Hence VOLATILE and READ COMMITTED, where each statement takes a new snapshot.
+--
+-- The status answers "is it over?" and nothing else. Its 'committed' must not be believed: an xid that
+-- was never flushed is given to a stranger after a crash, whose outcome it then tells. A stranger's xid
+-- in progress only delays the answer.
+create function once.decide_batch(home uuid, transaction_ids uuid[], home_xids xid8[])
+returns table (transaction_id uuid, home_xid xid8, decision text)
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_over boolean[];
+  v_n integer;
+  v_future constant xid8 := pg_snapshot_xmax(pg_current_snapshot());
+begin
+  perform once.check_home(decide_batch.home);
+  if cardinality(decide_batch.transaction_ids) is distinct from cardinality(decide_batch.home_xids)
+     or array_position(decide_batch.transaction_ids, null) is not null
+     or array_position(decide_batch.home_xids, null) is not null then
+    raise exception 'transaction_id and home_xid must not be null'
+      using errcode = 'ONARG', detail = 'Both stand in the gid.', hint = 'select * from once.in_doubt';
+  end if;
+  -- All at once; only what may lie in the future, which is an error, one by one.
+  v_over := array(
+    select case when i.xid < v_future
+                then coalesce(pg_xact_status(i.xid), 'too old') <> 'in progress' end
+      from unnest(decide_batch.home_xids) with ordinality i (xid, n)
+     order by i.n);
+  for v_n in select i.n from unnest(v_over) with ordinality i (over, n) where i.over is null loop
+    begin
+      v_over[v_n] := coalesce(pg_xact_status(decide_batch.home_xids[v_n]), 'too old') <> 'in progress';
+    exception when invalid_parameter_value then
+      v_over[v_n] := true;  -- an xid that was lost in a crash before anything of it was flushed
+    end;
+  end loop;
+  -- The xid too: a row with this id that another transaction inserted (anybody can read the id in the gid)
+  -- is no decision.
+  return query
+  select i.id, i.xid,
+         case when g.transaction_id is not null then 'committed' when i.over then 'aborted' else 'pending' end
+    from unnest(decide_batch.transaction_ids, decide_batch.home_xids, v_over) i (id, xid, over)
+    left join once.global_transaction g on g.transaction_id = i.id and g.home_xid = i.xid;
+end
+$$;
+
+comment on function once.decide_batch(uuid, uuid[], xid8[]) is
+  'Home: once.decide for many branches at once.';
+revoke all on function once.decide_batch(uuid, uuid[], xid8[]) from public;

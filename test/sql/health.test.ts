@@ -1,0 +1,125 @@
+import test from 'ava'
+import { connect, installSchema, ownServer, testDatabase, testRole } from '../support/database.ts'
+import { oneValue, openSession, rowsOf } from '../support/sql.ts'
+import { leaveOrphan, placeWithEffects, prepare } from '../support/strangers.ts'
+
+type Sql = Parameters<typeof rowsOf>[0]
+
+const check = async (sql: Sql, name: string) => {
+  const rows = await rowsOf(sql, `select status, value, hint from once.health where name = '${name}'`)
+  if (rows.length !== 1) throw new Error(`No check ${name}`)
+  return { status: rows[0]?.[0], value: rows[0]?.[1], hint: rows[0]?.[2] }
+}
+
+/** Checks of the whole cluster, on which other tests run. */
+const shared = ['prepared_slots_used_ratio', 'elsewhere_xid_age']
+
+test('A new database is well: every check is ok, named for Prometheus, and without a hint', async (t) => {
+  const { sql } = await testDatabase(t)
+  const rows = await sql`select * from once.health`
+  t.true(rows.length >= 18)
+  t.is(new Set(rows.map(({ name }) => name)).size, rows.length)
+  for (const { name, status, hint, warn, critical } of rows) {
+    t.regex(name, /^[a-z][a-z0-9_]*$/)
+    t.true(warn === null || critical === null || warn <= critical)
+    if (shared.includes(name)) continue
+    t.is(status, 'ok', name)
+    t.is(hint, null, name)
+  }
+})
+
+test('A decided branch that nobody finishes alarms at both ends, and more so as time goes by', async (t) => {
+  const [a, b] = [await placeWithEffects(t), await placeWithEffects(t)]
+  await leaveOrphan(a, b, 1)
+  t.like(await check(b.sql, 'in_doubt'), { value: 1, status: 'ok' })
+  t.like(await check(b.sql, 'oldest_in_doubt_seconds'), { status: 'ok', hint: null })
+  t.true(Number((await check(b.sql, 'oldest_in_doubt_seconds')).value) < 30)
+  t.like(await check(a.sql, 'decided_unfinished_seconds'), { status: 'ok' })
+  const decided = (span: string) =>
+    a.sql.unsafe(`update once.global_transaction set decided_at = clock_timestamp() - interval '${span}'`)
+  await decided('31 seconds')
+  t.like(await check(a.sql, 'decided_unfinished_seconds'), { status: 'warn' })
+  await decided('6 minutes')
+  t.like(await check(a.sql, 'decided_unfinished_seconds'), { status: 'critical' })
+  t.like(await check(a.sql, 'missing_evidence_seconds'), { status: 'warn' })
+  await decided('11 minutes')
+  t.like(await check(a.sql, 'missing_evidence_seconds'), { status: 'critical' })
+  t.truthy((await check(a.sql, 'missing_evidence_seconds')).hint)
+})
+
+test('Prepared transactions of others, slots, and xid age are counted, here and elsewhere', async (t) => {
+  const server = await ownServer(t, { max_prepared_transactions: 10 })
+  const admin = connect(t, server.url())
+  for (const name of ['one', 'two']) {
+    await admin.unsafe(`create database ${name}`)
+    await installSchema(server.url(name))
+  }
+  const [one, two] = [connect(t, server.url('one')), connect(t, server.url('two'))]
+  await one`create table effect (id int)`
+  await prepare(t, server.url('one'), 'x', 'insert into effect values (1)')
+  for (let n = 0; n < 50; n++) await one`insert into effect values (2)`
+  t.like(await check(one, 'foreign_prepared'), { value: 1 })
+  t.true(Number((await check(one, 'foreign_oldest_seconds')).value) >= 0)
+  t.true(Number((await check(one, 'prepared_xid_age')).value) >= 50)
+  t.is((await check(two, 'prepared_xid_age')).value, null)
+  t.true(Number((await check(two, 'elsewhere_xid_age')).value) >= 50)
+  t.like(await check(two, 'prepared_slots_used_ratio'), { value: 0.1, status: 'ok' })
+  for (let n = 1; n < 7; n++) await prepare(t, server.url('one'), `x${n}`, 'insert into effect values (1)')
+  t.like(await check(two, 'prepared_slots_used_ratio'), { value: 0.7, status: 'warn' })
+  for (let n = 7; n < 9; n++) await prepare(t, server.url('one'), `x${n}`, 'insert into effect values (1)')
+  t.like(await check(two, 'prepared_slots_used_ratio'), { value: 0.9, status: 'critical' })
+})
+
+test('A recovery that has not looked for long alarms, but only where there is something to recover', async (t) => {
+  const b = await placeWithEffects(t)
+  const name = 'last_recovery_seconds'
+  t.like(await check(b.sql, name), { status: 'ok', value: null })
+  await b.sql`insert into once.evidence (transaction_id, home, participant) values (gen_random_uuid(), gen_random_uuid(), 'b')`
+  await b.sql`select once.stamp_recovery('x')`
+  t.like(await check(b.sql, name), { status: 'ok' })
+  await b.sql`update once.recovery set recovered_at = now() - interval '2 minutes'`
+  t.like(await check(b.sql, name), { status: 'warn' })
+  await b.sql`update once.recovery set recovered_at = null`
+  await b.sql`update once.identity set created_at = now() - interval '1 hour'`
+  t.like(await check(b.sql, name), { status: 'critical' })
+})
+
+test('Losses, gaps, stalled offsets and a retention that nobody applies are seen', async (t) => {
+  const { sql } = await testDatabase(t)
+  await sql`insert into once.heuristic (transaction_id, participant, home, kind) values (gen_random_uuid(), 'b', gen_random_uuid(), 'lost branch')`
+  t.like(await check(sql, 'unacknowledged_losses'), { status: 'critical', value: 1 })
+
+  await sql`select once.claim('p', 0)`
+  await sql`update once.producer set max_gaps = 2`
+  await sql`select once.claim('p', 2)`
+  await sql`select once.claim('p', 4)`
+  t.like(await check(sql, 'producer_gaps_ratio'), { status: 'critical', value: 1 })
+
+  await sql`select once.take_partition('g', 't', 0)`
+  await sql`select once.advance('g', 't', 0, 1, null, 10)`
+  await sql`select once.report_end('t', 0, 25)`
+  t.like(await check(sql, 'offset_lag_messages'), { status: 'ok', value: 15 })
+  t.like(await check(sql, 'offset_stalled_seconds'), { status: 'ok' })
+  await sql`update once.consumer_offset set updated_at = now() - interval '2 minutes'`
+  t.like(await check(sql, 'offset_stalled_seconds'), { status: 'warn' })
+
+  await sql`select once.set_retention('s', '1 day')`
+  await sql`update once.identity set created_at = now() - interval '30 days'`
+  t.like(await check(sql, 'horizon_lag_seconds'), { status: 'critical' })
+  await sql`select * from once.sweep()`
+  t.like(await check(sql, 'horizon_lag_seconds'), { status: 'ok' })
+  t.true(Number((await check(sql, 'ledger_partitions')).value) >= 3)
+  t.true(Number((await check(sql, 'ledger_bytes')).value) > 0)
+})
+
+test('A monitor may look at all of it, and read what it cannot change', async (t) => {
+  const [a, b] = [await placeWithEffects(t), await placeWithEffects(t)]
+  const monitor = await testRole(t, b)
+  await b.sql.unsafe(`select once.grant_monitor('${monitor}')`)
+  await leaveOrphan(a, b, 1)
+  const session = await openSession(t, b.urlAs(monitor))
+  const views = ['in_doubt', 'blocked', 'in_doubt_elsewhere', 'health', 'heuristic_outcome', 'branch']
+  for (const view of views) t.true(Array.isArray(await session.rows(`select * from once.${view}`)), view)
+  t.deepEqual(await session.rows('select ours, can_finish from once.in_doubt'), [[true, false]])
+  t.is(await oneValue(b.sql, `select status from once.health where name = 'in_doubt'`), 'ok')
+})

@@ -1,0 +1,243 @@
+import test from 'ava'
+import { connect, installSchema, ownServer, testDatabase, testRole } from '../support/database.ts'
+import { oneValue, openSession, rowsOf, type Session, until, untilBlocked } from '../support/sql.ts'
+import { leaveOrphan, placeWithEffects, prepare } from '../support/strangers.ts'
+
+const base64 = (text: string | Buffer) => Buffer.from(text).toString('base64')
+
+test('in_doubt shows every prepared transaction of this database and no other', async (t) => {
+  const [a, b] = [await placeWithEffects(t), await placeWithEffects(t)]
+  const { gid, transactionId } = await leaveOrphan(a, b, 1)
+  const home = await oneValue(a.sql, 'select once.home_id()')
+  await prepare(t, b.url, `mine in ${b.name}`, 'insert into effect values (2)')
+  t.deepEqual(
+    await rowsOf(
+      b.sql,
+      `select gid, manager, global_id, participant, transaction_id, home, ours, can_finish, owner, decision
+         from once.in_doubt order by ours desc`,
+    ),
+    [
+      [
+        gid,
+        'pgonce',
+        transactionId,
+        'billing',
+        transactionId,
+        home,
+        true,
+        true,
+        'postgres',
+        `unknown here: ask ${home}`,
+      ],
+      [
+        `mine in ${b.name}`,
+        'unknown',
+        null,
+        null,
+        null,
+        null,
+        false,
+        true,
+        'postgres',
+        'not ours: ask its manager',
+      ],
+    ],
+  )
+  t.deepEqual(await rowsOf(a.sql, 'select gid from once.in_doubt'), [])
+  const elsewhere = `select manager, xid_age >= 0, age >= '0' from once.in_doubt_elsewhere where database = '${b.name}' order by 1`
+  t.deepEqual(await rowsOf(a.sql, elsewhere), [
+    ['pgonce', true, true],
+    ['unknown', true, true],
+  ])
+})
+
+test('The gids of other managers are decoded and named, and theirs are never ours', async (t) => {
+  const flink = Buffer.alloc(28)
+  flink.fill(0xab, 0, 16)
+  flink.writeInt32BE(3, 16)
+  flink.writeBigInt64BE(77n, 20)
+  const cases: [gid: string, manager: string, id: string | null, participant: string | null][] = [
+    [`42_${base64('order-1')}_${base64('billing')}`, 'pgjdbc or psycopg', '42:order-1', 'billing'],
+    [`7_${base64(Buffer.from([0, 255]))}_`, 'pgjdbc or psycopg', '7:00ff', ''],
+    [`-5_${base64('a\\b')}_${base64('é')}`, 'pgjdbc or psycopg', '-5:615c62', 'c3a9'],
+    [
+      `201_${base64(flink)}_${base64(Buffer.from([1, 2, 3, 4]))}`,
+      'flink (pgjdbc)',
+      `job ${'ab'.repeat(16)} subtask 3 checkpoint 77`,
+      '01020304',
+    ],
+    [`131077_${base64('x')}_${base64('y')}`, 'narayana (pgjdbc)', '131077:x', 'y'],
+    ['citus_0_4711_123456_2', 'citus', 'group 0 pid 4711 transaction 123456', 'connection 2'],
+    ['citus_0_4711_9', 'citus', 'group 0 pid 4711 transaction 9', null],
+    ['pg_gid_16394_745', 'logical replication', 'remote xid 745', 'subscription 16394'],
+    [`_sa_${'0f'.repeat(16)}`, 'sqlalchemy', '0f'.repeat(16), null],
+    [
+      '9cd3aeb2-8a8a-4a1e-9d14-1fb8f55f2c3a/3121',
+      'npgsql',
+      '9cd3aeb2-8a8a-4a1e-9d14-1fb8f55f2c3a',
+      'pid 3121',
+    ],
+    ['__pgdog_2pc_prod1_99_0', 'pgdog', 'prod1_99', 'shard 0'],
+    ['__pgdog_2pc_99_1', 'pgdog', '99', 'shard 1'],
+    ['42_not base64_x', 'unknown', null, null],
+    ['once:1:nonsense', 'unknown', null, null],
+    ['', 'unknown', null, null],
+  ]
+  const { sql } = await testDatabase(t)
+  for (const [gid, manager, id, participant] of cases) {
+    const [row] =
+      await sql`select manager, global_id, participant, transaction_id from once.decode_gid(${gid})`
+    t.deepEqual({ ...row }, { manager, global_id: id, participant, transaction_id: null }, gid)
+  }
+})
+
+test('A stranger who uses a gid of our form is not taken for ours, and gets no decision', async (t) => {
+  const [a, b] = [await placeWithEffects(t), await placeWithEffects(t)]
+  const { gid } = await leaveOrphan(a, b, 1)
+  await b.sql.unsafe(`rollback prepared '${gid}'`)
+  const stranger = await testRole(t, b)
+  await b.sql.unsafe(`grant all on effect to ${stranger}`)
+  await prepare(t, b.urlAs(stranger), gid, 'insert into effect values (9)')
+  t.deepEqual(await rowsOf(b.sql, 'select manager, ours, decision from once.in_doubt'), [
+    ['unknown', false, 'not ours: ask its manager'],
+  ])
+  t.deepEqual(await rowsOf(b.sql, 'select once.resolve()'), [])
+})
+
+test('Locks are shown with their modes, before and after a restart of the server', async (t) => {
+  const server = await ownServer(t)
+  const admin = connect(t, server.url())
+  await admin.unsafe('create database shop')
+  const url = server.url('shop')
+  await installSchema(url)
+  const setup = connect(t, url)
+  await setup`create table effect (id int primary key)`
+  await setup`create table other (id int)`
+  await prepare(
+    t,
+    url,
+    'foreign',
+    'insert into effect values (1); savepoint s; insert into effect values (2); lock table other in share mode',
+  )
+  const look = () =>
+    connect(t, url)`select locks, age >= '0' as aged, xid_age from once.in_doubt`.then(([row]) => ({
+      ...row,
+    }))
+  const expected = ['public.effect RowExclusiveLock', 'public.other ShareLock']
+  t.like(await look(), { locks: expected, aged: true })
+  await server.restart()
+  t.like(await look(), { locks: expected, aged: true })
+  const waiter = connect(t, url)
+  const waiting = waiter`update other set id = 1`
+  waiting.catch(() => {})
+  const watcher = connect(t, url)
+  await until('the waiter shows', async () => (await watcher`select from once.blocked`).length === 1)
+  t.deepEqual(
+    (await watcher`select gid, relation::text, waits_on, mode, behind, query from once.blocked`).map(
+      (row) => ({ ...row }),
+    ),
+    [
+      {
+        gid: 'foreign',
+        relation: 'other',
+        waits_on: 'relation',
+        mode: 'RowExclusiveLock',
+        behind: [],
+        query: 'update other set id = 1',
+      },
+    ],
+  )
+  await watcher.unsafe(`rollback prepared 'foreign'`)
+  await waiting
+})
+
+test('Sessions that wait for a prepared transaction are found, those behind them too, and nobody else', async (t) => {
+  const b = await placeWithEffects(t)
+  await b.sql`create table idle (id int)`
+  await b.sql`insert into effect values (1)`
+  await prepare(t, b.url, `row in ${b.name}`, 'update effect set id = 2')
+  await prepare(t, b.url, `innocent in ${b.name}`, 'insert into idle values (1)')
+
+  // The first waits for the row, the second for the first's place in the queue, the third for the table
+  // behind both, the fourth behind the third.
+  const statements = [
+    'update effect set id = 3 where id = 1',
+    'delete from effect where id = 1',
+    'alter table effect add column note text',
+    'select count(*) from effect',
+  ]
+  const sessions: Session[] = []
+  const running: Promise<unknown>[] = []
+  for (const statement of statements) {
+    const session = await openSession(t, b.url)
+    sessions.push(session)
+    const run = session.sql.unsafe(statement).execute()
+    run.catch(() => {})
+    running.push(run)
+    await untilBlocked(b.sql, session)
+  }
+  const bystander = await openSession(t, b.url)
+  await bystander.sql.unsafe('begin; lock table idle in share mode nowait').catch(() => {})
+
+  const pids = sessions.map(({ pid }) => pid).sort((x, y) => x - y)
+  t.deepEqual(
+    await rowsOf(
+      b.sql,
+      `select gid, blocks, blocked_pids, longest_wait > '0' from once.in_doubt order by blocks desc`,
+    ),
+    [
+      [`row in ${b.name}`, 4, pids, true],
+      [`innocent in ${b.name}`, 0, [], null],
+    ],
+  )
+  const blocked =
+    await b.sql`select pid, query, relation::text, waits_for >= '0' as waits, behind, mode from once.blocked`
+  t.is(blocked.length, 4)
+  for (const [index, session] of sessions.entries()) {
+    const row = blocked.find(({ pid }) => pid === session.pid)
+    t.like(row, { query: statements[index], relation: 'effect', waits: true })
+  }
+  t.deepEqual(blocked.find(({ pid }) => pid === sessions[0]?.pid)?.behind, [])
+  t.true(blocked.find(({ pid }) => pid === sessions[3]?.pid)?.behind.includes(sessions[2]?.pid))
+
+  await b.sql.unsafe(`rollback prepared 'row in ${b.name}'`)
+  await Promise.all(running)
+  t.deepEqual(await rowsOf(b.sql, 'select * from once.blocked'), [])
+})
+
+test('The decision is shown where this database is the home, and never makes the view fail', async (t) => {
+  const [a, b] = [await placeWithEffects(t), await placeWithEffects(t)]
+  const orphans = [
+    await leaveOrphan(a, b, 1, 'committed'),
+    await leaveOrphan(a, b, 2, 'aborted'),
+    await leaveOrphan(a, b, 3, 'pending'),
+  ]
+  for (const { gid } of orphans) await b.sql.unsafe(`rollback prepared '${gid}'`)
+  // The same gids, now prepared in the home itself.
+  for (const { gid } of orphans)
+    await prepare(t, a.url, gid, 'insert into effect values (100 + random() * 1e6)')
+  const decisions = async (sql = a.sql) =>
+    (
+      await rowsOf(
+        sql,
+        `select decision from once.in_doubt order by array_position('{${orphans.map(({ gid }) => gid)}}', gid)`,
+      )
+    ).flat()
+  t.deepEqual(await decisions(), ['committed', 'aborted', 'pending'])
+  await a.sql.begin('isolation level repeatable read', async (trx) => {
+    t.deepEqual(await decisions(trx as never), Array(3).fill('unknown here: ask under read committed'))
+  })
+  for (const [index, decision] of ['committed', 'aborted', 'pending'].entries())
+    t.is(await oneValue(a.sql, `select once.decision('${orphans[index]?.gid}')`), decision)
+  await orphans[2]?.endHome('rollback')
+  t.is(
+    await oneValue(a.sql, `select once.decision('${orphans[2]?.gid.replace(/:billing$/, '')}')`),
+    'aborted',
+    'an id will do',
+  )
+
+  for (const { gid } of orphans) await a.sql.unsafe(`rollback prepared '${gid}'`)
+  await a.sql`update once.identity set database_oid = 1`
+  await prepare(t, a.url, orphans[0]?.gid ?? '', 'insert into effect values (50)')
+  t.regex(String((await decisions())[0]), /^unknown here: this database is a copy/)
+})
