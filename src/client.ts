@@ -4,7 +4,7 @@
 import type { Kysely, Transaction } from 'kysely'
 import { createDatabase, type Database } from './database/database.ts'
 import type { DatabaseTarget } from './database/open.ts'
-import { InvalidInputError } from './errors.ts'
+import { AbortedError, InvalidInputError } from './errors.ts'
 import {
   claim,
   claimKeys,
@@ -26,11 +26,12 @@ import {
   takePartition,
 } from './offset.ts'
 import { traced } from './transaction/channels.ts'
+import { readOutcome } from './transaction/commit.ts'
 import {
   type Context,
   type Handles,
-  readOutcome,
   runTransaction,
+  type TransactionBody,
   type TransactionOptions,
   type TransactionResult,
 } from './transaction/coordinator.ts'
@@ -231,12 +232,16 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
       `No database named ${name}; there are ${[...databases.keys()].join(', ')}`,
     )
   }
-  const withDefaults = (own: TransactionOptions = {}) => checkOptions({ ...options.transaction, ...own })
+  const withDefaults = (own: TransactionOptions) => {
+    const { home, ...rest } = checkOptions({ ...options.transaction, ...own })
+    return home === undefined ? rest : { ...rest, home: named(home).name }
+  }
 
   const recovery: Recovery = {
-    sweep: (sweepOptions) => sweep(all, sweepOptions),
-    audit: async () => (await audit(all)).losses,
+    sweep: (sweepOptions) => unlessClosed(() => sweep(all, sweepOptions)),
+    audit: () => unlessClosed(async () => (await audit(all)).losses),
     start(startOptions) {
+      refuseIfClosed()
       const started = startRecovery(all, startOptions)
       const stop = async () => {
         running.delete(started)
@@ -250,13 +255,33 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
   let closing: Promise<void> | undefined
   const close = async () => {
     await Promise.all([...running].map((started) => started.stop()))
+    await Promise.allSettled(inFlight)
     await Promise.allSettled(context.background)
     await Promise.all(all.map((database) => database.close()))
   }
+  const inFlight = new Set<Promise<unknown>>()
+  const refuseIfClosed = () => {
+    if (closing !== undefined) throw new AbortedError('CLOSED', 'This client is closed, or about to be')
+  }
+  /** Runs what uses the databases: refused after close(), which waits for what was begun before. */
+  const unlessClosed = <T>(run: () => Promise<T>): Promise<T> => {
+    const result = (async () => {
+      refuseIfClosed()
+      return await run()
+    })()
+    const ended = result.then(
+      () => void inFlight.delete(ended),
+      () => void inFlight.delete(ended),
+    )
+    inFlight.add(ended)
+    return result
+  }
+  const run = <T>(own: TransactionOptions, body: TransactionBody<T>) =>
+    unlessClosed(async () => runTransaction(context, withDefaults(own), body))
 
   const client = {
-    transaction: <T>(handler: (handles: Handles) => Promise<T>, own?: TransactionOptions) =>
-      runTransaction(context, withDefaults(own), (handles) => handler(handles)),
+    transaction: <T>(handler: (handles: Handles) => Promise<T>, own: TransactionOptions = {}) =>
+      run(own, (handles) => handler(handles)),
 
     async process(
       name: string,
@@ -264,25 +289,17 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
       handler: (trx: Transaction<unknown>, handles: Handles) => Promise<unknown>,
       { offset, ...own }: ProcessOptions = {},
     ): Promise<Processed<unknown>> {
-      const database = named(name)
-      const { result, ...rest } = await runTransaction(
-        context,
-        { ...withDefaults(own), home: name },
-        async (handles, begin, transactionId) => {
-          const branch = await begin(name)
-          const claimed = await traced('claim', { database: name, transactionId }, () =>
-            claim(branch, message),
-          )
-          let value: unknown
-          if (claimed.status === 'claimed') {
-            value = await handler(handles[name] as Transaction<unknown>, handles)
-            if ('scope' in message && message.keepResult) await keepResult(branch, message, value)
-          }
-          if (offset) await advance(branch, offset)
-          return { ...claimed, value }
-        },
-      )
-      void database
+      const { result, ...rest } = await run({ ...own, home: name }, async (handles, begin, transactionId) => {
+        const branch = await begin(name)
+        const claimed = await traced('claim', { database: name, transactionId }, () => claim(branch, message))
+        let value: unknown
+        if (claimed.status === 'claimed') {
+          value = await handler(handles[name] as Transaction<unknown>, handles)
+          if ('scope' in message && message.keepResult) await keepResult(branch, message, value)
+        }
+        if (offset) await advance(branch, offset)
+        return { ...claimed, value }
+      })
       if (result.status === 'expired') return { status: 'expired' }
       if (result.status === 'duplicate') return { status: 'duplicate', result: result.result }
       return { status: 'processed', result: result.value, ...rest }
@@ -294,64 +311,62 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
       handler: (trx: Transaction<unknown>, fresh: readonly never[], handles: Handles) => Promise<unknown>,
       { offset, ...own }: ProcessOptions = {},
     ): Promise<ProcessedBatch<unknown> | ProcessedKeys<unknown>> {
-      named(name)
-      const { result, ...rest } = await runTransaction(
-        context,
-        { ...withDefaults(own), home: name },
-        async (handles, begin, transactionId) => {
-          const branch = await begin(name)
-          const answer = await traced('claim', { database: name, transactionId }, async () => {
-            if ('producer' in batch) {
-              const claimed = await claimSequences(branch, batch)
-              return { claimed, duplicates: batch.sequences.length - claimed.length }
-            }
-            const claims = await claimKeys(branch, batch)
-            return {
-              claimed: claims.filter(({ status }) => status === 'claimed').map(({ key }) => key),
-              rest: claims.filter(({ status }) => status !== 'claimed'),
-            }
-          })
-          const value =
-            answer.claimed.length === 0
-              ? undefined
-              : await handler(handles[name] as Transaction<unknown>, answer.claimed as never[], handles)
-          if (offset) await advance(branch, offset)
-          return { ...answer, result: value }
-        },
-      )
+      const { result, ...rest } = await run({ ...own, home: name }, async (handles, begin, transactionId) => {
+        const branch = await begin(name)
+        const answer = await traced('claim', { database: name, transactionId }, async () => {
+          if ('producer' in batch) {
+            const claimed = await claimSequences(branch, batch)
+            return { claimed, duplicates: batch.sequences.length - claimed.length }
+          }
+          const claims = await claimKeys(branch, batch)
+          return {
+            claimed: claims.filter(({ status }) => status === 'claimed').map(({ key }) => key),
+            rest: claims.filter(({ status }) => status !== 'claimed'),
+          }
+        })
+        const value =
+          answer.claimed.length === 0
+            ? undefined
+            : await handler(handles[name] as Transaction<unknown>, answer.claimed as never[], handles)
+        if (offset) await advance(branch, offset)
+        return { ...answer, result: value }
+      })
       return { ...result, ...rest } as ProcessedBatch<unknown> | ProcessedKeys<unknown>
     },
 
-    async outcome(id: string): Promise<Outcome> {
-      const global = parseId(id)
-      const identities = await Promise.allSettled(all.map((database) => database.identify()))
-      const home = all.find(({ identity }) => identity === global.home)
-      if (home !== undefined) return (await readOutcome(home, global)) as Outcome
-      const failed = identities.find((identity) => identity.status === 'rejected')
-      if (failed?.status === 'rejected') throw failed.reason
-      throw new InvalidInputError(
-        'ONARG',
-        `None of the databases is the home ${global.home} of this transaction`,
-        {
-          hint: 'Add it: in that database once.identity has this id',
-        },
-      )
-    },
-
-    takePartition: async (name: string, partition: Partition, owner?: string) =>
-      takePartition(named(name), partition, owner),
-    readOffset: async (name: string, partition: Partition) => readOffset(named(name), partition),
+    outcome: (id: string) => unlessClosed(() => outcome(id)),
+    takePartition: (name: string, partition: Partition, owner?: string) =>
+      unlessClosed(async () => takePartition(named(name), partition, owner)),
+    readOffset: (name: string, partition: Partition) =>
+      unlessClosed(async () => readOffset(named(name), partition)),
     recovery,
     close: () => (closing ??= close()),
     [Symbol.asyncDispose]: () => (closing ??= close()),
   }
   return client as unknown as Pgonce<Databases>
+
+  async function outcome(id: string): Promise<Outcome> {
+    const global = parseId(id)
+    const identities = await Promise.allSettled(all.map((database) => database.identify()))
+    const home = all.find(({ identity }) => identity === global.home)
+    if (home !== undefined) return (await readOutcome(home, global)) as Outcome
+    const failed = identities.find((identity) => identity.status === 'rejected')
+    if (failed?.status === 'rejected') throw failed.reason
+    throw new InvalidInputError(
+      'ONARG',
+      `None of the databases is the home ${global.home} of this transaction`,
+      {
+        hint: 'Add it: in that database once.identity has this id',
+      },
+    )
+  }
 }
 
 function checkOptions(options: TransactionOptions): TransactionOptions {
-  for (const what of ['timeout', 'lockTimeout', 'idleTimeout'] as const) {
+  for (const what of ['lockTimeout', 'idleTimeout'] as const) {
     if (options[what] !== undefined) checkMilliseconds(what, options[what])
   }
+  if (options.timeout !== undefined) checkInteger('timeout', options.timeout, 1n, 2147483647n)
   if (options.retries !== undefined) checkInteger('retries', options.retries, 0n, 1000n)
   const { finish = 'await', isolationLevel } = options
   if (finish !== 'await' && finish !== 'background') {

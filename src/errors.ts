@@ -61,7 +61,7 @@ export class HandlerError extends PgonceError {}
 /**
  * A database cannot do what it is asked: not installed (`NOT_INSTALLED`), another schema version
  * (`SCHEMA_VERSION`), a standby (`ONSTB`), a copy (`ONCPY`), not the home (`ONIDN`), a wrong isolation level
- * (`ONISO`), two names for one database (`SAME_DATABASE`), prepared transactions switched off
+ * (`ONISO`), `dblink` missing (`ONEXT`), another database out of its reach (`ONPER`), two names for one database (`SAME_DATABASE`), prepared transactions switched off
  * (`PREPARE_DISABLED`), not allowed (`NO_PRIVILEGE`).
  */
 export class DatabaseError extends PgonceError {}
@@ -100,6 +100,8 @@ const classes: Readonly<Record<string, ErrorClass>> = {
   ONCPY: DatabaseError,
   ONEND: HandlerError,
   ONROL: HandlerError,
+  ONEXT: DatabaseError,
+  ONPER: DatabaseError,
 }
 
 /** The SQLSTATE (or the client's own code) of an error of any driver; undefined if it has none. */

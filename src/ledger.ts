@@ -70,10 +70,16 @@ export interface KeyClaim extends Claim {
 
 /** Claims one message in a branch. @throws PgonceError `ONARG`, `ONFEN`, `ONGAP`, `ONMAX`, `ONPAY` */
 export async function claim(branch: Branch, message: Message): Promise<Claim> {
+  if (typeof message !== 'object' || message === null) {
+    throw new InvalidInputError('ONARG', `Expected a message, got ${show(message)}`, {
+      hint: "Pass { producer: 'shop-7', sequence: 41n } or { scope: 'stripe', key: 'evt_1' }",
+    })
+  }
   if ('producer' in message) {
     const { rows } = await run<{ status: ClaimStatus }>(
       branch,
-      'select once.claim($1, $2::text::bigint, $3::int, $4::boolean) as status',
+      `select case when once.claim_run($1, $2::text::bigint, $2::text::bigint, $3::int) then 'claimed'
+                   else (select c.status from once.claim($1, $2::text::bigint, $3::int, $4::boolean) c) end as status`,
       [
         checkName('producer', message.producer),
         String(checkSequence(message.sequence)),
@@ -95,24 +101,30 @@ export async function claim(branch: Branch, message: Message): Promise<Claim> {
 
 /** Claims sequences of one producer; the new ones, once each, in the order given. */
 export async function claimSequences(branch: Branch, batch: SequencedBatch): Promise<bigint[]> {
+  const producer = checkName('producer', batch.producer)
   const sequences = batch.sequences.map(checkSequence)
-  const { rows } = await run<{ every: boolean; fresh: string | null }>(
-    branch,
-    // When all are new, which is the rule, saying so is cheaper than saying them.
-    `select count(*) = $5::int as every, case when count(*) <> $5::int then string_agg(c::text, ',') end as fresh
-       from once.claim_batch($1, $2::text::bigint[], $3::int, $4::boolean) c`,
-    [
-      checkName('producer', batch.producer),
-      `{${sequences.join(',')}}`,
-      checkEpoch(batch.epoch ?? 0),
-      batch.strict ?? false,
-      sequences.length,
-    ],
-  )
-  const [row] = rows
-  if (row === undefined) return []
-  if (row.every) return sequences
-  const left = new Set((row.fresh ?? '').split(',').filter(Boolean).map(BigInt))
+  const common = [producer, checkEpoch(batch.epoch ?? 0), batch.strict ?? false]
+  const [first, last] = [sequences[0], sequences.at(-1)]
+  const isRun =
+    first !== undefined && sequences.every((sequence, index) => sequence === first + BigInt(index))
+  const { rows } = isRun
+    ? // The rule: the batch is the next piece of its stream, and all new. Two numbers say so, and one word.
+      await run<{ fresh: string | null }>(
+        branch,
+        `select case when once.claim_run($1, $4::text::bigint, $5::text::bigint, $2::int) then null
+                     else array(select c from once.claim_batch(
+                                  $1, array(select generate_series($4::text::bigint, $5::text::bigint)), $2::int, $3::boolean
+                                ) c)::text end as fresh`,
+        [...common, String(first), String(last)],
+      )
+    : await run<{ fresh: string | null }>(
+        branch,
+        'select array(select c from once.claim_batch($1, $4::text::bigint[], $2::int, $3::boolean) c)::text as fresh',
+        [...common, `{${sequences.join(',')}}`],
+      )
+  const fresh = rows[0]?.fresh
+  if (fresh == null) return sequences
+  const left = new Set(fresh.slice(1, -1).split(',').filter(Boolean).map(BigInt))
   return sequences.filter((sequence) => left.delete(sequence))
 }
 
@@ -145,16 +157,22 @@ export async function claimKeys(branch: Branch, batch: KeyedBatch): Promise<KeyC
 
 /** Keeps the handler's result beside the claim; travels with the commit. */
 export async function keepResult(branch: Branch, message: KeyedMessage, result: unknown): Promise<void> {
-  const json = JSON.stringify(result ?? null)
-  if (json === undefined || json.includes('\\u0000')) {
+  let json: string | undefined
+  let cause: unknown
+  try {
+    json = JSON.stringify(result ?? null)
+  } catch (error) {
+    cause = error
+  }
+  // An escape only behind an even number of backslashes.
+  if (json === undefined || /(?<!\\)(?:\\\\)*\\u0000/.test(json)) {
     throw new InvalidInputError(
       'ONARG',
       'Expected the handler to return what JSON can hold, without NUL characters',
-      {
-        hint: 'Return plain data, or leave keepResult out',
-      },
+      { hint: 'Return plain data, or leave keepResult out', cause },
     )
   }
+  await branch.checkOpen()
   await branch.send('select once.keep_result($1, $2, $3::text::jsonb, $4::text::timestamptz)', [
     message.scope,
     message.key,

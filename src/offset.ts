@@ -101,6 +101,7 @@ export async function readOffset(database: Database, partition: Partition): Prom
  * @see sql/offset/advance.sql
  */
 export async function advance(branch: Branch, move: OffsetMove): Promise<void> {
+  await branch.checkOpen()
   const { group, topic, partition } = check(move)
   const { epoch, expected, next } = move
   const common = [group, topic, partition, Number(checkInteger('epoch', epoch, 0n, 2147483647n))]

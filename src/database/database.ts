@@ -21,6 +21,8 @@ export interface Database {
   identify(): Promise<string>
   /** What {@link identify} found; undefined before. */
   readonly identity: string | undefined
+  /** Whether its driver sends several statements without parameters in one text, as found by {@link identify}. */
+  readonly takesSeveral: boolean
   /** A connection from the pool. @throws AbortedError `CONNECTION_LOST`, LimitError `NO_CONNECTION` */
   connect(timeout?: number): Promise<Session>
   /** As {@link connect}, but from a connection apart that handlers cannot use up, where there is one. */
@@ -43,6 +45,7 @@ export function createDatabase(
   const main = open(target, { max: maxConnections, applicationName: 'pgonce', connectTimeout })
   let apart: OpenDatabase<unknown> | undefined
   let identity: string | undefined
+  let takesSeveral = false
   let asking: Promise<string> | undefined
 
   const connect = (opened: OpenDatabase<unknown>, timeout = connectTimeout) =>
@@ -54,9 +57,10 @@ export function createDatabase(
     permits: semaphore(main.maxConnections ?? maxConnections),
     identify() {
       asking ??= identify(database).then(
-        (found) => {
-          identity = found
-          return found
+        ({ home, several }) => {
+          identity = home
+          takesSeveral = several
+          return home
         },
         (error) => {
           asking = undefined
@@ -67,6 +71,9 @@ export function createDatabase(
     },
     get identity() {
       return identity
+    },
+    get takesSeveral() {
+      return takesSeveral
     },
     connect: (timeout) => connect(main, timeout),
     connectApart: (timeout) => {
@@ -154,21 +161,29 @@ export function transactionOver<DB>(db: Kysely<DB>, provider: ConnectionProvider
   return new Transaction<DB>({ config: { dialect }, dialect, driver, executor })
 }
 
-async function identify(database: Database): Promise<string> {
+async function identify(database: Database): Promise<{ home: string; several: boolean }> {
   const { name } = database
   let found: { version: number; home: string; standby: boolean } | undefined
+  let several = true
   try {
-    const { rows } = await withSession(database.connect(), (session) =>
-      session.query<{ version: number; home: string; standby: boolean }>(
+    const { rows } = await withSession(database.connect(), async (session) => {
+      const answer = await session.query<{ version: number; home: string; standby: boolean }>(
         'select once.schema_version() as version, once.home_id()::text as home, pg_is_in_recovery() as standby',
-      ),
-    )
+      )
+      if (!session.pipelines) {
+        several = await session.query('select 1; select 1').then(
+          () => true,
+          () => false,
+        )
+      }
+      return answer
+    })
     found = rows[0]
   } catch (error) {
     const code = codeOf(error)
     if (code === '3F000' || code === '42883') {
       throw new DatabaseError('NOT_INSTALLED', `Database ${name} has no schema once`, {
-        hint: `Install it: npx pgonce migrate ${name}=postgres://…`,
+        hint: `Install it: npx pgonce migrate --database ${name}=postgres://…`,
         cause: error,
       })
     }
@@ -188,7 +203,7 @@ async function identify(database: Database): Promise<string> {
       {
         hint:
           Number(found.version) < schemaVersion
-            ? `Bring it up to date: npx pgonce migrate ${name}=postgres://…`
+            ? `Bring it up to date: npx pgonce migrate --database ${name}=postgres://…`
             : 'Update the package: npm install pgonce@latest',
       },
     )
@@ -198,7 +213,7 @@ async function identify(database: Database): Promise<string> {
       hint: 'Give the URL of its primary',
     })
   }
-  return found.home
+  return { home: found.home, several }
 }
 
 /** Gives up waiting for a connection after a while; one that comes later goes straight back. */

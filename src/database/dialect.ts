@@ -23,21 +23,22 @@ export interface TaggedResult<R> extends QueryResult<R> {
   readonly command: string
 }
 
-/** A Kysely dialect that runs on an existing postgres.js instance, which stays the caller's to end. */
-export function postgresJsDialect(client: postgres.Sql): Dialect {
+/** A Kysely dialect on connections of postgres.js, whose owner ends them. */
+export function postgresJsDialect(source: ConnectionSource): Dialect {
   return {
     createAdapter: () => new PostgresAdapter(),
     createIntrospector: (db) => new PostgresIntrospector(db),
     createQueryCompiler: () => new PostgresQueryCompiler(),
-    createDriver: () => driver(client),
+    createDriver: () => driver(source),
   }
 }
 
-function driver(client: postgres.Sql): Driver {
+function driver(source: ConnectionSource): Driver {
   const run = (connection: DatabaseConnection, text: string) => connection.executeQuery(Query.raw(text))
+  const types: KnownTypes = new Map()
   return {
     init: async () => {},
-    acquireConnection: async () => new PostgresJsConnection(client, await client.reserve()),
+    acquireConnection: async () => new PostgresJsConnection(await source.take(), types),
     beginTransaction: async (connection, { isolationLevel, accessMode }: TransactionSettings) => {
       const level = isolationLevel === undefined ? '' : ` isolation level ${isolationLevel}`
       await run(connection, `begin${level}${accessMode === undefined ? '' : ` ${accessMode}`}`)
@@ -55,17 +56,42 @@ function driver(client: postgres.Sql): Driver {
   }
 }
 
+/** Where connections come from. */
+export interface ConnectionSource {
+  take(): Promise<TakenConnection>
+}
+
+/** One connection of postgres.js for as long as it is needed; ended by `release` or `discard`. */
+export interface TakenConnection {
+  readonly client: postgres.Sql
+  readonly reserved: postgres.ReservedSql
+  /** Gives it back, in a clean state. */
+  release(): void
+  /** It is lost, or not fit to be used again. */
+  discard(): void
+  /** Ends a backend of the same server, over another connection. */
+  terminate(pid: number): void
+}
+
 /** What postgres.js hands to `onexecute`: the physical connection behind a reserved one. */
 interface PhysicalConnection {
   onclose: ((error: unknown) => void) | null
   terminate(): void
 }
 
-interface Pending {
+interface Statement {
+  readonly text: string
+  readonly parameters: readonly unknown[]
+  /** Its parameters are none that postgres.js might throw over. */
+  readonly isOwn: boolean
+  /** Whether it had to wait for those before it. */
+  hasWaited: boolean
+  readonly resolve: (result: postgres.RowList<postgres.Row[]>) => void
   readonly reject: (error: unknown) => void
-  /** The backend that runs it, as soon as it was sent. */
-  readonly pid: () => number | null | undefined
 }
+
+/** The parameters' types of statements that were answered before, as the server told them. */
+type KnownTypes = Map<string, readonly number[]>
 
 /** FATAL from the server, or the network's word that nobody answers: the session is gone. */
 export function isFatal(error: unknown): boolean {
@@ -79,41 +105,52 @@ export function isFatal(error: unknown): boolean {
  * postgres.js goes on accepting statements for a reserved connection whose socket has closed: it throws in
  * a timer, or sends them to whoever owns the reopened connection. A COMMIT would then succeed on nothing. So
  * we listen for the close ourselves, refuse everything after it, and never give such a connection back.
+ *
+ * Nor does it survive a parameter that cannot be put into words (`undefined`, an invalid date, a BigInt in
+ * JSON) behind statements that are not answered yet: it blames the first of them, and takes every later
+ * answer for that of the statement before. So such a statement waits until nothing is before it.
  */
 export class PostgresJsConnection implements DatabaseConnection {
-  readonly #reserved: postgres.ReservedSql
-  readonly #client: postgres.Sql
-  readonly #pending = new Set<Pending>()
+  readonly #taken: TakenConnection
+  readonly #types: KnownTypes
+  readonly #waiting: Statement[] = []
+  /** Sent and not answered yet, with the backend that runs it. */
+  readonly #pending = new Map<Statement, () => number | null | undefined>()
   #physical: PhysicalConnection | undefined
+  #closed = false
   #lost: unknown
 
-  constructor(client: postgres.Sql, reserved: postgres.ReservedSql) {
-    this.#client = client
-    this.#reserved = reserved
+  constructor(taken: TakenConnection, types: KnownTypes) {
+    this.#taken = taken
+    this.#types = types
   }
 
   async executeQuery<R>(query: CompiledQuery): Promise<TaggedResult<R>> {
-    const result = await this.#send(query.sql, query.parameters)
-    const { count, command } = result
-    const rows = Array.from(result) as R[]
-    return typeof count === 'number' && /^(INSERT|UPDATE|DELETE|MERGE|COPY)$/.test(command)
-      ? { rows, command, numAffectedRows: BigInt(count) }
-      : { rows, command }
+    return told(await this.#send(query.sql, query.parameters, false))
+  }
+
+  /** A statement of ours: its parameters are strings, numbers, booleans and nulls, each cast in the text. */
+  async executeOwn<R>(text: string, parameters: readonly unknown[]): Promise<TaggedResult<R>> {
+    return told(await this.#send(text, parameters, true))
   }
 
   async *streamQuery<R>(query: CompiledQuery, chunkSize: number): AsyncIterableIterator<QueryResult<R>> {
+    if (this.#pending.size > 0) await this.#send('', [], true)
     this.#refuseIfLost()
-    const cursor = this.#reserved
+    const cursor = this.#taken.reserved
       .unsafe(query.sql, [...query.parameters] as never[], { prepare: true })
       .cursor(chunkSize)
     for await (const rows of cursor) yield { rows: Array.from(rows) as R[] }
+    // Between two chunks postgres.js takes a lost connection for the last row.
+    this.#refuseIfLost()
   }
 
-  /** Gives the connection back to its pool, unless it is lost: then postgres.js has taken it back already. */
+  /** Gives the connection back to its pool, unless it is lost: then it is the pool's already. */
   release(): void {
+    if (this.#lost !== undefined) return
+    this.#lost = givenBack
     if (this.#physical) this.#physical.onclose = null
-    if (this.#lost === undefined) this.#reserved.release()
-    this.#lost ??= new AbortedError('ENDED', 'This connection was given back')
+    this.#taken.release()
   }
 
   /**
@@ -121,55 +158,154 @@ export class PostgresJsConnection implements DatabaseConnection {
    * that still runs, since it would notice our hanging up only when it next reads its socket.
    */
   destroy(): void {
-    const [running] = this.#pending
-    const pid = running?.pid()
-    if (pid != null) this.#client.unsafe('select pg_terminate_backend($1)', [pid]).catch(() => {})
-    this.#abandon(new AbortedError('CONNECTION_LOST', 'The connection was given up'))
+    const [pid] = this.#pending.values()
+    const backend = pid?.()
+    if (backend != null) this.#taken.terminate(backend)
+    this.#abandon(new AbortedError('ABORTED', 'The connection was given up'))
   }
 
-  #send(text: string, parameters: readonly unknown[]): Promise<postgres.RowList<postgres.Row[]>> {
+  #send(
+    text: string,
+    parameters: readonly unknown[],
+    isOwn: boolean,
+  ): Promise<postgres.RowList<postgres.Row[]>> {
     return new Promise((resolve, reject) => {
       this.#refuseIfLost()
-      // Without parameters postgres.js uses the simple protocol, which also takes several statements.
-      const options = this.#physical
-        ? { prepare: true }
-        : { prepare: true, onexecute: (physical: PhysicalConnection) => this.#watch(physical) }
-      const query = this.#reserved.unsafe(text, [...parameters] as never[], options)
-      const entry: Pending = { reject, pid: () => (query as { state?: { pid: number | null } }).state?.pid }
-      this.#pending.add(entry)
-      query.then(
-        (result) => {
-          this.#pending.delete(entry)
-          resolve(result as unknown as postgres.RowList<postgres.Row[]>)
-        },
-        (error: unknown) => {
-          this.#pending.delete(entry)
-          if (isFatal(error)) this.#abandon(error)
-          reject(error)
-        },
-      )
+      this.#waiting.push({ text, parameters, isOwn, hasWaited: false, resolve, reject })
+      this.#flush()
     })
+  }
+
+  #flush(): void {
+    for (;;) {
+      const [next] = this.#waiting
+      if (next === undefined) return
+      if (this.#pending.size > 0 && this.#mayThrow(next)) {
+        next.hasWaited = true
+        return
+      }
+      this.#waiting.shift()
+      this.#execute(next)
+    }
+  }
+
+  #execute(statement: Statement): void {
+    const { text, parameters, resolve, reject } = statement
+    // Without parameters postgres.js uses the simple protocol, which also takes several statements.
+    const options = this.#physical
+      ? { prepare: true }
+      : { prepare: true, onexecute: (physical: PhysicalConnection) => this.#watch(physical) }
+    const query = this.#taken.reserved.unsafe(text, [...parameters] as never[], options)
+    this.#pending.set(statement, () => (query as { state?: { pid: number | null } }).state?.pid)
+    query.then(
+      (result) => {
+        this.#pending.delete(statement)
+        this.#remember(statement, result.statement?.types)
+        this.#flush()
+        resolve(result as unknown as postgres.RowList<postgres.Row[]>)
+      },
+      (error: unknown) => {
+        this.#pending.delete(statement)
+        if (isFatal(error)) this.#abandon(error)
+        else this.#flush()
+        reject(error)
+      },
+    )
+  }
+
+  /** So that it need not wait the next time. Most never do, and to remember those would cost more. */
+  #remember({ text, parameters, hasWaited }: Statement, types: readonly number[] | undefined): void {
+    if (types === undefined || !hasWaited) return
+    const key = keyOf(text, parameters)
+    if (key === undefined || this.#types.has(key)) return
+    // What an application says differs a thousand times only if it does not use parameters.
+    if (this.#types.size >= 1000) this.#types.clear()
+    this.#types.set(key, types)
+  }
+
+  /** Whether postgres.js may throw over a parameter: it does the same first, where that harms nobody. */
+  #mayThrow({ text, parameters, isOwn }: Statement): boolean {
+    if (isOwn || parameters.length === 0) return false
+    const key = keyOf(text, parameters)
+    const types = key === undefined ? undefined : this.#types.get(key)
+    if (types === undefined) return true
+    const { serializers } = this.#taken.client.options
+    try {
+      parameters.forEach((value, index) => {
+        if (value !== null) serializers[types[index] as number]?.(value)
+      })
+      return false
+    } catch {
+      return true
+    }
   }
 
   #abandon(error: unknown): void {
     if (this.#lost !== undefined) return
     this.#lose(error)
-    this.#physical?.terminate()
+    // After what postgres.js is about to write: left in its buffer, it would spoil the next session.
+    setImmediate(() => {
+      if (!this.#closed) this.#physical?.terminate()
+    })
   }
 
   #watch(physical: PhysicalConnection): boolean {
     this.#physical = physical
-    physical.onclose = (error) => this.#lose(error)
+    physical.onclose = (error) => {
+      this.#closed = true
+      this.#lose(error)
+    }
     return true
   }
 
   #lose(error: unknown): void {
-    this.#lost ??= error
-    for (const { reject } of this.#pending) reject(error)
+    if (this.#lost !== undefined) return
+    this.#lost = error
+    for (const { reject } of [...this.#pending.keys(), ...this.#waiting.splice(0)]) reject(error)
     this.#pending.clear()
+    this.#taken.discard()
   }
 
   #refuseIfLost(): void {
-    if (this.#lost !== undefined) throw this.#lost
+    if (this.#lost === givenBack) throw new AbortedError('ENDED', 'This connection was given back')
+    if (this.#lost === undefined) return
+    if (this.#lost instanceof AbortedError) throw this.#lost
+    throw new AbortedError('CONNECTION_LOST', 'The connection was lost before this statement was sent', {
+      cause: this.#lost,
+    })
   }
+}
+
+const counting = new Set(['INSERT', 'UPDATE', 'DELETE', 'MERGE', 'COPY'])
+
+function told<R>(result: postgres.RowList<postgres.Row[]>): TaggedResult<R> {
+  const { count, command } = result
+  const rows = Array.from(result) as R[]
+  return typeof count === 'number' && counting.has(command)
+    ? { rows, command, numAffectedRows: BigInt(count) }
+    : { rows, command }
+}
+
+/** Not an error yet: to make one takes longer than to give a connection back. */
+const givenBack = Symbol('given back')
+
+/** The same key: the same types, as far as postgres.js infers any. Undefined for values it does not know. */
+function keyOf(text: string, parameters: readonly unknown[]): string | undefined {
+  if (parameters.length > 60_000) return undefined
+  const kinds = parameters.map(kindOf)
+  return kinds.includes(undefined) ? undefined : `${kinds.join('')} ${text}`
+}
+
+function kindOf(value: unknown): string | undefined {
+  if (value === null) return '0'
+  if (value instanceof Date) return 'd'
+  if (value instanceof Uint8Array) return 'y'
+  if (Array.isArray(value)) {
+    const first = value.length === 0 ? '0' : kindOf(value[0])
+    return first && `a${first}`
+  }
+  const kind = { boolean: 'b', number: 'n', string: 's', bigint: 'i' }[typeof value as string]
+  return (
+    kind ?? (typeof value === 'object' && Object.getPrototypeOf(value) === Object.prototype ? 'o' : undefined)
+  )
 }

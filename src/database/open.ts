@@ -5,7 +5,8 @@ import { Kysely } from 'kysely'
 import postgres from 'postgres'
 import { InvalidInputError } from '../errors.ts'
 import { show } from '../names.ts'
-import { postgresJsDialect } from './dialect.ts'
+import { type ConnectionSource, postgresJsDialect } from './dialect.ts'
+import { callersPool, ownPool } from './pool.ts'
 
 /** A database by its URL, by a postgres.js instance, or by a Kysely instance of any Postgres dialect. */
 export type DatabaseTarget<DB = unknown> = string | URL | postgres.Sql | Kysely<DB>
@@ -34,9 +35,12 @@ export function open<DB>(target: unknown, options: OpenOptions = {}): OpenDataba
   const { max = 1, applicationName = 'pgonce', connectTimeout = 10_000 } = options
   const own = {
     onnotice: () => {},
+    max: 1,
     connect_timeout: Math.max(1, Math.ceil(connectTimeout / 1000)),
-    // While a server restarts we want it back soon; postgres.js would wait up to a minute.
-    backoff: () => 0.2,
+    // postgres.js cannot end a connection that is reserved, and never ends it afterwards.
+    max_lifetime: null,
+    // A connection that breaks while postgres.js fetches them ends the process; see arrays.ts.
+    fetch_types: false,
   }
   if (typeof target === 'string' || target instanceof URL) {
     const url = String(target)
@@ -46,11 +50,9 @@ export function open<DB>(target: unknown, options: OpenOptions = {}): OpenDataba
         `Expected a URL such as postgres://user@host:5432/database, got ${show(describeTarget(url))}`,
       )
     }
-    const connect = (size: number, name: string): OpenDatabase<DB> =>
-      overPostgresJs(postgres(url, { ...own, max: size, connection: { application_name: name } }), () =>
-        connect(1, `${name} recovery`),
-      )
-    return connect(max, applicationName)
+    return overOwnPool(max, connectTimeout, applicationName, (name, onclose) =>
+      postgres(url, { ...own, onclose, connection: { application_name: name } }),
+    )
   }
   if (isKysely<DB>(target)) {
     if (target.isTransaction) {
@@ -68,25 +70,35 @@ export function open<DB>(target: unknown, options: OpenOptions = {}): OpenDataba
   }
   if (typeof target === 'function' && 'unsafe' in target && 'reserve' in target) {
     const client = target as unknown as postgres.Sql
-    const sibling = () => {
-      // What postgres() made of the caller's options, put in again: hosts and ports are lists by now.
-      const { host, port, database, user, pass, ssl, path, prepare, connection } =
-        client.options as postgres.ParsedOptions & {
-          path?: string
-        }
-      const again = { host, port, database, user, pass, ssl, prepare, ...(path ? { path } : {}) }
-      const name = `${connection.application_name ?? applicationName} recovery`
-      return overPostgresJs<DB>(
-        postgres({
-          ...own,
-          ...again,
-          max: 1,
-          connection: { ...connection, application_name: name },
-        } as unknown as postgres.Options<Record<string, postgres.PostgresType>>),
-        sibling,
-      )
+    if (client.options.fetch_types === false) {
+      throw new InvalidInputError('ONARG', 'Expected a postgres.js instance with `fetch_types` left on', {
+        detail: 'Without it postgres.js (3.4.9) never hands out a reserved connection.',
+        hint: 'Remove `fetch_types: false`, or pass a URL',
+      })
     }
-    return { ...overPostgresJs<DB>(client, sibling), close: async () => {} }
+    // What postgres() made of the caller's options, put in again: hosts and ports are lists by now.
+    const { host, port, database, user, pass, ssl, path, prepare, connection } =
+      client.options as postgres.ParsedOptions & { path?: string }
+    const again = { host, port, database, user, pass, ssl, prepare, ...(path ? { path } : {}) }
+    const sibling = () =>
+      overOwnPool<DB>(
+        1,
+        connectTimeout,
+        `${connection.application_name ?? applicationName} recovery`,
+        (name, onclose) =>
+          postgres({
+            ...own,
+            ...again,
+            onclose,
+            connection: { ...connection, application_name: name },
+          } as unknown as postgres.Options<Record<string, postgres.PostgresType>>),
+      )
+    return {
+      db: overConnections(callersPool(client)),
+      maxConnections: client.options.max,
+      sibling,
+      close: async () => {},
+    }
   }
   throw new InvalidInputError(
     'ONARG',
@@ -112,11 +124,21 @@ function isKysely<DB>(target: unknown): target is Kysely<DB> {
   )
 }
 
-function overPostgresJs<DB>(client: postgres.Sql, sibling: () => OpenDatabase<DB>): OpenDatabase<DB> {
+function overOwnPool<DB>(
+  max: number,
+  connectTimeout: number,
+  applicationName: string,
+  make: (applicationName: string, onclose: () => void) => postgres.Sql,
+): OpenDatabase<DB> {
+  const pool = ownPool((onclose) => make(applicationName, onclose), max, connectTimeout)
   return {
-    db: new Kysely<DB>({ dialect: postgresJsDialect(client) }),
-    maxConnections: client.options.max,
-    sibling,
-    close: () => client.end({ timeout: 5 }),
+    db: overConnections(pool),
+    maxConnections: max,
+    sibling: () => overOwnPool(1, connectTimeout, `${applicationName} recovery`, make),
+    close: () => pool.end(),
   }
+}
+
+function overConnections<DB>(source: ConnectionSource): Kysely<DB> {
+  return new Kysely<DB>({ dialect: postgresJsDialect(source) })
 }

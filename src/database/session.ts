@@ -2,6 +2,7 @@
  * One connection, taken out of a pool for as long as we need it, whatever dialect it comes from.
  */
 import { CompiledQuery, type DatabaseConnection, type Kysely, type QueryResult } from 'kysely'
+import { AbortedError } from '../errors.ts'
 import { PostgresJsConnection } from './dialect.ts'
 
 /** What a statement returned; the command tag only from dialects that tell it (ours does). */
@@ -14,6 +15,7 @@ export interface Session {
   readonly connection: DatabaseConnection
   /** Whether statements may be sent without waiting for the one before; they are answered in order. */
   readonly pipelines: boolean
+  /** Runs a statement of ours: parameters are strings, numbers, booleans and nulls. */
   query<R>(text: string, parameters?: readonly unknown[]): Promise<SessionResult<R>>
   /** Gives the connection back to its pool; only in a clean state. */
   release(): void
@@ -49,11 +51,14 @@ function sessionOver(connection: DatabaseConnection, release: () => void): Sessi
     executeQuery: (query) => inTurn(() => connection.executeQuery(query)),
     streamQuery: (query, chunkSize) => connection.streamQuery(query, chunkSize),
   }
+  let held = true
   const query = async <R>(text: string, parameters: readonly unknown[] = []): Promise<SessionResult<R>> => {
-    const result = await watched.executeQuery<R>(CompiledQuery.raw(text, [...parameters]))
+    if (!held) throw new AbortedError('ENDED', 'This connection was given back')
+    const result = await (ours
+      ? ours.executeOwn<R>(text, parameters)
+      : watched.executeQuery<R>(CompiledQuery.raw(text, [...parameters])))
     return { rows: result.rows, command: commandOf(result) }
   }
-  let held = true
   return {
     connection: watched,
     pipelines: ours !== undefined,
@@ -64,13 +69,13 @@ function sessionOver(connection: DatabaseConnection, release: () => void): Sessi
     },
     abandon() {
       if (!held) return
-      held = false
       if (ours) {
         ours.destroy()
         release()
       } else {
         query('rollback').then(release, release)
       }
+      held = false
     },
   }
 }

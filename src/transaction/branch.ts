@@ -6,7 +6,7 @@ import type { DatabaseConnection, Transaction } from 'kysely'
 import { type Database, transactionOver } from '../database/database.ts'
 import { isFatal } from '../database/dialect.ts'
 import { commandOf, type Session, type SessionResult } from '../database/session.ts'
-import { AbortedError, codeOf, fromSql, HandlerError } from '../errors.ts'
+import { AbortedError, codeOf, fromSql, HandlerError, isErrorAnswer, PgonceError } from '../errors.ts'
 import { traced } from './channels.ts'
 
 export interface BranchSettings {
@@ -22,11 +22,23 @@ export interface Branch {
   readonly session: Session
   /** For the handler: a connection that watches what the handler does. */
   readonly connection: DatabaseConnection
+  /** For all but the decision: that the connection is lost is told as an AbortedError. */
   query<R>(text: string, parameters?: readonly unknown[]): Promise<SessionResult<R>>
   /** Sends a statement whose answer {@link settle} waits for: behind it may come another in the same round trip. */
   send(text: string, parameters?: readonly unknown[]): Promise<void>
   /** Waits for all that was sent. @throws the first error among them */
   settle(): Promise<void>
+  /**
+   * After the handler, before more of ours: if it ended the transaction, what follows would commit by itself.
+   * @throws HandlerError `ONEND`, `ONROL`
+   */
+  checkOpen(): Promise<void>
+  /** Asks for the transaction's xid, once, if that makes nobody wait. */
+  noteXid(): void
+  /** The xid as of {@link noteXid}: null if nothing had been written; undefined if nobody asked. */
+  readonly xid: Promise<string | null> | undefined
+  /** Whether a statement of the handler has inserted, updated or deleted rows. */
+  readonly wrote: boolean
   /** Whether the handler may have ended the transaction or changed the role, so that we must look. */
   readonly suspect: boolean
   /** The first statement of the handler that failed, if one did. */
@@ -44,14 +56,21 @@ const harmless =
 export async function openBranch(database: Database, settings: BranchSettings): Promise<Branch> {
   const { transactionId, lockTimeout, idleTimeout, isolationLevel } = settings
   return await traced('begin', { database: database.name, transactionId }, async () => {
-    const branch = branchOver(database, await database.connect())
+    const branch = branchOver(database, await database.connect(), transactionId)
     try {
-      await branch.send(isolationLevel === undefined ? 'begin' : `begin isolation level ${isolationLevel}`)
-      await branch.send('select once.open($1::uuid, $2::int, $3::int)', [
-        transactionId,
-        lockTimeout,
-        idleTimeout,
-      ])
+      const begin = isolationLevel === undefined ? 'begin' : `begin isolation level ${isolationLevel}`
+      if (branch.session.pipelines) {
+        // One text for both is one message less, and no column one description less to read. Nothing in it
+        // comes from outside.
+        await branch.send(`${begin}; call once.open('${transactionId}', ${lockTimeout}, ${idleTimeout})`)
+      } else {
+        await branch.send(begin)
+        await branch.send('call once.open($1::uuid, $2::int, $3::int)', [
+          transactionId,
+          lockTimeout,
+          idleTimeout,
+        ])
+      }
     } catch (error) {
       branch.session.abandon()
       throw fromSql(error)
@@ -60,8 +79,10 @@ export async function openBranch(database: Database, settings: BranchSettings): 
   })
 }
 
-function branchOver(database: Database, session: Session): Branch {
+function branchOver(database: Database, session: Session, transactionId: string): Branch {
   const sent: Promise<unknown>[] = []
+  let xid: Promise<string | null> | undefined
+  let wrote = false
   let suspect = false
   let failure: unknown
 
@@ -70,20 +91,13 @@ function branchOver(database: Database, session: Session): Branch {
       try {
         const result = await session.connection.executeQuery<never>(query)
         if (!harmless.test(commandOf(result) ?? '')) suspect = true
+        if (result.numAffectedRows !== undefined && result.numAffectedRows > 0n) wrote = true
         return result
       } catch (error) {
         failure ??= error
         // "The transaction is aborted": by something of ours that was sent ahead, if anything was.
         if (codeOf(error) === '25P02') await settle()
-        if (!isFatal(error) || error instanceof AbortedError) throw error
-        throw new AbortedError(
-          'CONNECTION_LOST',
-          `The connection to ${database.name} was lost inside the handler`,
-          {
-            detail: 'The transaction is rolled back in every database.',
-            cause: error,
-          },
-        )
+        throw isFatal(error) ? asAborted(database, error) : error
       }
     },
     streamQuery: (query, chunkSize) => session.connection.streamQuery(query, chunkSize),
@@ -91,19 +105,47 @@ function branchOver(database: Database, session: Session): Branch {
   const settle = async () => {
     const waiting = sent.splice(0)
     const outcomes = await Promise.allSettled(waiting)
-    for (const outcome of outcomes) if (outcome.status === 'rejected') throw fromSql(outcome.reason)
+    for (const outcome of outcomes)
+      if (outcome.status === 'rejected') throw asAborted(database, fromSql(outcome.reason))
   }
+  const query = <R>(text: string, parameters?: readonly unknown[]) =>
+    session.query<R>(text, parameters).catch((error: unknown) => {
+      throw asAborted(database, error)
+    })
   return {
     database,
     session,
     connection,
     settle,
-    query: session.query,
+    query,
     async send(text, parameters) {
       const answer = session.query(text, parameters)
       answer.catch(() => {})
       if (session.pipelines) sent.push(answer)
       else await answer
+    },
+    async checkOpen() {
+      if (!suspect) return
+      try {
+        await query('select once.check_open($1::uuid)', [transactionId])
+      } catch (error) {
+        throw fromSql(error)
+      }
+    },
+    noteXid() {
+      if (!session.pipelines) return
+      xid ??= query<{ xid: string | null }>(
+        'select pg_catalog.pg_current_xact_id_if_assigned()::text as xid',
+      ).then(
+        ({ rows }) => rows[0]?.xid ?? null,
+        () => null,
+      )
+    },
+    get xid() {
+      return xid
+    },
+    get wrote() {
+      return wrote
     },
     get suspect() {
       return suspect
@@ -114,20 +156,50 @@ function branchOver(database: Database, session: Session): Branch {
   }
 }
 
+/** Before the decision a lost connection means that the transaction is rolled back. */
+function asAborted({ name }: Database, error: unknown): unknown {
+  // What is no answer of the server is the loss of it, in whatever words the driver says so.
+  if (isErrorAnswer(error) || error instanceof PgonceError) return error
+  return new AbortedError('CONNECTION_LOST', `The connection to ${name} was lost`, {
+    detail: 'The transaction is rolled back in every database.',
+    cause: error,
+  })
+}
+
+/** How far a transaction has come. */
+export interface Progress {
+  /** The handler is over. */
+  returned: boolean
+  /** The commit, or the rollback, has begun. */
+  committing: boolean
+}
+
 /** A handle for handlers: begins the branch at its first query, and refuses to work after the end. */
 export function lazyTransaction<DB>(
   database: Database,
   begin: () => Promise<Branch>,
-  isOpen: () => boolean,
+  progress: Progress,
 ): Transaction<DB> {
+  const refuseIf = (over: boolean) => {
+    if (!over) return
+    throw new HandlerError('ENDED', `The transaction on ${database.name} is over`, {
+      hint: 'Await every query inside the handler; for queries outside it use a Kysely instance of your own',
+    })
+  }
   const provide = async <T>(consumer: (connection: DatabaseConnection) => Promise<T>): Promise<T> => {
-    if (!isOpen()) {
-      throw new HandlerError('ENDED', `The transaction on ${database.name} is over`, {
-        hint: 'Await every query inside the handler; for queries outside it use a Kysely instance of your own',
-      })
-    }
-    const branch = await begin()
-    return await consumer(branch.connection)
+    refuseIf(progress.returned)
+    const { connection } = await begin()
+    // A query that the handler did not wait for still counts, but not behind the COMMIT.
+    return await consumer({
+      async executeQuery(query) {
+        refuseIf(progress.committing)
+        return await connection.executeQuery(query)
+      },
+      async *streamQuery(query, chunkSize) {
+        refuseIf(progress.committing)
+        yield* connection.streamQuery<never>(query, chunkSize)
+      },
+    })
   }
   return transactionOver(database.db, { provideConnection: provide }) as unknown as Transaction<DB>
 }

@@ -13,6 +13,8 @@ export interface StepEvent {
   readonly database: string
   /** The global transaction (UUID); empty in events of recovery that concern several. */
   readonly transactionId: string
+  /** Only in `recover`: what the home decided. The result is false if somebody else finished the branch first. */
+  readonly outcome?: 'committed' | 'aborted'
 }
 
 /** The steps, in the order of the flow. Recovery publishes one event a branch that it finishes. */

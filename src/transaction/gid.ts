@@ -1,6 +1,6 @@
 /**
  * The gid of a branch: `once:1:<home>:<transaction>:<home xid>:<participant>`. Built here and nowhere else;
- * taken apart here and in `sql/transaction/in_doubt.sql`.
+ * taken apart here and in `sql/transaction/decode_gid.sql`.
  *
  * The part before the participant is the id of the global transaction: it says where to ask and for what.
  */

@@ -14,10 +14,10 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Database, withReadCommitted, withSession } from '../database/database.ts'
 import type { Session } from '../database/session.ts'
-import { PgonceError } from '../errors.ts'
+import { codeOf, PgonceError } from '../errors.ts'
 import { checkMilliseconds } from '../names.ts'
 import { traced } from './channels.ts'
-import { finishPrepared } from './coordinator.ts'
+import { finishPrepared } from './commit.ts'
 import { quoteGid } from './gid.ts'
 
 /** A branch that could not be finished yet, and why. */
@@ -69,7 +69,7 @@ export interface SweepOptions {
 export interface StartOptions extends Pick<SweepOptions, 'keep'> {
   /** Milliseconds between two looks. @defaultValue 250 */
   readonly interval?: number
-  /** Called after each sweep that found anything. */
+  /** Called after each sweep that found anything, and after the first that found nothing any more. */
   readonly onReport?: (report: RecoveryReport) => void
 }
 
@@ -156,8 +156,18 @@ export async function sweep(
       await attempt(report, database, () => prove(home, database, homes, report))
       await attempt(report, database, () => forget(home, database, homes, keep, report))
     }
+    await Promise.all(reachable.map(stamp))
   }
   return report
+}
+
+/** Notes that somebody looked after this database. That the role may not, or no more, is no fault of recovery. */
+async function stamp(database: Database): Promise<void> {
+  await withSession(
+    database.connectApart(patience),
+    (session) => session.query("select once.stamp_recovery('pgonce')"),
+    patience,
+  ).catch(() => {})
 }
 
 /** Runs a step on a database; one that fails is reported and passed over. */
@@ -174,6 +184,8 @@ async function attempt<T>(report: Tally, { name }: Database, step: () => Promise
 
 function sayWhy(error: unknown): string {
   const { message } = error as Error
+  if (codeOf(error) === '42501')
+    return `${message}. As its owner: select once.grant_recover('<the recovering role>')`
   return error instanceof PgonceError && error.hint !== undefined ? `${message}. ${error.hint}` : message
 }
 
@@ -191,7 +203,7 @@ async function findHomes(databases: readonly Database[], report: Tally): Promise
 // ---------------------------------------------------------------------------------------------------
 // Finishing
 
-/** @see sql/transaction/in_doubt.sql */
+/** @see sql/transaction/branch.sql */
 async function listInDoubt(database: Database, settle: number): Promise<BranchInDoubt[]> {
   const { rows } = await withSession(
     database.connectApart(patience),
@@ -207,7 +219,7 @@ async function listInDoubt(database: Database, settle: number): Promise<BranchIn
       }>(
         `select d.gid, d.transaction_id::text as id, d.home::text as home, d.home_xid as xid, d.owner,
                 case when d.owner <> current_user and not r.rolsuper then d.owner end as role, d.can_finish as allowed
-           from once.in_doubt d join pg_catalog.pg_roles r on r.rolname = current_user
+           from once.branch d join pg_catalog.pg_roles r on r.rolname = current_user
           where d.ours and d.age >= $1::int * interval '1 millisecond'
           order by d.prepared_at`,
         [settle],
@@ -229,19 +241,25 @@ async function askHomes(
     [...byHome].map(async ([home, asked]) => {
       const database = homes.get(home)
       if (database === undefined) return
-      const ids = [...new Map(asked.map((branch) => [branch.transactionId, branch.homeXid]))]
+      const questions = [...new Map(asked.map((branch) => [keyOf(branch), branch])).values()]
       await attempt(report, database, async () => {
         const { rows } = await withReadCommitted(
           database.connectApart(patience),
           (session) =>
-            session.query<{ id: string; decision: string }>(
-              `select i.id, once.decide($1::uuid, i.id::uuid, i.xid::xid8) as decision
+            session.query<{ id: string; xid: string; decision: string }>(
+              `select i.id, i.xid, once.decide($1::uuid, i.id::uuid, i.xid::xid8) as decision
                  from unnest($2::text::text[], $3::text::text[]) i (id, xid)`,
-              [home, arrayOf(ids.map(([id]) => id)), arrayOf(ids.map(([, xid]) => xid))],
+              [
+                home,
+                arrayOf(questions.map(({ transactionId }) => transactionId)),
+                arrayOf(questions.map(({ homeXid }) => homeXid)),
+              ],
             ),
           patience,
         )
-        for (const { id, decision } of rows) decisions.set(id, decision)
+        for (const { id, xid, decision } of rows) {
+          decisions.set(keyOf({ home, transactionId: id, homeXid: xid }), decision)
+        }
       })
     }),
   )
@@ -258,6 +276,18 @@ async function askHomes(
   return decisions
 }
 
+/**
+ * A decision is that of a whole id. Anybody can read the UUID in a gid and prepare another one that has it with
+ * another xid; the answer to that question must not be taken for the answer to ours.
+ */
+function keyOf({
+  home,
+  transactionId,
+  homeXid,
+}: Pick<BranchInDoubt, 'home' | 'transactionId' | 'homeXid'>): string {
+  return `${home} ${transactionId} ${homeXid}`
+}
+
 async function finishBranches(
   database: Database,
   branches: readonly BranchInDoubt[],
@@ -265,14 +295,14 @@ async function finishBranches(
   report: Tally,
 ): Promise<void> {
   for (const branch of branches) {
-    const decision = decisions.get(branch.transactionId)
+    const decision = decisions.get(keyOf(branch))
     if (decision === 'pending') report.pending += 1
     if (decision !== 'committed' && decision !== 'aborted') continue
     if (!branch.allowed) {
       report.unfinished.push({
         database: database.name,
         gid: branch.gid,
-        reason: `it belongs to role ${branch.owner}; let this role finish it: grant ${branch.owner} to current_user`,
+        reason: `it belongs to role ${branch.owner}; let the recovering role finish it: grant ${branch.owner} to <that role>`,
       })
       continue
     }
@@ -280,7 +310,7 @@ async function finishBranches(
     try {
       const finished = await traced(
         'recover',
-        { database: database.name, transactionId: branch.transactionId },
+        { database: database.name, transactionId: branch.transactionId, outcome: decision },
         () =>
           withSession(
             database.connectApart(patience),
@@ -443,7 +473,7 @@ async function lookForBranches(
     participant.connectApart(patience),
     async (session) => {
       const prepared = await session.query<{ id: string }>(
-        'select d.transaction_id::text as id from once.in_doubt d where d.transaction_id is not null',
+        'select d.transaction_id::text as id from once.branch d where d.transaction_id is not null',
       )
       const evident = await session.query<{ id: string }>(
         'select e::text as id from once.find_evidence($1::text::uuid[]) e',
@@ -571,11 +601,49 @@ export async function audit(
           )
         }
         after = rows.at(-1)?.id
-        if (rows.length < page) return
+        if (rows.length < page) break
       }
+      await judgeForced(database, homes)
     })
   }
   return { losses, unreachable: report.unreachable }
+}
+
+/**
+ * Puts decisions beside branches that were finished by hand while their home was away.
+ *
+ * @see sql/operator/judge_forced.sql
+ */
+async function judgeForced(database: Database, homes: ReadonlyMap<string, Database>): Promise<void> {
+  const { rows } = await withSession(
+    database.connectApart(patience),
+    (session) =>
+      session.query<{ id: string; home: string; xid: string }>(
+        `select f.transaction_id::text as id, f.home::text as home, f.home_xid::text as xid
+           from once.forced f where f.judged_at is null limit $1::int`,
+        [page],
+      ),
+    patience,
+  )
+  for (const { id, home, xid } of rows) {
+    const asked = homes.get(home)
+    if (asked === undefined) continue
+    const answer = await withReadCommitted(
+      asked.connectApart(patience),
+      (session) =>
+        session.query<{ decision: string }>(
+          'select once.decide($1::uuid, $2::uuid, $3::text::xid8) as decision',
+          [home, id, xid],
+        ),
+      patience,
+    )
+    await withReadCommitted(
+      database.connectApart(patience),
+      (session) =>
+        session.query('select once.judge_forced($1::uuid, $2)', [id, answer.rows[0]?.decision ?? '']),
+      patience,
+    )
+  }
 }
 
 async function record(session: Session, loss: Loss, losses: Loss[]): Promise<void> {
@@ -611,6 +679,7 @@ export function startRecovery(databases: readonly Database[], options: StartOpti
   let wake = new AbortController()
   let forgotten = 0
   let audited = performance.now()
+  let hadNews = false
 
   const loop = (async () => {
     while (!stopped) {
@@ -624,7 +693,14 @@ export function startRecovery(databases: readonly Database[], options: StartOpti
         losses.push(...(await audit(databases)).losses)
       }
       const full = { ...report, losses }
-      if (isNews(full)) options.onReport?.(full)
+      const news = isNews(full)
+      try {
+        if (news || hadNews) options.onReport?.(full)
+      } catch (error) {
+        // What the listener does wrong must not leave branches in doubt.
+        process.emitWarning(error as Error)
+      }
+      hadNews = news
       if (stopped) break
       await sleep(interval, undefined, { signal: wake.signal }).catch(() => {})
       if (wake.signal.aborted) wake = new AbortController()

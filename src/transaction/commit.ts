@@ -1,0 +1,527 @@
+/**
+ * Committing a transaction whose handler has returned: in one phase if one database wrote, else in two.
+ *
+ * One of the databases that were written to is the home; it does not prepare. Its own ordinary transaction holds
+ * the decision row (`once.begin_global`), so its COMMIT is the commit point: before it everything can be rolled
+ * back, after it nothing can. There is no other log.
+ *
+ *     vote      home: decision row, gives the xid | others: did you write? evidence row     in parallel
+ *     prepare   others: PREPARE TRANSACTION                                                 in parallel, 1 flush
+ *     decide    home: COMMIT                                                                1 flush
+ *     finish    others: COMMIT PREPARED                                                     in parallel, 1 flush
+ *
+ * @see Gray, Lamport: Consensus on Transaction Commit, 2006, section 3 (two-phase commit)
+ * @see sql/transaction/
+ */
+import { setTimeout as sleep } from 'node:timers/promises'
+import { type Database, inTime, withReadCommitted } from '../database/database.ts'
+import type { Session } from '../database/session.ts'
+import { AbortedError, codeOf, isErrorAnswer, PgonceError } from '../errors.ts'
+import type { Branch } from './branch.ts'
+import { traced } from './channels.ts'
+import { explained, lost, outcomeUnknown, reasonOf, refusalOf, swallowed } from './explain.ts'
+import { formatGid, formatId, type GlobalId, quoteGid } from './gid.ts'
+
+/** How long to wait for the answer to a question that only delays us. */
+const patience = 10_000
+
+/** Thrown while committing when the branches are dealt with already; what the caller gets is inside. */
+export class Settled extends Error {
+  readonly error: unknown
+
+  constructor(error: unknown) {
+    super('the branches are dealt with')
+    this.error = error
+  }
+}
+
+/** What ends waiting when the transaction is given up. */
+export interface Abortion {
+  race<T>(promise: Promise<T>): Promise<T>
+}
+
+export interface Work {
+  readonly transactionId: string
+  readonly branches: readonly Branch[]
+  /** Cuts waiting short when the transaction is given up. */
+  readonly aborted: Abortion
+  /** Milliseconds to wait for the answer to COMMIT. */
+  readonly patience: number
+  readonly record: boolean
+  readonly preferredHome: string | undefined
+}
+
+export interface Committed {
+  readonly id: string | null
+  /** The databases whose branch is left to recovery. */
+  readonly unfinished: Promise<readonly Database[]>
+}
+
+const nothingUnfinished = Promise.resolve([])
+
+/** @throws Settled if the branches are dealt with; anything else: nothing is decided, roll back */
+export async function commit(work: Work): Promise<Committed> {
+  const [only] = work.branches
+  if (only === undefined) return { id: null, unfinished: nothingUnfinished }
+  if (work.branches.length === 1) return await commitInOnePhase(work, only)
+
+  const known = await knownHome(work)
+  if (known) return await commitInTwoPhases(work, known.home, known.xid, known.others, true)
+
+  const { home, xid, writers, readers } = await collectVotes(work)
+  // First, because a serializable transaction that only read may still fail.
+  await work.aborted.race(Promise.all(readers.map((reader) => commitReader(reader))))
+  if (home === undefined) return { id: null, unfinished: nothingUnfinished }
+  if (writers.length === 0 || xid === null) {
+    await home.send('select once.narrow_global($1::uuid, $2::text[], $2::uuid[])', [work.transactionId, '{}'])
+    return await commitInOnePhase(work, home)
+  }
+  return await commitInTwoPhases(work, home, xid, writers, false)
+}
+
+/**
+ * The usual case: the candidate for home had written before the second database was begun, and rows were
+ * changed in every other. Then nobody needs to be asked first: the votes travel with PREPARE, and the decision
+ * row with COMMIT.
+ *
+ * The xid asked for early is that of the transaction that commits: its mark (`once.open`) must still be there
+ * when the decision row is inserted, so no other transaction was on this connection in between.
+ */
+async function knownHome({
+  branches,
+  preferredHome,
+}: Work): Promise<{ home: Branch; xid: string; others: readonly Branch[] } | undefined> {
+  const home = branches.find(
+    ({ database }) =>
+      database ===
+      candidateAmong(
+        branches.map((branch) => branch.database),
+        preferredHome,
+      ),
+  )
+  const others = branches.filter((branch) => branch !== home)
+  if (home === undefined || home.suspect) return undefined
+  if (others.some(({ wrote, suspect, session }) => !wrote || suspect || !session.pipelines)) return undefined
+  const xid = await home.xid
+  return xid == null ? undefined : { home, xid, others }
+}
+
+/** Who is to be home if it wrote anything: the preferred database, else the first that was used. */
+export function candidateAmong(databases: readonly Database[], preferred: string | undefined): Database {
+  return databases.find(({ name }) => name === preferred) ?? (databases[0] as Database)
+}
+
+/** One database wrote: its plain COMMIT is the decision. */
+async function commitInOnePhase(work: Work, branch: Branch): Promise<Committed> {
+  let id: string | null = null
+  if (work.record) {
+    const xid = await beginGlobal(work, branch, [])
+    if (xid !== null)
+      id = formatId({
+        home: await branch.database.identify(),
+        transactionId: work.transactionId,
+        homeXid: xid,
+      })
+  } else if (branch.suspect && (branch.session.pipelines || !branch.database.takesSeveral)) {
+    await explained(branch, branch.send('select once.check_open($1::uuid)', [work.transactionId]))
+  }
+  const decision = await decide(work, branch)
+  if (decision.outcome === 'committed') return { id, unfinished: nothingUnfinished }
+  if (decision.outcome === 'aborted') throw decision.error
+  if (isLoss(decision.error)) throw lost(branch, decision.error)
+  branch.session.abandon()
+  throw new Settled(outcomeUnknown(id, branch, decision.error))
+}
+
+async function commitReader(reader: Branch): Promise<void> {
+  const { command } = await explained(reader, reader.query('commit'))
+  if (command !== undefined && command !== 'COMMIT') throw swallowed(reader)
+}
+
+interface Votes {
+  /** Undefined if nobody wrote anything. */
+  readonly home: Branch | undefined
+  /** Null if the home is the only one that wrote and has no decision row. */
+  readonly xid: string | null
+  /** Those that wrote, without the home: their evidence stands in their transactions. */
+  readonly writers: readonly Branch[]
+  readonly readers: readonly Branch[]
+}
+
+/**
+ * Asks everybody in one round trip whether they wrote; the candidate for home answers with the xid of its
+ * decision row. A candidate that wrote nothing is no home: it would be one participant more.
+ */
+async function collectVotes({ transactionId, branches, aborted, preferredHome }: Work): Promise<Votes> {
+  const readers: Branch[] = []
+  let candidates = branches
+  for (;;) {
+    const databases = candidates.map(({ database }) => database)
+    const home = candidates[databases.indexOf(candidateAmong(databases, preferredHome))] as Branch
+    const others = candidates.filter((branch) => branch !== home)
+    const homeId = await home.database.identify()
+    const [xid, wrote] = await aborted.race(
+      allOrFirstCause(
+        candidates,
+        beginGlobal({ transactionId }, home, others),
+        Promise.all(others.map((other) => castVote(transactionId, other, homeId))),
+      ),
+    )
+    const writers = others.filter((_, index) => wrote[index])
+    readers.push(...others.filter((branch) => !writers.includes(branch)))
+    if (xid !== null) {
+      if (writers.length > 0 && writers.length < others.length) await narrow(transactionId, home, writers)
+      return { home, xid, writers, readers }
+    }
+    readers.push(home)
+    const [next] = writers
+    if (next === undefined || writers.length === 1) return { home: next, xid: null, writers: [], readers }
+    // It has voted for the home that is none; a home leaves no evidence.
+    await next.send('select once.narrow_global($1::uuid, $2::text[], $2::uuid[])', [transactionId, '{}'])
+    candidates = writers
+  }
+}
+
+/** What was sent ahead and failed explains why the votes did. */
+async function allOrFirstCause<A, B>(
+  branches: readonly Branch[],
+  one: Promise<A>,
+  other: Promise<B>,
+): Promise<[A, B]> {
+  const [ahead] = await Promise.allSettled([
+    Promise.all(branches.map((branch) => explained(branch, branch.settle()))),
+    one,
+    other,
+  ])
+  if (ahead.status === 'rejected') throw ahead.reason
+  return [await one, await other]
+}
+
+/** The home's decision row; null if it wrote nothing. @see sql/transaction/begin_global.sql */
+async function beginGlobal(
+  { transactionId }: Pick<Work, 'transactionId'>,
+  home: Branch,
+  others: readonly Branch[],
+): Promise<string | null> {
+  return await traced('vote', { database: home.database.name, transactionId }, async () => {
+    const { names, identities } = await participants(others)
+    const { rows } = await explained(
+      home,
+      home.query<{ xid: string | null }>(
+        'select once.begin_global($1::uuid, $2::text::text[], $3::text::uuid[])::text as xid',
+        [transactionId, names, identities],
+      ),
+    )
+    return rows[0]?.xid ?? null
+  })
+}
+
+/** Whether the participant wrote, with its evidence if so. @see sql/transaction/vote.sql */
+async function castVote(transactionId: string, branch: Branch, home: string): Promise<boolean> {
+  const { name } = branch.database
+  return await traced('vote', { database: name, transactionId }, async () => {
+    const { rows } = await explained(
+      branch,
+      branch.query<{ wrote: boolean }>('select once.vote($1::uuid, $2::uuid, $3) as wrote', [
+        transactionId,
+        home,
+        name,
+      ]),
+    )
+    return rows[0]?.wrote === true
+  })
+}
+
+async function narrow(transactionId: string, home: Branch, writers: readonly Branch[]): Promise<void> {
+  const { names, identities } = await participants(writers)
+  await home.send('select once.narrow_global($1::uuid, $2::text::text[], $3::text::uuid[])', [
+    transactionId,
+    names,
+    identities,
+  ])
+}
+
+/** As array literals, which every driver passes on as they are. Names need no quotes: see checkDatabaseName. */
+async function participants(branches: readonly Branch[]): Promise<{ names: string; identities: string }> {
+  const identities = await Promise.all(branches.map(({ database }) => database.identify()))
+  return {
+    names: `{${branches.map(({ database }) => database.name).join(',')}}`,
+    identities: `{${identities.join(',')}}`,
+  }
+}
+
+async function commitInTwoPhases(
+  work: Work,
+  home: Branch,
+  xid: string,
+  writers: readonly Branch[],
+  together: boolean,
+): Promise<Committed> {
+  const { transactionId } = work
+  const global: GlobalId = { home: await home.database.identify(), transactionId, homeXid: xid }
+  const id = formatId(global)
+  const gidOf = (branch: Branch) => quoteGid(formatGid(global, branch.database.name))
+
+  const answers = await Promise.allSettled(
+    writers.map((writer) => {
+      const prepared = together
+        ? voteAndPrepare(transactionId, writer, global.home, gidOf(writer))
+        : prepare(transactionId, writer, gidOf(writer))
+      return work.aborted.race(prepared)
+    }),
+  )
+  const failed = answers.find((answer) => answer.status === 'rejected')
+  if (failed?.status === 'rejected') {
+    const prepared = writers.filter((_, index) => answers[index]?.status === 'fulfilled')
+    const refused = writers.filter((_, index) => {
+      const answer = answers[index]
+      return answer?.status === 'rejected' && isRefusal(answer.reason)
+    })
+    // Without an answer it may be prepared, now or later: only recovery can tell.
+    for (const writer of writers)
+      if (!prepared.includes(writer) && !refused.includes(writer)) writer.session.abandon()
+    await undo(home, prepared, refused, gidOf)
+    throw new Settled(failed.reason)
+  }
+
+  if (together) {
+    // Who in fact wrote nothing has left no evidence; it is prepared and finished all the same.
+    const evident = writers.filter((_, index) => {
+      const answer = answers[index]
+      return answer?.status === 'fulfilled' && answer.value
+    })
+    const { names, identities } = await participants(evident)
+    // Travels with COMMIT; decide() waits for both.
+    await home.send('select from once.begin_global($1::uuid, $2::text::text[], $3::text::uuid[])', [
+      transactionId,
+      names,
+      identities,
+    ])
+  }
+  let decision = await decide(work, home)
+  if (decision.outcome === 'unknown') {
+    home.session.abandon()
+    const answer = await ask(home.database, global, work.patience)
+    if (answer === undefined) throw new Settled(outcomeUnknown(id, home, decision.error))
+    decision =
+      answer === 'committed'
+        ? { outcome: 'committed' }
+        : { outcome: 'aborted', error: lost(home, decision.error) }
+  }
+  if (decision.outcome === 'aborted') {
+    // The server said so: the home's transaction is over, and its row was never visible.
+    await Promise.all(
+      writers.map((writer) => finish(transactionId, writer, `rollback prepared ${gidOf(writer)}`)),
+    )
+    throw new Settled(decision.error)
+  }
+  const unfinished = Promise.all(
+    writers.map(async (writer) => {
+      const finished = await finish(transactionId, writer, `commit prepared ${gidOf(writer)}`)
+      return finished ? [] : [writer.database]
+    }),
+  ).then((databases) => databases.flat())
+  return { id, unfinished }
+}
+
+/** Whether a statement was not even sent, since the connection was lost before. */
+function isLoss(error: unknown): boolean {
+  return error instanceof AbortedError && error.code === 'CONNECTION_LOST'
+}
+
+/** Whether an error says for certain that the branch is not prepared. */
+function isRefusal(error: unknown): boolean {
+  return isErrorAnswer(error) || (error instanceof PgonceError && !(error instanceof AbortedError))
+}
+
+/** Vote and PREPARE in one round trip; if the vote fails, so does PREPARE. Gives the vote. */
+async function voteAndPrepare(
+  transactionId: string,
+  branch: Branch,
+  home: string,
+  gid: string,
+): Promise<boolean> {
+  const [vote, prepared] = await Promise.allSettled([
+    castVote(transactionId, branch, home),
+    prepare(transactionId, branch, gid),
+  ])
+  if (prepared.status === 'rejected' && !isRefusal(prepared.reason)) throw prepared.reason
+  if (vote.status === 'rejected') throw vote.reason
+  if (prepared.status === 'rejected') throw prepared.reason
+  return vote.value
+}
+
+async function prepare(transactionId: string, branch: Branch, gid: string): Promise<true> {
+  await traced('prepare', { database: branch.database.name, transactionId }, async () => {
+    const { command } = await branch.query(`prepare transaction ${gid}`).catch((error: unknown) => {
+      throw refusalOf(branch, error)
+    })
+    if (command === 'PREPARE TRANSACTION') return
+    if (command === undefined) {
+      // No tag from this dialect: in a failed transaction PREPARE rolls back and reports no error, so look.
+      const { rows } = await branch.query(`select from pg_prepared_xacts where gid = ${gid}`)
+      if (rows.length === 1) return
+    }
+    throw swallowed(branch)
+  })
+  return true
+}
+
+/**
+ * Nothing was decided, and since this coordinator never sent COMMIT to the home, nothing will be. Still a
+ * branch is rolled back only when the home has confirmed that its transaction is over; otherwise, or when it
+ * is not known whether a branch is prepared, recovery asks and finishes.
+ */
+async function undo(
+  home: Branch,
+  prepared: readonly Branch[],
+  refused: readonly Branch[],
+  gidOf: (branch: Branch) => string,
+): Promise<void> {
+  const over = await inTime(patience, home.query('rollback')).then(
+    () => true,
+    () => false,
+  )
+  if (!over) home.session.abandon()
+  await Promise.all([
+    ...(over ? prepared.map((branch) => finish('', branch, `rollback prepared ${gidOf(branch)}`)) : []),
+    rollBack(refused, false),
+  ])
+}
+
+type Decision =
+  | { readonly outcome: 'committed' }
+  | { readonly outcome: 'aborted' | 'unknown'; readonly error: unknown }
+
+/**
+ * COMMIT, with what was sent just before it. An ERROR from the server is a rollback for certain. Anything else
+ * that is no answer is unknown, FATAL included: a server that shuts down may say it after committing.
+ */
+async function decide({ transactionId, patience }: Work, branch: Branch): Promise<Decision> {
+  return await traced(
+    'decide',
+    { database: branch.database.name, transactionId },
+    async (): Promise<Decision> => {
+      const [before, commit] = await Promise.allSettled([
+        branch.settle(),
+        inTime(patience, branch.session.query(commitOf(branch, transactionId))),
+      ])
+      if (before.status === 'rejected' && isRefusal(before.reason)) {
+        return { outcome: 'aborted', error: reasonOf(branch, before.reason) }
+      }
+      if (commit.status === 'rejected') {
+        return isErrorAnswer(commit.reason)
+          ? { outcome: 'aborted', error: reasonOf(branch, commit.reason) }
+          : { outcome: 'unknown', error: commit.reason }
+      }
+      const { command } = commit.value
+      if (command !== undefined && command !== 'COMMIT')
+        return { outcome: 'aborted', error: swallowed(branch) }
+      return { outcome: 'committed' }
+    },
+  )
+}
+
+/**
+ * Some drivers answer neither with a command tag nor notice that a connection was lost and opened anew: COMMIT
+ * would be a success there, of nothing. In one text with the check it is refused instead.
+ */
+function commitOf({ session, database }: Branch, transactionId: string): string {
+  if (session.pipelines || !database.takesSeveral) return 'commit'
+  return `select once.check_open('${transactionId}'); commit`
+}
+
+/** Asks the home until it answers for certain; undefined if it does not in time. */
+async function ask(
+  home: Database,
+  global: GlobalId,
+  time: number,
+): Promise<'committed' | 'aborted' | undefined> {
+  const deadline = performance.now() + time
+  while (performance.now() < deadline) {
+    try {
+      const outcome = await readOutcome(home, global)
+      if (outcome === 'committed' || outcome === 'aborted') return outcome
+    } catch {
+      // Not reachable yet; only an answer counts.
+    }
+    await sleep(50)
+  }
+  return undefined
+}
+
+/** @see sql/transaction/outcome.sql */
+export async function readOutcome(
+  home: Database,
+  { home: homeId, transactionId, homeXid }: GlobalId,
+): Promise<string> {
+  const { rows } = await withReadCommitted(home.connectApart(), (session) =>
+    session.query<{ outcome: string }>('select once.outcome($1::uuid, $2::uuid, $3::text::xid8) as outcome', [
+      homeId,
+      transactionId,
+      homeXid,
+    ]),
+  )
+  return rows[0]?.outcome ?? 'pending'
+}
+
+/**
+ * Commits or rolls back a prepared branch on the connection that prepared it. False: left to recovery. Never
+ * throws, for the decision is made.
+ */
+async function finish(transactionId: string, branch: Branch, statement: string): Promise<boolean> {
+  const { session, database } = branch
+  return await traced('finish', { database: database.name, transactionId }, async () => {
+    try {
+      return await inTime(patience, finishPrepared(session, statement, transactionId))
+    } catch {
+      session.abandon()
+      return false
+    }
+  })
+}
+
+/**
+ * Runs COMMIT PREPARED or ROLLBACK PREPARED; false if it is not known to have happened. Recovery uses it too.
+ */
+export async function finishPrepared(
+  session: Session,
+  statement: string,
+  transactionId: string,
+): Promise<boolean> {
+  for (;;) {
+    try {
+      await session.query(statement)
+      return true
+    } catch (error) {
+      const code = codeOf(error)
+      if (code === '55000') {
+        // Somebody else is finishing it right now, or PREPARE still waits for a standby.
+        await sleep(20)
+      } else if (code === '42704') {
+        // Somebody else has finished it, or it was lost. That it is gone proves nothing; evidence does.
+        if (statement.startsWith('rollback')) return true
+        const { rows } = await session.query('select from once.find_evidence(array[$1::uuid])', [
+          transactionId,
+        ])
+        return rows.length === 1
+      } else {
+        throw error
+      }
+    }
+  }
+}
+
+/** Ends transactions that were not prepared; a connection that does not answer to it is given up. */
+export async function rollBack(branches: readonly Branch[], hurry: boolean): Promise<void> {
+  await Promise.all(
+    branches.map(async (branch) => {
+      if (hurry) return branch.session.abandon()
+      try {
+        await inTime(patience, branch.query('rollback'))
+      } catch {
+        branch.session.abandon()
+      }
+    }),
+  )
+}

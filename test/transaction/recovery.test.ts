@@ -1,0 +1,395 @@
+import { randomUUID } from 'node:crypto'
+import test from 'ava'
+import type postgres from 'postgres'
+import type { Pgonce, RecoveryReport } from '../../src/index.ts'
+import { formatGid, type GlobalId, quoteGid } from '../../src/transaction/gid.ts'
+import {
+  client,
+  type Effects,
+  type EffectsDatabase,
+  effectsDatabase,
+  kyselyOnPg,
+  until,
+} from '../support/client.ts'
+import { connect, type TestContext, type TestDatabase, testRole } from '../support/database.ts'
+
+interface Pair {
+  readonly a: EffectsDatabase
+  readonly b: EffectsDatabase
+  readonly once: Pgonce<{ a: Effects; b: Effects }>
+}
+
+async function pair(t: TestContext): Promise<Pair> {
+  const [a, b] = await Promise.all([effectsDatabase(t, 'a'), effectsDatabase(t, 'b')])
+  return { a, b, once: client<{ a: Effects; b: Effects }>(t, { a: a.url, b: b.url }) }
+}
+
+interface LeftBehind {
+  readonly global: GlobalId
+  readonly gid: string
+  /** Ends the home's transaction, if it was left open. */
+  end(statement: 'commit' | 'rollback'): Promise<void>
+}
+
+const idOf = async ({ sql }: TestDatabase) =>
+  (await sql<{ id: string }[]>`select once.home_id() as id`)[0]?.id ?? ''
+
+/** What a coordinator leaves that dies between prepare and finish: the flow by hand, with a as home and b prepared. */
+async function leave(
+  { a, b }: Pick<Pair, 'a' | 'b'>,
+  id: number,
+  decision: 'commit' | 'rollback' | 'open',
+  { url = b.url, participant = 'b' } = {},
+): Promise<LeftBehind> {
+  const transactionId = randomUUID()
+  const [home, other] = await Promise.all([idOf(a), idOf(b)])
+  const { default: connectTo } = await import('postgres')
+  const atHome = connectTo(a.url, { max: 1, onnotice: () => {} })
+  const there = connectTo(url, { max: 1, onnotice: () => {} })
+  await atHome`begin`.simple()
+  await atHome`call once.open(${transactionId})`
+  await atHome`insert into effect (id) values (${id})`
+  const [row] = await atHome<{ xid: string }[]>`
+    select once.begin_global(${transactionId}, ${[participant]}, ${[other]})::text as xid`
+  const global = { home, transactionId, homeXid: row?.xid ?? '' }
+  const gid = formatGid(global, participant)
+  await there`begin`.simple()
+  await there`call once.open(${transactionId})`
+  await there`insert into effect (id) values (${id})`
+  await there`select once.vote(${transactionId}, ${home}, ${participant})`
+  await there.unsafe(`prepare transaction ${quoteGid(gid)}`)
+  await there.end()
+  const end = async (statement: 'commit' | 'rollback') => {
+    await atHome.unsafe(statement)
+    await atHome.end()
+  }
+  if (decision !== 'open') await end(decision)
+  return { global, gid, end }
+}
+
+const nothing: RecoveryReport = {
+  committed: 0,
+  rolledBack: 0,
+  pending: 0,
+  unfinished: [],
+  unreachable: [],
+  proven: 0,
+  forgotten: 0,
+  losses: [],
+}
+
+const losses = async (sql: postgres.Sql) =>
+  [...(await sql`select kind, participant from once.heuristic order by kind`)].map((row) => ({ ...row }))
+
+test('A sweep with nothing to do says so', async (t) => {
+  const { once } = await pair(t)
+  t.like(await once.recovery.sweep(), nothing)
+  t.deepEqual(await once.recovery.audit(), [])
+})
+
+test('What the home committed is committed, what it rolled back is rolled back, what still runs is left alone', async (t) => {
+  const { a, b, once } = await pair(t)
+  await leave({ a, b }, 1, 'commit')
+  await leave({ a, b }, 2, 'rollback')
+  const running = await leave({ a, b }, 3, 'open')
+  t.like(await once.recovery.sweep(), { committed: 1, rolledBack: 1, pending: 1, unfinished: [], losses: [] })
+  t.like(await once.recovery.sweep(), { committed: 0, rolledBack: 0, pending: 1 })
+  t.deepEqual([await a.effects(), await b.effects(), await b.prepared()], [[1], [1], 1])
+  await running.end('commit')
+  t.like(await once.recovery.sweep(), { committed: 1, pending: 0 })
+  t.deepEqual([await a.effects(), await b.effects(), await b.prepared()], [[1, 3], [1, 3], 0])
+})
+
+test('A home that has died is over as soon as its server knows', async (t) => {
+  const { a, b, once } = await pair(t)
+  await leave({ a, b }, 1, 'open')
+  t.like(await once.recovery.sweep(), { pending: 1 })
+  await a.sql`
+    select pg_terminate_backend(pid, 10000) from pg_stat_activity
+     where datname = current_database() and state = 'idle in transaction'`
+  t.like(await once.recovery.sweep(), { rolledBack: 1, pending: 0 })
+  t.deepEqual([await a.effects(), await b.effects()], [[], []])
+})
+
+test('Recovery over Kysely on pg does the same', async (t) => {
+  const { a, b } = await pair(t)
+  const once = client<{ a: Effects; b: Effects }>(t, {
+    a: kyselyOnPg(t, a.url, { max: 1 }),
+    b: kyselyOnPg(t, b.url, { max: 1 }),
+  })
+  await leave({ a, b }, 1, 'commit')
+  await leave({ a, b }, 2, 'rollback')
+  t.like(await once.recovery.sweep({ keep: 0 }), { committed: 1, rolledBack: 1, proven: 1, forgotten: 1 })
+  t.deepEqual([await a.effects(), await b.effects()], [[1], [1]])
+  t.deepEqual(await once.recovery.audit(), [])
+})
+
+test('Recoverers that race finish each branch once, whatever they find in each other’s hands', async (t) => {
+  const { a, b } = await pair(t)
+  const many = await Promise.all(
+    Array.from({ length: 24 }, (_, id) => leave({ a, b }, id, id % 3 === 0 ? 'rollback' : 'commit')),
+  )
+  t.is(many.length, await b.prepared())
+  const recoverers = Array.from({ length: 4 }, () =>
+    client<{ a: Effects; b: Effects }>(t, { a: a.url, b: b.url }),
+  )
+  const reports = await Promise.all(recoverers.map((once) => once.recovery.sweep({ keep: 0 })))
+  for (const report of reports) t.like(report, { unfinished: [], unreachable: [], losses: [] })
+  t.is(await b.prepared(), 0)
+  const expected = many.map((_, id) => id).filter((id) => id % 3 !== 0)
+  t.deepEqual([await a.effects(), await b.effects()], [expected, expected])
+  await recoverers[0]?.recovery.sweep({ keep: 0 })
+  for (const { count } of [a, b]) {
+    t.is(await count('once.global_transaction'), 0)
+    t.is(await count('once.evidence'), 0)
+    t.is(await count('once.heuristic'), 0)
+  }
+})
+
+test('Decisions are forgotten by a handshake, and only after they are kept for as long as asked', async (t) => {
+  const { a, b, once } = await pair(t)
+  const left = await leave({ a, b }, 1, 'commit')
+  t.like(await once.recovery.sweep({ keep: 3_600_000 }), { committed: 1, proven: 1, forgotten: 0 })
+  const id = left.gid.slice(0, left.gid.lastIndexOf(':'))
+  t.is(await once.outcome(id), 'committed')
+  t.deepEqual([await a.count('once.global_transaction'), await b.count('once.evidence')], [1, 1])
+  t.like(await once.recovery.sweep({ keep: 0 }), { proven: 0, forgotten: 1 })
+  t.deepEqual([await a.count('once.global_transaction'), await b.count('once.evidence')], [0, 0])
+  t.is(await once.outcome(id), 'forgotten')
+})
+
+test('An outcome can be asked for at any time: pending, aborted, committed', async (t) => {
+  const { a, b, once } = await pair(t)
+  const left = await leave({ a, b }, 1, 'open')
+  const id = left.gid.slice(0, left.gid.lastIndexOf(':'))
+  t.is(await once.outcome(id), 'pending')
+  await left.end('rollback')
+  t.is(await once.outcome(id), 'aborted')
+  t.is(await once.outcome(id.replace(/[0-9]+$/, '999999999999')), 'aborted')
+})
+
+test('A decision is kept while a participant cannot be reached, and forgotten when it is back', async (t) => {
+  const { a, b, once } = await pair(t)
+  await leave({ a, b }, 1, 'commit')
+  const alone = client<{ a: Effects; b: Effects }>(t, { a: a.url, b: 'postgres://postgres@127.0.0.1:1/none' })
+  const report = await alone.recovery.sweep({ keep: 0 })
+  t.deepEqual(
+    report.unreachable.map(({ database }) => database),
+    ['b'],
+  )
+  t.like(report, { committed: 0, proven: 0, forgotten: 0, losses: [] })
+  const without = client<{ a: Effects }>(t, { a: a.url })
+  t.like(await without.recovery.sweep({ keep: 0 }), { proven: 0, forgotten: 0, losses: [] })
+  t.like(await once.recovery.sweep({ keep: 0 }), { committed: 1, proven: 1, forgotten: 1 })
+})
+
+test('A branch whose home is not among the databases, or does not answer, is left and reported', async (t) => {
+  const { a, b } = await pair(t)
+  const { gid } = await leave({ a, b }, 1, 'commit')
+  const without = client<{ b: Effects }>(t, { b: b.url })
+  const [first] = (await without.recovery.sweep()).unfinished
+  t.like(first, { database: 'b', gid })
+  t.regex(first?.reason ?? '', /home .* none of the databases given/)
+  const down = client<{ a: Effects; b: Effects }>(t, { a: 'postgres://postgres@127.0.0.1:1/none', b: b.url })
+  const report = await down.recovery.sweep()
+  t.is(report.unfinished.length, 1)
+  t.is(report.unreachable.length, 1)
+  t.is(await b.prepared(), 1)
+})
+
+test('A branch that somebody rolled back by hand although it was decided is recorded as lost, once', async (t) => {
+  const { a, b, once } = await pair(t)
+  const { gid, global } = await leave({ a, b }, 1, 'commit')
+  const fine = await leave({ a, b }, 2, 'commit')
+  await b.sql.unsafe(`rollback prepared ${quoteGid(gid)}`)
+  const loss = {
+    kind: 'lost branch',
+    transactionId: global.transactionId,
+    participant: 'b',
+    home: global.home,
+  }
+  const report = await once.recovery.sweep({ keep: 0 })
+  t.deepEqual(report.losses, [loss] as never)
+  t.like(report, { committed: 1, proven: 1, forgotten: 1 })
+  t.like(await once.recovery.sweep({ keep: 0 }), { losses: [] })
+  t.deepEqual(await losses(a.sql), [{ kind: 'lost branch', participant: 'b' }])
+  // The decision stays until a person has looked.
+  t.is(await a.count('once.global_transaction'), 1)
+  await a.sql`select once.forget(${global.transactionId}, 'looked into')`
+  t.is(await a.count('once.global_transaction'), 0)
+  t.deepEqual(await b.effects(), [2])
+  t.truthy(fine)
+})
+
+test('A decision that was lost although its branch committed is recorded, once', async (t) => {
+  const { a, b, once } = await pair(t)
+  const { global } = await leave({ a, b }, 1, 'commit')
+  await leave({ a, b }, 2, 'commit')
+  t.like(await once.recovery.sweep(), { committed: 2 })
+  await a.sql`delete from once.global_transaction where transaction_id = ${global.transactionId}`
+  const loss = {
+    kind: 'lost decision',
+    transactionId: global.transactionId,
+    participant: 'b',
+    home: global.home,
+  }
+  t.deepEqual(await once.recovery.audit(), [loss] as never)
+  t.deepEqual(await once.recovery.audit(), [])
+  t.deepEqual(await losses(b.sql), [{ kind: 'lost decision', participant: 'b' }])
+  await b.sql`select once.forget(${global.transactionId}, 'looked into')`
+  t.deepEqual(await once.recovery.audit(), [])
+})
+
+test('Nothing is called lost while transactions run, finish in the background, are proven and forgotten', async (t) => {
+  const { a, b, once } = await pair(t)
+  const [one, two] = [0, 1].map(() => client<{ a: Effects; b: Effects }>(t, { a: a.url, b: b.url }))
+  let over = false
+  const found: unknown[] = []
+  const watch = async (recoverer: typeof one) => {
+    let rounds = 0
+    for (; !over; rounds += 1) {
+      const { losses, unfinished, unreachable } = (await recoverer?.recovery.sweep({ keep: 0 })) ?? nothing
+      found.push(...losses, ...unfinished, ...unreachable, ...((await recoverer?.recovery.audit()) ?? []))
+    }
+    return rounds
+  }
+  const watching = [watch(one), watch(two)]
+  let next = 0
+  const lane = async () => {
+    for (let id = next++; id < 300; id = next++) {
+      await once
+        .transaction(
+          async (tx) => {
+            const names = id % 2 === 0 ? (['a', 'b'] as const) : (['b', 'a'] as const)
+            for (const name of names) await tx[name].insertInto('effect').values({ id }).execute()
+            if (id % 10 === 9) throw new Error('no')
+          },
+          { finish: 'background' },
+        )
+        .catch(() => {})
+    }
+  }
+  await Promise.all(Array.from({ length: 8 }, lane))
+  over = true
+  t.true((await Promise.all(watching)).every((rounds) => rounds > 0))
+  t.deepEqual(found, [])
+  await until('all is finished', async () => {
+    const { pending } = await once.recovery.sweep({ keep: 0 })
+    return pending + (await a.prepared()) + (await b.prepared()) === 0
+  })
+  t.is((await a.effects()).length, 270)
+  t.deepEqual(await a.effects(), await b.effects())
+  await once.recovery.sweep({ keep: 0 })
+  for (const { count } of [a, b]) {
+    t.is(await count('once.global_transaction'), 0)
+    t.is(await count('once.evidence'), 0)
+    t.is(await count('once.heuristic'), 0)
+  }
+})
+
+test('Prepared transactions of others are left alone, also those that carry our prefix', async (t) => {
+  const { a, b, once } = await pair(t)
+  const [home] = await Promise.all([idOf(a)])
+  const stranger = await testRole(t, b)
+  await b.sql.unsafe(
+    `grant create on schema public to ${stranger}; create table theirs (id int); grant insert on theirs to ${stranger}`,
+  )
+  const session = connect(t, b.urlAs(stranger))
+  const gids = [
+    'somebody else',
+    'once:',
+    'once:2:future',
+    `once:1:${home}`,
+    // Word for word what ours look like, and its home would say "aborted".
+    `once:1:${home}:${randomUUID()}:3:b`,
+  ]
+  for (const gid of gids) {
+    await session.unsafe('begin')
+    await session`insert into theirs values (1)`
+    await session.unsafe(`prepare transaction '${gid}'`)
+  }
+  t.like(await once.recovery.sweep(), { ...nothing, unfinished: [], unreachable: [] })
+  t.is(await b.prepared(), gids.length)
+})
+
+test('A recoverer needs the branch owner’s role, is told so, and finishes when it has it', async (t) => {
+  const { a, b } = await pair(t)
+  const owner = await testRole(t, b)
+  const recoverer = await testRole(t, [a])
+  // Roles belong to a cluster: one of this name in each.
+  await b.sql.unsafe(`create role ${recoverer} login`)
+  const sql = connect(t, b.url)
+  t.teardown(async () => {
+    await sql.unsafe(`drop owned by ${recoverer} cascade`)
+    await sql.unsafe(`drop role ${recoverer}`)
+  })
+  await b.sql`select once.grant_app(${owner})`
+  await b.sql.unsafe(`grant insert on effect to ${owner}`)
+  for (const { sql } of [a, b]) await sql`select once.grant_recover(${recoverer})`
+  const { gid } = await leave({ a, b }, 1, 'commit', { url: b.urlAs(owner) })
+
+  const once = client<{ a: Effects; b: Effects }>(t, { a: a.urlAs(recoverer), b: b.urlAs(recoverer) })
+  const report = await once.recovery.sweep({ keep: 0 })
+  t.like(report, { committed: 0, unreachable: [] })
+  t.like(report.unfinished[0], { database: 'b', gid })
+  t.regex(report.unfinished[0]?.reason ?? '', new RegExp(`grant ${owner}`))
+  await b.sql.unsafe(`grant ${owner} to ${recoverer}`)
+  t.like(await once.recovery.sweep({ keep: 0 }), {
+    committed: 1,
+    unfinished: [],
+    unreachable: [],
+    proven: 1,
+    forgotten: 1,
+    losses: [],
+  })
+  t.deepEqual(await once.recovery.audit(), [])
+  t.deepEqual(await b.effects(), [1])
+})
+
+test('A role without any grant is told which, for each database', async (t) => {
+  const { a, b } = await pair(t)
+  await leave({ a, b }, 1, 'commit')
+  const role = await testRole(t, a)
+  const once = client<{ a: Effects; b: Effects }>(t, { a: a.urlAs(role), b: b.url })
+  const report = await once.recovery.sweep()
+  t.is(report.unreachable[0]?.database, 'a')
+  t.regex(report.unreachable[0]?.reason ?? '', /grant/)
+  t.is(await b.prepared(), 1)
+})
+
+test('A running recovery finishes what comes, reports it, and stops when told', async (t) => {
+  const { a, b, once } = await pair(t)
+  const reports: RecoveryReport[] = []
+  const running = once.recovery.start({ interval: 10, onReport: (report) => void reports.push(report) })
+  await leave({ a, b }, 1, 'commit')
+  await until('it is committed', async () => (await b.effects()).includes(1))
+  await leave({ a, b }, 2, 'rollback')
+  await until('it is rolled back', async () => (await b.prepared()) === 0)
+  await until('both are reported', () => {
+    const sum = (key: 'committed' | 'rolledBack') => reports.reduce((total, report) => total + report[key], 0)
+    return sum('committed') === 1 && sum('rolledBack') === 1
+  })
+  await running.stop()
+  await leave({ a, b }, 3, 'commit')
+  t.is(await b.prepared(), 1)
+  {
+    await using again = once.recovery.start({ interval: 3_600_000 })
+    again.poke()
+    await until('it is committed', async () => (await b.effects()).includes(3))
+  }
+})
+
+test('A report that throws stops neither recovery nor the process', async (t) => {
+  const { a, b, once } = await pair(t)
+  const running = once.recovery.start({
+    interval: 10,
+    onReport: () => {
+      throw new Error('in the report')
+    },
+  })
+  await leave({ a, b }, 1, 'commit')
+  await until('it is committed', async () => (await b.effects()).includes(1))
+  await leave({ a, b }, 2, 'commit')
+  await until('it goes on', async () => (await b.effects()).includes(2))
+  await t.notThrowsAsync(running.stop())
+})
