@@ -1,0 +1,150 @@
+/**
+ * `pgonce sweep`: applies the retention of the key ledger until there is nothing left to do.
+ */
+import type { Command } from 'commander'
+import { type Database, withSession } from '../database/database.ts'
+import { fromSql, InvalidInputError } from '../errors.ts'
+import { chooseDatabases, type DatabaseFlags, withDatabases, withEach } from './databases.ts'
+import { count, paint, print, printJson, progress, table } from './output.ts'
+
+interface SweepFlags extends DatabaseFlags {
+  readonly retention?: readonly string[]
+  readonly json?: boolean
+}
+
+/** What was done, added up over all steps. */
+interface Done {
+  readonly action: string
+  readonly scope: string | null
+  readonly detail: string
+  count: number
+}
+
+interface Swept {
+  readonly database: string
+  /** How often once.sweep() was called. */
+  steps: number
+  readonly actions: readonly Done[]
+  /** Partitions were in use at the last step; the next sweep takes them. */
+  busy: boolean
+  error: string | null
+}
+
+/** Adds the command to the program. */
+export function sweepCommand(program: Command): void {
+  withDatabases(program.command('sweep'))
+    .description('apply the retention of the key ledger: expire, drop and delete what is past it')
+    .option(
+      '--retention <scope=interval>',
+      "first set how long a scope remembers its keys, as in stripe='30 days' or stripe=forever; may be repeated",
+      (value: string, before: readonly string[] = []) => [...before, value],
+    )
+    .option('--json', 'print one JSON object')
+    .action(runSweep)
+}
+
+/** Runs the command, on each database in turn. One that fails does not keep the others from it. */
+export async function runSweep(urls: readonly string[], flags: SweepFlags): Promise<void> {
+  const chosen = chooseDatabases(urls, flags)
+  const retentions = (flags.retention ?? []).map(parseRetention)
+  const swept = await withEach(chosen, connectTimeout, async (databases) => {
+    const results: Swept[] = []
+    for (const database of databases) results.push(await sweepOne(database, retentions))
+    return results
+  })
+  if (swept.some(({ error }) => error !== null)) process.exitCode = 1
+  if (flags.json) return printJson({ databases: swept })
+
+  const rows = swept.flatMap(({ database, actions }) =>
+    actions.map(({ action, scope, detail, count: n }) => ({
+      cells: [database, action, scope ?? '', n > 0 ? String(n) : '', detail],
+    })),
+  )
+  if (rows.length > 0) print(`${table(['database', 'action', 'scope', 'count', 'detail'], rows)}\n`)
+  for (const { database, steps, actions, busy, error } of swept) {
+    const total = (action: string) =>
+      actions.filter((one) => one.action === action).reduce((sum, one) => sum + one.count, 0)
+    if (error !== null) print(paint(`${database}: ${error}`, 'red'))
+    else {
+      print(
+        `${database}: ${count(total('delete'), 'key')} deleted, ${count(total('drop'), 'partition')} dropped, ` +
+          `${total('create')} created, in ${count(steps, 'step')}${busy ? '; some partitions were in use: sweep again later' : ''}`,
+      )
+    }
+  }
+}
+
+const connectTimeout = 5_000
+
+interface StepRow {
+  readonly action: string
+  readonly scope: string | null
+  readonly detail: string
+  readonly count: string
+  readonly more: boolean
+}
+
+/** @see sql/ledger/sweep.sql, sql/ledger/set_retention.sql */
+async function sweepOne(database: Database, retentions: readonly Retention[]): Promise<Swept> {
+  const done = new Map<string, Done>()
+  const swept = {
+    database: database.name,
+    steps: 0,
+    actions: [] as Done[],
+    busy: false,
+    error: null as string | null,
+  }
+  const shown = progress()
+  try {
+    await database.identify()
+    await withSession(database.connect(), async (session) => {
+      for (const { scope, interval } of retentions) {
+        await session.query('select once.set_retention($1, $2::text::interval)', [scope, interval])
+      }
+      for (let more = true; more; ) {
+        const { rows } = await session.query<StepRow>(
+          'select s.action, s.scope, s.detail, s.count::text as count, s.more from once.sweep() s',
+        )
+        swept.steps += 1
+        more = rows.some((row) => row.more)
+        swept.busy = rows.some(({ action }) => action === 'busy')
+        // Rows that count nothing and ask for more only say how far the step has come.
+        for (const row of rows) if (!row.more || Number(row.count) > 0) add(done, row)
+        const total = [...done.values()].reduce((sum, one) => sum + one.count, 0)
+        if (more) shown.say(`${database.name}: step ${swept.steps}, ${total} done`)
+      }
+    })
+  } catch (error) {
+    const { message, hint } = fromSql(error) as Error & { hint?: string }
+    swept.error = hint === undefined ? message : `${message}. ${hint}`
+  } finally {
+    shown.end()
+  }
+  swept.actions = [...done.values()].filter(({ action }) => action !== 'busy')
+  return swept
+}
+
+function add(done: Map<string, Done>, { action, scope, detail, count: n }: StepRow): void {
+  // A horizon moves on with each step: the last one tells.
+  const key = action === 'horizon' ? `${action} ${scope}` : `${action} ${scope} ${detail}`
+  const before = done.get(key)
+  done.set(key, { action, scope, detail, count: Number(n) + (before?.count ?? 0) })
+}
+
+interface Retention {
+  readonly scope: string
+  /** Null: for ever. */
+  readonly interval: string | null
+}
+
+function parseRetention(text: string): Retention {
+  // A scope may contain "=", an interval cannot.
+  const at = text.lastIndexOf('=')
+  const [scope, interval] = [text.slice(0, at), text.slice(at + 1).trim()]
+  if (at < 1 || interval === '') {
+    throw new InvalidInputError('ONARG', 'Expected --retention to have the form scope=interval', {
+      hint: "For example: --retention stripe='30 days', or stripe=forever",
+    })
+  }
+  return { scope, interval: interval === 'forever' ? null : interval }
+}

@@ -1,0 +1,233 @@
+import test from 'ava'
+import type { Check } from '../../src/cli/doctor.ts'
+import { named, pgonceCli } from '../support/cli.ts'
+import {
+  connect,
+  emptyDatabase,
+  installSchema,
+  makeStandby,
+  ownServer,
+  randomName,
+  testDatabase,
+  testRole,
+} from '../support/database.ts'
+import { makeOrphan } from '../support/orphan.ts'
+import { serverUrl } from '../support/servers.ts'
+
+test('a healthy pair of databases passes every check', async (t) => {
+  const [orders, billing] = [await testDatabase(t), await testDatabase(t, { server: 'b' })]
+  const { exitCode, checks, ok } = await doctor(...named({ orders, billing }))
+  t.is(exitCode, 0)
+  t.true(ok)
+  // The test servers run with fsync off, which is worth a warning.
+  const bad = checks.filter(({ status }) => status !== 'ok')
+  t.deepEqual([...new Set(bad.map(({ check }) => check))], ['fsync'])
+  for (const check of ['reachable', 'server', 'primary', 'schema', 'identity', 'privileges', 'in doubt']) {
+    t.deepEqual(
+      checks.filter((one) => one.check === check).map(({ database }) => database),
+      ['orders', 'billing'],
+      check,
+    )
+  }
+})
+
+test('the table for people shows each finding, and what to type below it', async (t) => {
+  const { url } = await emptyDatabase(t)
+  const { exitCode, stdout } = await pgonceCli(['doctor', ...named({ orders: url })])
+  t.is(exitCode, 1)
+  t.regex(stdout, /^DATABASE +CHECK +STATUS +FOUND$/m)
+  t.regex(stdout, /^orders +schema +critical +schema once is not installed$/m)
+  t.true(stdout.includes(`    → pgonce migrate --database orders='${url}'\n`))
+  t.regex(stdout, /^1 critical, 1 warning in 1 database\.$/m)
+  // Not a terminal: no colors.
+  t.false(stdout.includes('\u001b'))
+})
+
+test('what doctor says to type installs the schema', async (t) => {
+  const { url } = await emptyDatabase(t)
+  const env = { PGONCE_DATABASES: `orders=${url}` }
+  const before = await doctorIn(env)
+  const line = find(before.checks, 'schema').hint
+  t.is(line, 'pgonce migrate')
+  t.is((await pgonceCli(['migrate'], env)).exitCode, 0)
+  t.is((await doctorIn(env)).exitCode, 0)
+})
+
+test('a schema once of somebody else, of another version, or out of bounds is critical', async (t) => {
+  const foreign = await emptyDatabase(t)
+  await foreign.sql`create schema once`
+  const newer = await testDatabase(t)
+  await newer.sql.unsafe(
+    'create or replace function once.schema_version() returns int language sql immutable as $$ select 999 $$',
+  )
+  const closed = await testDatabase(t)
+  const role = await testRole(t, closed)
+  const { exitCode, checks } = await doctor(...named({ foreign, newer, closed: closed.urlAs(role) }))
+  t.is(exitCode, 1)
+  const schema = (database: string) => find(checks, 'schema', database)
+  t.deepEqual(
+    ['foreign', 'newer', 'closed'].map((name) => schema(name).status),
+    ['critical', 'critical', 'critical'],
+  )
+  t.regex(schema('foreign').found, /did not make/)
+  t.regex(schema('newer').found, /version 999/)
+  t.regex(schema('newer').hint ?? '', /npm install/)
+  t.is(schema('closed').hint, `select once.grant_app('${role}');   -- as the owner of schema once`)
+})
+
+test('an unreachable database does not keep the others from being examined', async (t) => {
+  const orders = await testDatabase(t)
+  const gone = serverUrl('a', randomName('gone'))
+  const { exitCode, checks } = await doctor(...named({ orders, gone }))
+  t.is(exitCode, 1)
+  t.is(find(checks, 'schema', 'orders').status, 'ok')
+  t.deepEqual(
+    checks.filter(({ database }) => database === 'gone').map(({ check, status }) => [check, status]),
+    [['reachable', 'critical']],
+  )
+})
+
+test('a copied database is told from its original, and what to type is said', async (t) => {
+  const orders = await testDatabase(t)
+  const copy = await testDatabase(t)
+  // What a template, a dump or a restored backup carries: another database's identity.
+  const [row] =
+    await orders.sql`select id, system_identifier::text as system, database_oid::text as oid from once.identity`
+  await copy.sql`update once.identity
+                    set id = ${row?.id}, system_identifier = ${row?.system}::bigint, database_oid = ${row?.oid}::oid`
+  const { exitCode, checks } = await doctor(...named({ orders, copy }))
+  t.is(exitCode, 1)
+  t.is(find(checks, 'identity', 'orders').status, 'ok')
+  const identity = find(checks, 'identity', 'copy')
+  t.is(identity.status, 'critical')
+  t.regex(identity.found, /copy/)
+  const [line] = identity.hint?.split(';') ?? []
+  await copy.sql.unsafe(line ?? '')
+  t.is((await doctor(...named({ orders, copy }))).exitCode, 0)
+})
+
+test('two names for one database are critical', async (t) => {
+  const orders = await testDatabase(t)
+  const { exitCode, checks } = await doctor(...named({ orders, billing: orders.url }))
+  t.is(exitCode, 1)
+  t.regex(find(checks, 'identity', 'orders').found, /same database as billing/)
+  t.regex(find(checks, 'identity', 'billing').found, /same database as orders/)
+})
+
+test('privileges are those that the grants give, all of them', async (t) => {
+  const { sql, urlAs, ...rest } = await testDatabase(t)
+  const role = await testRole(t, { sql, urlAs, ...rest })
+  const privileges = async () => find((await doctor(urlAs(role))).checks, 'privileges')
+
+  await sql`select once.grant_monitor(${role})`
+  t.like(await privileges(), { status: 'ok', found: `role ${role} may look` })
+  await sql`select once.grant_app(${role})`
+  await sql`select once.grant_recover(${role})`
+  t.like(await privileges(), { status: 'ok', found: `role ${role} may process, look, recover and sweep` })
+  // As after an update that brought a function: nobody was granted it yet.
+  await sql.unsafe(`revoke execute on function once.home_id() from ${role};
+                    grant execute on function once.home_id() to ${role};
+                    revoke execute on function once.claim(text, bigint, integer, boolean) from ${role};
+                    revoke execute on function once.unproven(integer, timestamptz, uuid) from ${role}`)
+  const lacking = await privileges()
+  t.is(lacking.status, 'critical')
+  t.regex(lacking.found, /may not execute once\.(claim|unproven)\(/)
+  t.regex(lacking.hint ?? '', new RegExp(`^select once\\.grant_(app|monitor|recover)\\('${role}'\\);`))
+  await sql.unsafe((lacking.hint ?? '').split(';')[0] ?? '')
+  t.is((await privileges()).status, 'ok')
+})
+
+test('an application role passes', async (t) => {
+  const database = await testDatabase(t)
+  const role = await testRole(t, database)
+  await database.sql`select once.grant_app(${role})`
+  const { exitCode, checks } = await doctor(database.urlAs(role))
+  t.is(exitCode, 0, JSON.stringify(checks.filter(({ status }) => status === 'critical')))
+})
+
+test('a server that takes no prepared transactions, or a standby, is critical', async (t) => {
+  const server = await ownServer(t, { max_prepared_transactions: 0, synchronous_commit: 'off' })
+  await installSchema(server.url())
+  const without = await doctor(server.url())
+  t.is(without.exitCode, 1)
+  const slots = find(without.checks, 'prepared transactions')
+  t.is(slots.status, 'critical')
+  t.regex(slots.hint ?? '', /^alter system set max_prepared_transactions = \d+;/)
+  t.is(find(without.checks, 'synchronous_commit').status, 'warn')
+
+  await makeStandby(server)
+  const standby = await doctor(server.url())
+  t.is(standby.exitCode, 1)
+  t.is(find(standby.checks, 'primary').status, 'critical')
+})
+
+test('slots that run out are critical, and fewer than may be needed are worth a warning', async (t) => {
+  const server = await ownServer(t, { max_prepared_transactions: 2 })
+  await installSchema(server.url())
+  const slots = async () => find((await doctor(server.url())).checks, 'prepared transactions')
+  t.like(await slots(), { status: 'warn' })
+  t.is(
+    find((await doctor(server.url(), '--max-connections', '2')).checks, 'prepared transactions').status,
+    'ok',
+  )
+  const sql = connect(t, server.url())
+  for (const gid of ['one', 'two']) {
+    await sql.unsafe(`begin; select pg_current_xact_id()`)
+    await sql.unsafe(`prepare transaction '${gid}'`)
+  }
+  const full = await slots()
+  t.is(full.status, 'critical')
+  t.regex(full.found, /^2 of 2 slots used, 2 by others than pgonce/)
+})
+
+test('orphans, losses and gaps are found, and what to type for each', async (t) => {
+  const [orders, billing] = [await testDatabase(t), await testDatabase(t, { server: 'b' })]
+  await makeOrphan({ home: orders, participant: billing, decision: 'committed' })
+  const young = await doctor(...named({ orders, billing }))
+  t.is(find(young.checks, 'in doubt', 'billing').status, 'ok')
+  t.regex(find(young.checks, 'in doubt', 'billing').found, /^1 branch/)
+
+  await orders.sql`select once.claim_batch('shop', array[2, 4, 6, 8, 10])`
+  await orders.sql`update once.producer set max_gaps = 5`
+  await orders.sql`select once.record_heuristic(gen_random_uuid(), 'billing', gen_random_uuid(), 'lost branch')`
+  await orders.sql`update once.global_transaction set decided_at = now() - interval '1 hour'`
+  const { exitCode, checks } = await doctor(...named({ orders, billing }), '--orphan-age', '0')
+  t.is(exitCode, 1)
+  const orphan = find(checks, 'in doubt', 'billing')
+  t.is(orphan.status, 'critical')
+  t.regex(orphan.found, /^1 orphan in doubt/)
+  t.true(orphan.hint?.startsWith(`pgonce recover --database orders='${orders.url}' --database billing=`))
+  t.is(find(checks, 'ledger', 'orders').status, 'critical')
+  t.regex(find(checks, 'ledger', 'orders').hint ?? '', /once\.set_watermark\('shop'/)
+  t.is(find(checks, 'losses', 'orders').status, 'critical')
+  t.is(find(checks, 'recovery', 'orders').status, 'warn')
+})
+
+test('consumers that lag and do not move are worth a warning', async (t) => {
+  const { sql, url } = await testDatabase(t)
+  await sql`select once.take_partition('group', 'topic', 0)`
+  await sql`select once.advance('group', 'topic', 0, 1, null, 5)`
+  await sql`select once.report_end('topic', 0, 9)`
+  t.is(find((await doctor(url)).checks, 'offsets').status, 'ok')
+  await sql`update once.consumer_offset set updated_at = now() - interval '1 hour'`
+  t.is(find((await doctor(url)).checks, 'offsets').status, 'warn')
+})
+
+async function doctor(...args: string[]) {
+  return await doctorIn({}, ...args)
+}
+
+async function doctorIn(env: NodeJS.ProcessEnv, ...args: string[]) {
+  const { exitCode, stdout, stderr } = await pgonceCli(['doctor', '--json', ...args], env)
+  if (stderr !== '') throw new Error(stderr)
+  const { ok, checks } = JSON.parse(stdout) as { ok: boolean; checks: Check[] }
+  return { exitCode, ok, checks }
+}
+
+function find(checks: readonly Check[], check: string, database?: string): Check {
+  const found = checks.find(
+    (one) => one.check === check && (database === undefined || one.database === database),
+  )
+  if (found === undefined) throw new Error(`no check ${check} of ${database} in ${JSON.stringify(checks)}`)
+  return found
+}
