@@ -1,0 +1,4 @@
+/** The XA verbs over one database, for transaction managers other than ours. See docs/xa.md. */
+export * from './codes.ts'
+export { type RecoveredXid, type XaOptions, type XaResource, xaResource } from './resource.ts'
+export { formatXid, parseXid, type RawXid, type Xid, type XidInput } from './xid.ts'

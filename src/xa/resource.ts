@@ -1,0 +1,743 @@
+/**
+ * One database as a resource manager in the sense of XA: a transaction manager of another make drives its
+ * branches through the two phases, and answers for the decision.
+ *
+ * An unprepared transaction of Postgres lives and dies with the connection that it was begun on, a prepared one
+ * belongs to no connection. So `start` takes a connection out of the pool for the branch, which `prepare`, a
+ * commit in one phase, or `rollback` gives back; and a prepared branch is finished on any connection, from any
+ * process.
+ *
+ * @see X/Open C193, chapter 5 (the verbs) and section 6.3 (the states of a branch)
+ */
+import { randomUUID } from 'node:crypto'
+import type { DatabaseConnection, Transaction } from 'kysely'
+import { createDatabase, inTime, transactionOver, withSession } from '../database/database.ts'
+import type { DatabaseTarget } from '../database/open.ts'
+import type { Session } from '../database/session.ts'
+import { codeOf, HandlerError, isErrorAnswer } from '../errors.ts'
+import { checkInteger } from '../names.ts'
+import {
+  TMENDRSCAN,
+  TMFAIL,
+  TMJOIN,
+  TMNOFLAGS,
+  TMONEPHASE,
+  TMRESUME,
+  TMSTARTRSCAN,
+  TMSUCCESS,
+  TMSUSPEND,
+  XA_OK,
+  XA_RDONLY,
+  XaError,
+  type XaErrorName,
+} from './codes.ts'
+import {
+  formatXid,
+  gidOf,
+  isOwnGidSql,
+  parseXid,
+  quoteRawGid,
+  type RawXid,
+  type Xid,
+  type XidInput,
+} from './xid.ts'
+
+export interface XaOptions {
+  /** Connections that branches may hold at once; more than the given instance's pool has is of no use. @defaultValue 10 */
+  readonly maxConnections?: number
+  /** Milliseconds to wait for a connection. @defaultValue 10000 */
+  readonly connectTimeout?: number
+  /** Milliseconds to wait for what a verb asks of the server; then the answer is XAER_RMFAIL. @defaultValue 60000 */
+  readonly timeout?: number
+}
+
+/** A prepared branch. It can be passed to `commit` and `rollback` as it is. */
+export type RecoveredXid = (Xid | RawXid) & {
+  /** What Postgres calls it. */
+  readonly gid: string
+  readonly preparedAt: Date
+  /** The role that prepared it: it or a superuser may finish it. */
+  readonly owner: string | null
+}
+
+/**
+ * The verbs. What XA returns as a number comes back in the way of the language: success is returned, as `XA_OK`
+ * or `XA_RDONLY`, and all else is thrown, as an {@link XaError} whose `xaCode` is the number. A manager that
+ * forgot to compare a number would take a failed `prepare` for a vote to commit; one that forgets to catch an
+ * error stops. Two verbs have something better than `XA_OK` to return: `start` the handle to work with, `recover`
+ * the list.
+ *
+ * All verbs throw `XAER_INVAL` for an xid or flags that are none, `XAER_RMFAIL` if the database cannot be reached
+ * or does not answer, `XAER_PROTO` if the branch is in a state where the verb has no place or the resource is
+ * closed. A branch that is prepared is never answered with `XAER_RMERR` or `XA_RB*`, which would let a manager
+ * forget it.
+ */
+export interface XaResource<DB> extends AsyncDisposable {
+  /**
+   * Begins a branch, or with `TMJOIN` goes on with one that was ended here.
+   *
+   * @returns a handle to work in the branch until `end`; nobody else sees the branch's connection
+   * @throws XaError `XAER_DUPID` if the xid is taken; `XAER_NOTA` if the branch to join is none of this resource's;
+   *   `XAER_OUTSIDE` if the pool gave a connection with an open transaction; `XAER_RMERR` for `TMRESUME`;
+   *   `XA_RBROLLBACK` if the branch to join was ended with `TMFAIL`
+   * @see X/Open C193, xa_start()
+   */
+  start(xid: XidInput, flags?: number): Promise<Transaction<DB>>
+  /**
+   * Ends the work in a branch, for better (`TMSUCCESS`, the default) or worse (`TMFAIL`: it can then only be rolled
+   * back). The handle is of no use afterwards. Asks nothing of the server.
+   *
+   * @throws XaError `XAER_NOTA` if this resource has no such branch; `XAER_RMERR` for `TMSUSPEND`
+   * @see X/Open C193, xa_end()
+   */
+  end(xid: XidInput, flags?: number): Promise<typeof XA_OK>
+  /**
+   * Votes. After `XA_OK` the branch is prepared: it outlives connections, this process and the server, and waits for
+   * `commit` or `rollback`. After `XA_RDONLY` there is nothing to finish: it wrote nothing, and is committed.
+   *
+   * @throws XaError `XA_RB*` if it is rolled back instead, also because an earlier statement had failed;
+   *   `XAER_NOTA`; `XAER_PROTO` if it is prepared already; `XAER_RMERR` if the branch's own SQL has ended its
+   *   transaction. After `XAER_RMFAIL` it may be prepared: `recover` tells
+   * @see X/Open C193, xa_prepare()
+   */
+  prepare(xid: XidInput): Promise<typeof XA_OK | typeof XA_RDONLY>
+  /**
+   * Commits a prepared branch, whoever prepared it; or, with `TMONEPHASE`, one that was ended here.
+   *
+   * @throws XaError `XAER_NOTA` if there is none; `XA_RETRY` if another session is at it; with `TMONEPHASE` also
+   *   `XA_RB*`, and `XAER_PROTO` if it is prepared. After `XAER_RMFAIL` with `TMONEPHASE` the outcome is not known;
+   *   without, ask again: `XA_OK` or `XAER_NOTA`
+   * @see X/Open C193, xa_commit()
+   */
+  commit(xid: XidInput | RawXid, flags?: number): Promise<typeof XA_OK>
+  /**
+   * Rolls back a branch that was ended here, or a prepared one, whoever prepared it.
+   *
+   * @throws XaError `XAER_NOTA` if there is none
+   * @see X/Open C193, xa_rollback()
+   */
+  rollback(xid: XidInput | RawXid): Promise<typeof XA_OK>
+  /**
+   * The prepared branches of this database, oldest first, all at once: with `TMSTARTRSCAN`, which is in the default.
+   * Without, nothing more follows. Gids in no known format are among them as they are ({@link RawXid}); the
+   * branches of pgonce itself are not, since their home decides on them.
+   *
+   * @throws XaError `XAER_INVAL` if no scan was started
+   * @see X/Open C193, xa_recover()
+   */
+  recover(flags?: number): Promise<RecoveredXid[]>
+  /**
+   * Always refused: Postgres completes no branch by itself, so there is no heuristic outcome to forget.
+   *
+   * @throws XaError `XAER_PROTO` if there is such a branch; `XAER_NOTA` if there is none
+   * @see X/Open C193, xa_forget()
+   */
+  forget(xid: XidInput | RawXid): Promise<never>
+  /** Rolls back what is not prepared, leaves what is, and ends the connections that were opened here. */
+  close(): Promise<void>
+}
+
+/** What one `start` has begun and nothing has finished. */
+interface Branch {
+  readonly gid: string
+  readonly session: Session
+  readonly connection: DatabaseConnection
+  /** A setting that ends with the transaction: as long as it is there, the transaction is the one we began. */
+  readonly mark: string
+  state: 'active' | 'ended' | 'completing'
+  /** Which handle may be used: each `start` gives a new one. */
+  association: object
+  rollbackOnly: boolean
+  /** What failed last in it. */
+  failure: unknown
+}
+
+/**
+ * A database as an XA resource manager. It needs nothing installed but `max_prepared_transactions` above 0.
+ *
+ * @param target a URL, a postgres.js instance, or a Kysely instance on any Postgres driver; what is given open
+ *   stays open
+ * @throws InvalidInputError `ONARG` if it is none of these, or an option is out of range
+ * @see docs/xa.md
+ */
+export function xaResource<DB = unknown>(
+  target: DatabaseTarget<DB>,
+  options: XaOptions = {},
+): XaResource<DB> {
+  const maxConnections = Number(checkInteger('maxConnections', options.maxConnections ?? 10, 1n, 10_000n))
+  const milliseconds = (what: 'connectTimeout' | 'timeout', byDefault: number) =>
+    Number(checkInteger(what, options[what] ?? byDefault, 1n, 2147483647n))
+  const connectTimeout = milliseconds('connectTimeout', 10_000)
+  const timeout = milliseconds('timeout', 60_000)
+  const database = createDatabase('xa', 0, target as DatabaseTarget, { maxConnections, connectTimeout })
+  // Others use the pool as well, and may have left something open on a connection.
+  const borrowed = typeof target !== 'string' && !(target instanceof URL)
+  /** By gid; undefined while it begins. */
+  const branches = new Map<string, Branch | undefined>()
+  let scanning = false
+  let closing: Promise<void> | undefined
+
+  // -------------------------------------------------------------------------------------------------
+  // Branches that live here
+
+  async function begin(gid: string): Promise<Branch> {
+    let session: Session
+    try {
+      await database.permits.take(AbortSignal.timeout(connectTimeout))
+    } catch (cause) {
+      throw new XaError('XAER_RMFAIL', 'All connections stayed in use by branches', {
+        hint: 'Finish branches, or make the pool larger (maxConnections)',
+        cause,
+      })
+    }
+    try {
+      session = await database.connect()
+    } catch (cause) {
+      database.permits.give()
+      throw unavailable(`Branch ${gid} could not begin`, cause)
+    }
+    const mark = randomUUID()
+    try {
+      const refusal = await inTime(timeout, open(session, gid, mark))
+      if (refusal === undefined) return branchOver(session, gid, mark)
+      session.release()
+      throw refusal
+    } catch (error) {
+      session.abandon()
+      database.permits.give()
+      throw error instanceof XaError ? error : unavailable(`Branch ${gid} could not begin`, error)
+    }
+  }
+
+  /** Begins the transaction; a refusal leaves the connection as it was. */
+  async function open(session: Session, gid: string, mark: string): Promise<XaError | undefined> {
+    if (borrowed && (await isInTransaction(session))) {
+      return new XaError('XAER_OUTSIDE', `The connection for branch ${gid} has a local transaction open`, {
+        detail: 'The pool gave a connection on which somebody has begun a transaction and not ended it.',
+        hint: 'End local transactions before their connection goes back to the pool, or give the resource a pool of its own',
+      })
+    }
+    const [{ rows }] = await Promise.all([
+      session.query<{ taken: boolean }>(
+        'select exists (select from pg_catalog.pg_prepared_xacts p where p.gid = $1) as taken',
+        [gid],
+      ),
+      session.query('begin'),
+      // Not by a function: a query would keep the branch from choosing its isolation level.
+      session.query(`set local pgonce.branch = '${mark}'`),
+    ])
+    if (!rows[0]?.taken) return undefined
+    await session.query('rollback')
+    return duplicate(gid)
+  }
+
+  function branchOver(session: Session, gid: string, mark: string): Branch {
+    const connection: DatabaseConnection = {
+      async executeQuery(query) {
+        try {
+          return await session.connection.executeQuery<never>(query)
+        } catch (error) {
+          // The one before it says why.
+          if (codeOf(error) !== '25P02') branch.failure = error
+          throw isErrorAnswer(error) ? error : unavailable(`The connection of branch ${gid} was lost`, error)
+        }
+      },
+      streamQuery: (query, chunkSize) => session.connection.streamQuery(query, chunkSize),
+    }
+    const branch: Branch = {
+      gid,
+      session,
+      connection,
+      mark,
+      state: 'active',
+      association: {},
+      rollbackOnly: false,
+      failure: undefined,
+    }
+    return branch
+  }
+
+  function associate(branch: Branch): Transaction<DB> {
+    const association = {}
+    branch.association = association
+    branch.state = 'active'
+    // Checked where a query is sent: one that was not awaited must not follow PREPARE on the same connection.
+    const check = () => {
+      if (branch.association === association) return
+      throw new HandlerError('ENDED', `The work in branch ${branch.gid} was ended`, {
+        hint: 'Await every query before end; start with TMJOIN gives a handle to go on with',
+      })
+    }
+    const connection: DatabaseConnection = {
+      async executeQuery(query) {
+        check()
+        return await branch.connection.executeQuery(query)
+      },
+      async *streamQuery(query, chunkSize) {
+        check()
+        yield* branch.connection.streamQuery<never>(query, chunkSize)
+      },
+    }
+    return transactionOver(database.db, {
+      provideConnection: (consumer) => consumer(connection),
+    }) as unknown as Transaction<DB>
+  }
+
+  /** The branch, if it is here and ended: nobody else completes it then. Undefined if it is not here. */
+  function take(gid: string): Branch | undefined {
+    if (!branches.has(gid)) return undefined
+    const branch = branches.get(gid)
+    if (branch?.state !== 'ended') throw improper(gid, branch?.state ?? 'active')
+    branch.state = 'completing'
+    return branch
+  }
+
+  /** Runs the last of a branch's transaction and gives its connection back. */
+  async function complete<T>(
+    branch: Branch,
+    verb: 'prepare' | 'commit' | 'rollback',
+    run: () => Promise<T>,
+  ): Promise<T> {
+    const { gid, session } = branch
+    try {
+      const result = await inTime(timeout, run())
+      session.release()
+      return result
+    } catch (error) {
+      if (error instanceof XaError) session.release()
+      else if (isErrorAnswer(error)) {
+        await session.query('rollback').then(session.release, session.abandon)
+        throw rolledBack(gid, error)
+      } else {
+        session.abandon()
+        throw unavailable(`The answer to ${verb} of branch ${gid} is missing`, error, whatIsLeft[verb])
+      }
+      throw error
+    } finally {
+      branches.delete(gid)
+      database.permits.give()
+    }
+  }
+
+  async function rollBack({ session }: Branch): Promise<void> {
+    await session.query('rollback')
+  }
+
+  /** Whether the branch wrote. @throws XaError, after rolling back, if it cannot be committed */
+  async function examine(branch: Branch): Promise<boolean> {
+    const { gid, session, mark } = branch
+    if (branch.rollbackOnly) {
+      await rollBack(branch)
+      throw new XaError('XA_RBROLLBACK', `Branch ${gid} was ended with TMFAIL`)
+    }
+    try {
+      const { rows } = await session.query<{ same: boolean; wrote: boolean }>(
+        `select pg_catalog.current_setting('pgonce.branch', true) is not distinct from $1 as same,
+                pg_catalog.pg_current_xact_id_if_assigned() is not null as wrote`,
+        [mark],
+      )
+      if (rows[0]?.same) return rows[0].wrote
+    } catch (error) {
+      if (codeOf(error) !== '25P02') throw error
+      await rollBack(branch)
+      throw rolledBack(gid, branch.failure)
+    }
+    await rollBack(branch)
+    throw new XaError('XAER_RMERR', `The SQL of branch ${gid} has ended the branch's transaction itself`, {
+      detail: 'What it committed stands, and what came after is rolled back.',
+      hint: 'Leave BEGIN, COMMIT, ROLLBACK and PREPARE TRANSACTION to the transaction manager',
+    })
+  }
+
+  async function commitHere(branch: Branch): Promise<void> {
+    const { command } = await branch.session.query('commit')
+    // In a failed transaction COMMIT rolls back, and says so in the tag alone. Without tags, examine() has looked.
+    if (command !== undefined && command !== 'COMMIT') throw rolledBack(branch.gid, branch.failure)
+  }
+
+  async function prepareHere(branch: Branch): Promise<void> {
+    const { gid, session } = branch
+    const { command } = await session.query(`prepare transaction ${quoteRawGid(gid)}`)
+    if (command !== undefined && command !== 'PREPARE TRANSACTION') throw rolledBack(gid, branch.failure)
+  }
+
+  // -------------------------------------------------------------------------------------------------
+  // Branches that are prepared
+
+  /**
+   * Asks on some connection: one of the pool if one is free, else one apart, so that open branches, which may
+   * wait for the locks of a prepared one, cannot keep it from being finished.
+   */
+  async function ask<T>(what: string, task: (session: Session) => Promise<T>): Promise<T> {
+    const pooled = database.permits.tryTake()
+    try {
+      return await withSession(pooled ? database.connect() : database.connectApart(), task, timeout)
+    } catch (error) {
+      if (error instanceof XaError || isErrorAnswer(error)) throw error
+      throw unavailable(what, error)
+    } finally {
+      if (pooled) database.permits.give()
+    }
+  }
+
+  /** What to say of a branch that is not here: that it is prepared, or that there is none. */
+  async function elsewhere(gid: string, ifPrepared: string): Promise<XaError> {
+    let prepared: boolean
+    try {
+      prepared = await ask(`Branch ${gid} could not be looked for`, async (session) => {
+        const { rows } = await session.query(
+          `select from pg_catalog.pg_prepared_xacts p
+            where p.gid = $1 and p.database = pg_catalog.current_database()`,
+          [gid],
+        )
+        return rows.length > 0
+      })
+    } catch (error) {
+      return error instanceof XaError ? error : unavailable(`Branch ${gid} could not be looked for`, error)
+    }
+    return prepared ? new XaError('XAER_PROTO', `Branch ${gid} ${ifPrepared}`) : unknown(gid)
+  }
+
+  async function finish(verb: 'commit' | 'rollback', gid: string): Promise<void> {
+    const deadline = performance.now() + Math.min(timeout, patience)
+    for (;;) {
+      try {
+        // A refusal is returned: thrown, it would cost the connection, and the local transaction on it.
+        const refusal = await ask(`The answer to ${verb} of branch ${gid} is missing`, async (session) => {
+          // The statement itself would be refused there, and the refusal would break the local transaction.
+          if (borrowed && (await isInTransaction(session))) return localTransaction(gid)
+          await session.query(`${verb} prepared ${quoteRawGid(gid)}`)
+          return undefined
+        })
+        if (refusal === undefined) return
+        throw refusal
+      } catch (error) {
+        if (error instanceof XaError) throw error
+        if (codeOf(error) !== '55000' || performance.now() > deadline) throw unfinished(verb, gid, error)
+        await new Promise((resolve) => setTimeout(resolve, 20))
+      }
+    }
+  }
+
+  const checkOpen = () => {
+    if (closing) throw new XaError('XAER_PROTO', 'This resource is closed')
+  }
+
+  // -------------------------------------------------------------------------------------------------
+  // The verbs
+
+  const resource: XaResource<DB> = {
+    async start(xid, flags = TMNOFLAGS) {
+      checkOpen()
+      const gid = formatXid(xid)
+      if (flags === TMRESUME) throw noSuspension()
+      if (flags !== TMNOFLAGS && flags !== TMJOIN) throw badFlags('start', flags, 'TMNOFLAGS or TMJOIN')
+      if (flags === TMJOIN) {
+        const branch = branches.get(gid)
+        if (!branches.has(gid)) {
+          throw new XaError('XAER_NOTA', `There is no branch ${gid} to join`, {
+            detail:
+              'An unprepared transaction of Postgres lives on one connection; only the resource that started it can join it.',
+          })
+        }
+        if (branch?.state !== 'ended') throw improper(gid, branch?.state ?? 'active')
+        if (branch.rollbackOnly) throw new XaError('XA_RBROLLBACK', `Branch ${gid} was ended with TMFAIL`)
+        return associate(branch)
+      }
+      if (branches.has(gid)) throw duplicate(gid)
+      branches.set(gid, undefined)
+      try {
+        const branch = await begin(gid)
+        if (closing) {
+          branch.session.abandon()
+          database.permits.give()
+          checkOpen()
+        }
+        branches.set(gid, branch)
+        return associate(branch)
+      } catch (error) {
+        branches.delete(gid)
+        throw error
+      }
+    },
+
+    async end(xid, flags = TMSUCCESS) {
+      checkOpen()
+      const gid = formatXid(xid)
+      if (flags === TMSUSPEND) throw noSuspension()
+      if (flags !== TMSUCCESS && flags !== TMFAIL) throw badFlags('end', flags, 'TMSUCCESS or TMFAIL')
+      const branch = branches.get(gid)
+      if (branch === undefined) throw unknown(gid)
+      if (branch.state !== 'active') throw improper(gid, branch.state)
+      branch.association = {}
+      branch.state = 'ended'
+      branch.rollbackOnly = flags === TMFAIL
+      return XA_OK
+    },
+
+    async prepare(xid) {
+      checkOpen()
+      const gid = formatXid(xid)
+      const branch = take(gid)
+      if (branch === undefined) throw await elsewhere(gid, 'is prepared already')
+      return await complete(branch, 'prepare', async () => {
+        const wrote = await examine(branch)
+        await (wrote ? prepareHere(branch) : commitHere(branch))
+        return wrote ? XA_OK : XA_RDONLY
+      })
+    },
+
+    async commit(xid, flags = TMNOFLAGS) {
+      checkOpen()
+      const gid = gidOf(xid)
+      if (flags !== TMNOFLAGS && flags !== TMONEPHASE)
+        throw badFlags('commit', flags, 'TMNOFLAGS or TMONEPHASE')
+      if (flags === TMNOFLAGS) {
+        if (branches.has(gid)) throw improper(gid, branches.get(gid)?.state ?? 'active', 'prepare it first')
+        await finish('commit', gid)
+        return XA_OK
+      }
+      const branch = take(gid)
+      if (branch === undefined) throw await elsewhere(gid, 'is prepared, and takes the second phase')
+      await complete(branch, 'commit', async () => {
+        await examine(branch)
+        await commitHere(branch)
+      })
+      return XA_OK
+    },
+
+    async rollback(xid) {
+      checkOpen()
+      const gid = gidOf(xid)
+      const branch = take(gid)
+      if (branch === undefined) await finish('rollback', gid)
+      else await complete(branch, 'rollback', () => rollBack(branch))
+      return XA_OK
+    },
+
+    async recover(flags = TMSTARTRSCAN | TMENDRSCAN) {
+      checkOpen()
+      if ((flags & ~(TMSTARTRSCAN | TMENDRSCAN)) !== 0)
+        throw badFlags('recover', flags, 'a combination of TMSTARTRSCAN and TMENDRSCAN')
+      const starts = (flags & TMSTARTRSCAN) !== 0
+      if (!starts && !scanning) {
+        throw new XaError('XAER_INVAL', 'No scan was started', { hint: 'The first call takes TMSTARTRSCAN' })
+      }
+      const found = starts ? await listPrepared() : []
+      scanning = (flags & TMENDRSCAN) === 0
+      return found
+    },
+
+    async forget(xid) {
+      checkOpen()
+      const gid = gidOf(xid)
+      if (branches.has(gid)) throw improper(gid, branches.get(gid)?.state ?? 'active')
+      throw await elsewhere(gid, 'is prepared, and was not completed heuristically')
+    },
+
+    close() {
+      closing ??= closeAll()
+      return closing
+    },
+
+    [Symbol.asyncDispose]: () => resource.close(),
+  }
+  return resource
+
+  async function closeAll(): Promise<void> {
+    await Promise.all(
+      [...branches.values()].map(async (branch) => {
+        // One that begins finds the resource closed; one that completes is waited for below.
+        if (branch === undefined || branch.state === 'completing') return
+        branch.association = {}
+        branch.state = 'completing'
+        await complete(branch, 'rollback', () => rollBack(branch)).catch(() => {})
+      }),
+    )
+    await database.close()
+  }
+
+  async function listPrepared(): Promise<RecoveredXid[]> {
+    const what = 'The prepared branches could not be listed'
+    try {
+      const { rows } = await ask(what, (session) =>
+        session.query<{ gid: string; owner: string | null; prepared: number | string }>(
+          `select p.gid, p.owner::text as owner,
+                  (pg_catalog.date_part('epoch', p.prepared) * 1000)::text as prepared
+             from pg_catalog.pg_prepared_xacts p
+            where p.database = pg_catalog.current_database() and not p.${isOwnGidSql}
+            order by p.prepared, p.gid`,
+        ),
+      )
+      return rows.map(({ gid, owner, prepared }) => ({
+        ...parseXid(gid),
+        gid,
+        owner,
+        preparedAt: new Date(Number(prepared)),
+      }))
+    } catch (error) {
+      throw error instanceof XaError ? error : unavailable(what, error)
+    }
+  }
+}
+
+/** Milliseconds to wait for whoever else is finishing the same branch. */
+const patience = 2_000
+
+/**
+ * Whether a transaction is open on a connection that was idle. What is set locally outlives its statement in a
+ * transaction only. (SAVEPOINT would tell as well, but where all is well it leaves an error in the server's log;
+ * and comparing the ages of statement and transaction depends on the driver's protocol.)
+ */
+async function isInTransaction(session: Session): Promise<boolean> {
+  try {
+    const [, { rows }] = await Promise.all([
+      session.query("select pg_catalog.set_config('pgonce.probe', 'open', true)"),
+      session.query<{ probe: string | null }>(
+        "select pg_catalog.current_setting('pgonce.probe', true) as probe",
+      ),
+    ])
+    return rows[0]?.probe === 'open'
+  } catch (error) {
+    if (codeOf(error) === '25P02') return true
+    throw error
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Saying what went wrong
+
+function badFlags(verb: string, flags: unknown, expected: string): XaError {
+  return new XaError('XAER_INVAL', `Expected the flags of ${verb} to be ${expected}, got ${String(flags)}`)
+}
+
+function noSuspension(): XaError {
+  return new XaError('XAER_RMERR', 'Postgres cannot suspend and resume transactions', {
+    detail: 'TMSUSPEND and TMRESUME are not implemented; the branch is as it was.',
+    hint: 'End with TMSUCCESS and go on with TMJOIN',
+  })
+}
+
+function duplicate(gid: string): XaError {
+  return new XaError('XAER_DUPID', `There is a branch ${gid} already`, {
+    detail: 'Xids are unique among all databases of a server.',
+    hint: 'Give each branch a bqual of its own',
+  })
+}
+
+function unknown(gid: string): XaError {
+  return new XaError('XAER_NOTA', `There is no branch ${gid}`, {
+    detail: 'It was finished, was rolled back, or never was. Which of these, Postgres does not remember.',
+  })
+}
+
+function improper(gid: string, state: Branch['state'], hint?: string): XaError {
+  const what = {
+    active: 'is active',
+    ended: 'is ended and not prepared',
+    completing: 'is being completed',
+  }
+  return new XaError('XAER_PROTO', `Branch ${gid} ${what[state]}`, {
+    detail:
+      state === 'active' ? 'Only one may work in a branch at a time: work is not interleaved.' : undefined,
+    hint: hint ?? (state === 'active' ? 'End it first' : undefined),
+  })
+}
+
+function unavailable(
+  what: string,
+  cause: unknown,
+  left: (typeof whatIsLeft)[keyof typeof whatIsLeft] = whatIsLeft.prepared,
+): XaError {
+  return new XaError('XAER_RMFAIL', `${what}: ${(cause as Error).message}`, { ...left, cause })
+}
+
+/** What a lost connection means for the branch. */
+const whatIsLeft = {
+  prepared: {
+    detail: 'What is prepared stays prepared.',
+    hint: 'Ask again once the database can be reached',
+  },
+  prepare: {
+    detail: 'The branch is prepared or rolled back.',
+    hint: 'Roll it back; a PREPARE still on its way can arrive later, so look again with recover',
+  },
+  commit: {
+    detail: 'The branch is committed or rolled back, and Postgres does not say which.',
+    hint: 'Look for what it wrote',
+  },
+  rollback: {
+    detail: 'The branch is rolled back, at the latest when the server notices.',
+    hint: undefined,
+  },
+} as const
+
+/** The branch is rolled back, because of an error if there was one. */
+function rolledBack(gid: string, cause: unknown): XaError {
+  if (cause === undefined) {
+    return new XaError('XA_RBROLLBACK', `Branch ${gid} is rolled back: a statement in it had failed`, {
+      hint: 'End a branch with TMFAIL if its work failed',
+    })
+  }
+  const code = codeOf(cause) ?? ''
+  const [, name, hint] = reasons.find(([pattern]) => pattern.test(code)) ?? fallback
+  return new XaError(name, `Branch ${gid} is rolled back: ${(cause as Error).message}`, {
+    detail: code === '' ? undefined : `SQLSTATE ${code}`,
+    hint,
+    cause,
+  })
+}
+
+/** SQLSTATEs, what they are to XA, and what to do. */
+type Reason = readonly [RegExp, XaErrorName, string?]
+
+const fallback: Reason = [/^/, 'XA_RBOTHER']
+
+const reasons: readonly Reason[] = [
+  [/^(23|40002)/, 'XA_RBINTEGRITY'],
+  [/^40P01/, 'XA_RBDEADLOCK', 'Do the branch again'],
+  [/^40001/, 'XA_RBTRANSIENT', 'Do the branch again'],
+  [
+    /^53200/,
+    'XA_RBTRANSIENT',
+    'If the slots are full, look for orphans in pg_prepared_xacts, or raise max_prepared_transactions',
+  ],
+  [/^53/, 'XA_RBTRANSIENT'],
+  [/^(57014|55P03)/, 'XA_RBTIMEOUT'],
+  [/^42710/, 'XA_RBPROTO', 'Another branch is prepared under this xid; give each branch a bqual of its own'],
+  [
+    /^0A000/,
+    'XA_RBOTHER',
+    'Leave NOTIFY, LISTEN, temporary tables, WITH HOLD cursors and exported snapshots out of branches',
+  ],
+  [/^55000/, 'XA_RBOTHER', 'alter system set max_prepared_transactions = 100; and restart the server'],
+]
+
+/** The server's refusal to finish a prepared branch: whatever it is, the branch is still prepared, or not there. */
+function unfinished(verb: 'commit' | 'rollback', gid: string, cause: unknown): XaError {
+  const code = codeOf(cause)
+  if (code === '42704') return unknown(gid)
+  if (code === '25001') return localTransaction(gid, cause)
+  if (code === '55000' && verb === 'commit') {
+    return new XaError('XA_RETRY', `Branch ${gid} is busy: another session is finishing it`, { cause })
+  }
+  const hints: Record<string, string> = {
+    '42501': 'Connect as the role that prepared it (the owner in recover), or as a superuser',
+    '0A000': 'Connect to the database that it was prepared in: see pg_prepared_xacts',
+    '25006': 'Connect to the primary',
+  }
+  return new XaError('XAER_RMFAIL', `Branch ${gid} could not be finished: ${(cause as Error).message}`, {
+    detail: `SQLSTATE ${code}; the branch is still prepared.`,
+    hint: hints[code ?? ''],
+    cause,
+  })
+}
+
+function localTransaction(gid: string, cause?: unknown): XaError {
+  return new XaError('XAER_RMFAIL', `The connection for branch ${gid} has a local transaction open`, {
+    detail:
+      'Prepared transactions are finished outside of any. The local one is as it was, and the branch is still prepared.',
+    hint: 'End local transactions before their connection goes back to the pool, or give the resource a pool of its own',
+    cause,
+  })
+}

@@ -1,0 +1,110 @@
+/** What the tests of the XA verbs share. */
+import { randomBytes } from 'node:crypto'
+import { createServer, connect as dial, type Socket } from 'node:net'
+import type { ExecutionContext } from 'ava'
+import type { DatabaseTarget } from '../../src/index.ts'
+import {
+  XaError,
+  type XaErrorName,
+  type XaOptions,
+  type XaResource,
+  type XidInput,
+  xaResource,
+} from '../../src/xa/index.ts'
+import { createEffects, type Effects, type EffectsDatabase, withEffects } from '../support/client.ts'
+import { emptyDatabase, type TestContext } from '../support/database.ts'
+
+/** A database with a table for effects and without schema once: the verbs need none. */
+export async function xaDatabase(t: TestContext): Promise<EffectsDatabase> {
+  const database = await emptyDatabase(t)
+  await database.sql.unsafe(createEffects)
+  return withEffects(database)
+}
+
+export function resource(
+  t: TestContext,
+  target: DatabaseTarget<Effects>,
+  options: XaOptions = {},
+): XaResource<Effects> {
+  const xa = xaResource<Effects>(target, { connectTimeout: 30_000, ...options })
+  t.teardown(() => xa.close())
+  return xa
+}
+
+/** An xid that no other test uses: gids are unique in a server. */
+export function freshXid(): XidInput {
+  return { formatId: 4711, gtrid: randomBytes(16), bqual: 'branch' }
+}
+
+/** Does one branch's work and ends it. */
+export async function work(xa: XaResource<Effects>, xid: XidInput, ...ids: number[]): Promise<void> {
+  const trx = await xa.start(xid)
+  for (const id of ids) await trx.insertInto('effect').values({ id }).execute()
+  await xa.end(xid)
+}
+
+export async function throwsXa(
+  t: ExecutionContext,
+  promise: Promise<unknown>,
+  name: XaErrorName,
+): Promise<XaError> {
+  const error = await promise.then(
+    (value) => `no error, but ${String(value)}`,
+    (reason) => reason,
+  )
+  if (!(error instanceof XaError)) {
+    t.fail(`Expected ${name}, got ${error}`)
+    throw error
+  }
+  t.is(error.code, name, error.message)
+  return error
+}
+
+export interface Proxy {
+  readonly url: string
+  /** Cuts the connection at the next statement with this text: before it arrives, or before its answer does. */
+  cut(when: 'before' | 'after', text: string): void
+}
+
+/** A network between a client and a server that can fail at a chosen moment, once. */
+export async function startProxy(t: TestContext, target: string): Promise<Proxy> {
+  const url = new URL(target)
+  const [host, port] = [url.hostname, Number(url.port)]
+  const sockets = new Set<Socket>()
+  let armed: { when: 'before' | 'after'; text: string } | undefined
+  const server = createServer((client) => {
+    const backend = dial(port, host)
+    const both = [client, backend]
+    const hangUp = () => {
+      for (const socket of both) socket.destroy()
+      for (const socket of both) sockets.delete(socket)
+    }
+    for (const socket of both) {
+      sockets.add(socket)
+      socket.on('error', () => {}).on('close', hangUp)
+    }
+    let doomed = false
+    client.on('data', (piece) => {
+      const hit = armed !== undefined && piece.includes(armed.text) ? armed.when : undefined
+      if (hit !== undefined) armed = undefined
+      if (hit === 'before') return hangUp()
+      doomed ||= hit === 'after'
+      backend.write(piece)
+    })
+    backend.on('data', (piece) => (doomed ? hangUp() : client.write(piece)))
+  })
+  await new Promise<void>((listening) => server.listen(0, '127.0.0.1', listening))
+  t.teardown(async () => {
+    for (const socket of sockets) socket.destroy()
+    await new Promise((closed) => server.close(closed))
+  })
+  const address = server.address()
+  url.hostname = '127.0.0.1'
+  url.port = String(typeof address === 'object' ? address?.port : '')
+  return {
+    url: url.href,
+    cut: (when, text) => {
+      armed = { when, text }
+    },
+  }
+}
