@@ -1,0 +1,61 @@
+/**
+ * What the ledger costs: `processBatch` against the same inserts in a transaction without it. Both through
+ * Kysely on the same dialect and the same connection, one transaction after the other.
+ */
+import { Kysely } from 'kysely'
+import { postgresJsDialect } from '../src/database/dialect.ts'
+import { callersPool } from '../src/database/pool.ts'
+import { pgonce } from '../src/index.ts'
+import { compare, type Figure } from './harness.ts'
+import { deliveries, type Tables } from './rows.ts'
+import { connect, type Servers } from './servers.ts'
+
+const cases = [
+  { size: 500, target: 0.97, operations: 3, rounds: 60 },
+  { size: 50, target: 0.93, operations: 20, rounds: 60 },
+  { size: 1, target: 0.88, operations: 100, rounds: 60 },
+]
+
+export async function batches(servers: Servers, quick: boolean): Promise<Figure[]> {
+  const sql = connect(servers.a, 1)
+  const once = pgonce<{ a: Tables }>({ databases: { a: sql } })
+  const db = new Kysely<Tables>({ dialect: postgresJsDialect(callersPool(sql)) })
+  const figures: Figure[] = []
+  try {
+    for (const { size, target, operations, rounds } of cases) {
+      const producer = `batches of ${size}`
+      let next = 0
+      const ours = async (times: number) => {
+        for (; times > 0; times -= 1) {
+          const sequences = Array.from({ length: size }, (_, index) => next + index)
+          next += size
+          await once.processBatch('a', { producer, sequences }, async (trx, fresh) => {
+            await trx.insertInto('delivery').values(deliveries(fresh.length)).execute()
+          })
+        }
+      }
+      const theirs = async (times: number) => {
+        for (; times > 0; times -= 1) {
+          await db.transaction().execute(async (trx) => {
+            await trx.insertInto('delivery').values(deliveries(size)).execute()
+          })
+        }
+      }
+      const { ratio, spread, ...times } = await compare(ours, theirs, {
+        operations,
+        rounds: quick ? rounds / 4 : rounds,
+      })
+      figures.push({
+        key: `process_batch_${size}`,
+        value: ratio,
+        spread,
+        target: { atLeast: target },
+        note: `${times.ours.toFixed(2)} ms a batch with the ledger, ${times.theirs.toFixed(2)} ms without`,
+      })
+    }
+  } finally {
+    await once.close()
+    await sql.end()
+  }
+  return figures
+}

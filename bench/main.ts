@@ -1,0 +1,68 @@
+/**
+ * `npm run bench`: the figures that we hold ourselves to, as ratios to the same work done without pgonce.
+ *
+ *     npm run bench -- --quick           fewer rounds
+ *     npm run bench -- --only two_phase  figures whose case or key begins like this
+ *     npm run bench -- --json            one JSON object, for programs
+ */
+import { availableParallelism } from 'node:os'
+import { parseArgs } from 'node:util'
+import { batches } from './batches.ts'
+import type { Figure } from './harness.ts'
+import { ledgerSizes } from './ledger-size.ts'
+import { printTable, toJson } from './report.ts'
+import { roundTrips } from './round-trips.ts'
+import { type Servers, startServers } from './servers.ts'
+import { latency, throughput } from './two-phase.ts'
+
+/** Each case with the keys it measures. */
+const cases: readonly {
+  readonly keys: readonly string[]
+  measure(servers: Servers, quick: boolean): Promise<Figure[]>
+}[] = [
+  {
+    keys: [
+      'process_round_trips',
+      'process_flushes',
+      'transaction_flushes_to_decision',
+      'transaction_flushes',
+    ],
+    measure: roundTrips,
+  },
+  { keys: ['process_batch_500', 'process_batch_50', 'process_batch_1'], measure: batches },
+  { keys: ['two_phase_vs_textbook', 'two_phase_vs_unsafe'], measure: throughput },
+  { keys: ['decision_latency_vs_textbook_1ms'], measure: latency },
+  { keys: ['sequence_ledger_bytes', 'key_ledger_bytes_per_key'], measure: ledgerSizes },
+]
+
+const { values: options } = parseArgs({
+  options: {
+    json: { type: 'boolean', default: false },
+    quick: { type: 'boolean', default: false },
+    only: { type: 'string', multiple: true, default: [''] },
+  },
+})
+const wanted = cases.filter(({ keys }) =>
+  keys.some((key) => options.only.some((start) => key.startsWith(start))),
+)
+if (wanted.length === 0) {
+  console.error(
+    `Nothing to measure. --only takes the beginning of a key:\n  ${cases.flatMap(({ keys }) => keys).join('\n  ')}`,
+  )
+  process.exit(1)
+}
+
+await using servers = await startServers()
+const figures: Figure[] = []
+for (const { keys, measure } of wanted) {
+  if (process.stderr.isTTY) process.stderr.write(`measuring ${keys.join(', ')} …\n`)
+  figures.push(...(await measure(servers, options.quick)))
+}
+const environment = {
+  processors: availableParallelism(),
+  node: process.versions.node,
+  postgres: servers.version,
+  quick: options.quick,
+}
+if (options.json) console.log(JSON.stringify(toJson(figures, environment)))
+else printTable(figures, environment)
