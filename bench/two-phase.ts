@@ -75,7 +75,9 @@ export async function latency(servers: Servers, quick: boolean): Promise<Figure[
   try {
     const { ratio, spread, ...times } = await compare(ours, theirs, {
       operations: 10,
-      rounds: quick ? 10 : 50,
+      rounds: quick ? 20 : 80,
+      // One at a time takes its time to become hot.
+      warmup: 40,
     })
     return [
       {

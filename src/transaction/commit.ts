@@ -10,6 +10,8 @@
  *     decide    home: COMMIT                                                                1 flush
  *     finish    others: COMMIT PREPARED                                                     in parallel, 1 flush
  *
+ * Mostly nobody needs to be asked first; then the votes travel with PREPARE and the decision row with COMMIT.
+ *
  * @see Gray, Lamport: Consensus on Transaction Commit, 2006, section 3 (two-phase commit)
  * @see sql/transaction/
  */
