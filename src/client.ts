@@ -25,6 +25,7 @@ import {
   type TakenPartition,
   takePartition,
 } from './offset.ts'
+import { audit } from './transaction/audit.ts'
 import { traced } from './transaction/channels.ts'
 import { readOutcome } from './transaction/commit.ts'
 import {
@@ -36,7 +37,7 @@ import {
   type TransactionResult,
 } from './transaction/coordinator.ts'
 import { parseId } from './transaction/gid.ts'
-import { audit, type Recovery, type RunningRecovery, startRecovery, sweep } from './transaction/recovery.ts'
+import { type Recovery, type RunningRecovery, startRecovery, sweep } from './transaction/recovery.ts'
 
 /** What the client is made of. `Databases` maps each name to its Kysely table types. */
 export interface PgonceOptions<Databases> {

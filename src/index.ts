@@ -44,12 +44,5 @@ export {
 export type { OffsetMove, OffsetState, Partition, Position, TakenPartition } from './offset.ts'
 export { type Step, type StepEvent, steps } from './transaction/channels.ts'
 export type { TransactionOptions, TransactionResult } from './transaction/coordinator.ts'
-export type {
-  Loss,
-  Recovery,
-  RecoveryReport,
-  RunningRecovery,
-  StartOptions,
-  SweepOptions,
-  UnfinishedBranch,
-} from './transaction/recovery.ts'
+export type { Recovery, RunningRecovery, StartOptions, SweepOptions } from './transaction/recovery.ts'
+export type { Loss, RecoveryReport, UnfinishedBranch } from './transaction/report.ts'

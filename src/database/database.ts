@@ -2,6 +2,7 @@
  * One named database of a client: its pool, who it is, and how many of its connections are ours to use.
  */
 import { type ConnectionProvider, DummyDriver, type Kysely, PostgresIntrospector, Transaction } from 'kysely'
+import { environment } from '../environment.ts'
 import { AbortedError, codeOf, DatabaseError, fromSql, isServerError, LimitError } from '../errors.ts'
 import { type DatabaseTarget, type OpenDatabase, open } from './open.ts'
 import { type Semaphore, semaphore } from './semaphore.ts'
@@ -138,11 +139,10 @@ export async function withReadCommitted<T>(
 /** Rejects if there is no answer in time; the answer, should it come, is dropped. */
 export function inTime<T>(milliseconds: number, answer: Promise<T>): Promise<T> {
   return new Promise((resolve, reject) => {
-    const timer = setTimeout(
-      () => reject(new AbortedError('TIMEOUT', `No answer within ${milliseconds} ms`)),
-      milliseconds,
+    const stopTimer = environment.after(milliseconds, () =>
+      reject(new AbortedError('TIMEOUT', `No answer within ${milliseconds} ms`)),
     )
-    answer.then(resolve, reject).finally(() => clearTimeout(timer))
+    answer.then(resolve, reject).finally(stopTimer)
   })
 }
 

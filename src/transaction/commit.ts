@@ -15,9 +15,9 @@
  * @see Gray, Lamport: Consensus on Transaction Commit, 2006, section 3 (two-phase commit)
  * @see sql/transaction/
  */
-import { setTimeout as sleep } from 'node:timers/promises'
 import { type Database, inTime, withReadCommitted } from '../database/database.ts'
 import type { Session } from '../database/session.ts'
+import { environment } from '../environment.ts'
 import { AbortedError, codeOf, isErrorAnswer, PgonceError } from '../errors.ts'
 import type { Branch } from './branch.ts'
 import { traced } from './channels.ts'
@@ -439,15 +439,15 @@ async function ask(
   global: GlobalId,
   time: number,
 ): Promise<'committed' | 'aborted' | undefined> {
-  const deadline = performance.now() + time
-  while (performance.now() < deadline) {
+  const deadline = environment.now() + time
+  while (environment.now() < deadline) {
     try {
       const outcome = await readOutcome(home, global)
       if (outcome === 'committed' || outcome === 'aborted') return outcome
     } catch {
       // Not reachable yet; only an answer counts.
     }
-    await sleep(50)
+    await environment.sleep(50)
   }
   return undefined
 }
@@ -499,7 +499,7 @@ export async function finishPrepared(
       const code = codeOf(error)
       if (code === '55000') {
         // Somebody else is finishing it right now, or PREPARE still waits for a standby.
-        await sleep(20)
+        await environment.sleep(20)
       } else if (code === '42704') {
         // Somebody else has finished it, or it was lost. That it is gone proves nothing; evidence does.
         if (statement.startsWith('rollback')) return true

@@ -6,10 +6,9 @@
  * A coordinator that dies anywhere leaves branches in doubt; recovery asks the home and finishes them.
  */
 import { AsyncLocalStorage } from 'node:async_hooks'
-import { randomUUID } from 'node:crypto'
-import { setTimeout as sleep } from 'node:timers/promises'
 import type { IsolationLevel, Transaction } from 'kysely'
 import type { Database } from '../database/database.ts'
+import { environment } from '../environment.ts'
 import {
   AbortedError,
   DatabaseError,
@@ -126,9 +125,9 @@ export async function runTransaction<T>(
   // AbortSignal.timeout() would do, but costs more, and its timers stay behind: one for each transaction of
   // the last minute.
   const late = new AbortController()
-  const timer = setTimeout(() => {
+  const stopTimer = environment.after(options.timeout ?? defaults.timeout, () => {
     late.abort(new DOMException('The transaction was not decided in time', 'TimeoutError'))
-  }, options.timeout ?? defaults.timeout)
+  })
   const signal = options.signal ? AbortSignal.any([options.signal, late.signal]) : late.signal
   let wanted: ReadonlySet<Database> = new Set()
   try {
@@ -142,11 +141,11 @@ export async function runTransaction<T>(
           continue
         }
         if (attempt >= retries || !causes(error).some(isRetryable) || signal.aborted) throw error
-        await sleep(Math.random() * Math.min(10 * 2 ** attempt, longestBackoff))
+        await environment.sleep(environment.random() * Math.min(10 * 2 ** attempt, longestBackoff))
       }
     }
   } finally {
-    clearTimeout(timer)
+    stopTimer()
   }
 }
 
@@ -164,7 +163,7 @@ async function runOnce<T>(
   wanted: ReadonlySet<Database>,
   body: TransactionBody<T>,
 ): Promise<TransactionResult<T>> {
-  const transactionId = randomUUID()
+  const transactionId = environment.randomUUID()
   const { lockTimeout = defaults.lockTimeout, idleTimeout = defaults.idleTimeout, isolationLevel } = options
   const permits = takePermits()
   const begun = new Map<Database, Promise<Branch>>()

@@ -1,6 +1,6 @@
 import test from 'ava'
 import type { BranchShown } from '../../src/cli/in-doubt.ts'
-import type { RecoveryReport } from '../../src/transaction/recovery.ts'
+import type { RecoveryReport } from '../../src/transaction/report.ts'
 import { named, pgonceCli, startCli } from '../support/cli.ts'
 import { connect, type TestContext, type TestDatabase, testDatabase, testRole } from '../support/database.ts'
 import { makeOrphan } from '../support/orphan.ts'

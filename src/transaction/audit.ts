@@ -1,0 +1,116 @@
+/**
+ * The audit: puts all evidence beside the decisions at its homes, and decisions beside what was forced by hand.
+ */
+import { type Database, withReadCommitted, withSession } from '../database/database.ts'
+import {
+  arrayOf,
+  attempt,
+  findHomes,
+  type Loss,
+  page,
+  patience,
+  type RecoveryReport,
+  record,
+  type Tally,
+} from './report.ts'
+
+/**
+ * Finds evidence whose home has no decision. A decision goes only after its evidence, so if evidence is still
+ * there after its decision was not, the home has lost it.
+ */
+export async function audit(
+  databases: readonly Database[],
+): Promise<{ losses: Loss[]; unreachable: RecoveryReport['unreachable'] }> {
+  const report = { unreachable: [] as { database: string; reason: string }[] } as Tally
+  const losses: Loss[] = []
+  const homes = await findHomes(databases, report)
+  for (const database of homes.values()) {
+    await attempt(report, database, async () => {
+      let after: string | undefined
+      for (;;) {
+        const { rows } = await withSession(
+          database.connectApart(patience),
+          (session) =>
+            session.query<{ id: string; home: string; participant: string }>(
+              `select e.transaction_id::text as id, e.home::text as home, e.participant
+                 from once.evidence_page($1::int, coalesce($2::text::uuid, '00000000-0000-0000-0000-000000000000')) e`,
+              [page, after ?? null],
+            ),
+          patience,
+        )
+        for (const [home, evidence] of Map.groupBy(rows, (row) => row.home)) {
+          const asked = homes.get(home)
+          if (asked === undefined) continue
+          const ids = evidence.map(({ id }) => id)
+          const known = await withReadCommitted(
+            asked.connectApart(patience),
+            (session) =>
+              session.query<{ id: string }>(
+                'select d.transaction_id::text as id from once.find_decisions($1::text::uuid[]) d',
+                [arrayOf(ids)],
+              ),
+            patience,
+          )
+          const decided = new Set(known.rows.map(({ id }) => id))
+          const suspects = evidence.filter(({ id }) => !decided.has(id))
+          if (suspects.length === 0) continue
+          await withReadCommitted(
+            database.connectApart(patience),
+            async (session) => {
+              const still = await session.query<{ id: string }>(
+                'select e::text as id from once.find_evidence($1::text::uuid[]) e',
+                [arrayOf(suspects.map(({ id }) => id))],
+              )
+              const ours = new Set(still.rows.map(({ id }) => id))
+              for (const { id, participant } of suspects.filter((suspect) => ours.has(suspect.id))) {
+                await record(session, { kind: 'lost decision', transactionId: id, participant, home }, losses)
+              }
+            },
+            patience,
+          )
+        }
+        after = rows.at(-1)?.id
+        if (rows.length < page) break
+      }
+      await judgeForced(database, homes)
+    })
+  }
+  return { losses, unreachable: report.unreachable }
+}
+
+/**
+ * Puts decisions beside branches that were finished by hand while their home was away.
+ *
+ * @see sql/operator/judge_forced.sql
+ */
+async function judgeForced(database: Database, homes: ReadonlyMap<string, Database>): Promise<void> {
+  const { rows } = await withSession(
+    database.connectApart(patience),
+    (session) =>
+      session.query<{ id: string; home: string; xid: string }>(
+        `select f.transaction_id::text as id, f.home::text as home, f.home_xid::text as xid
+           from once.forced f where f.judged_at is null limit $1::int`,
+        [page],
+      ),
+    patience,
+  )
+  for (const { id, home, xid } of rows) {
+    const asked = homes.get(home)
+    if (asked === undefined) continue
+    const answer = await withReadCommitted(
+      asked.connectApart(patience),
+      (session) =>
+        session.query<{ decision: string }>(
+          'select once.decide($1::uuid, $2::uuid, $3::text::xid8) as decision',
+          [home, id, xid],
+        ),
+      patience,
+    )
+    await withReadCommitted(
+      database.connectApart(patience),
+      (session) =>
+        session.query('select once.judge_forced($1::uuid, $2)', [id, answer.rows[0]?.decision ?? '']),
+      patience,
+    )
+  }
+}

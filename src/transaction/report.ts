@@ -1,0 +1,116 @@
+/**
+ * What a sweep of recovery found and did, and what its steps share: they run on many databases, of which each
+ * may be away, and report that instead of failing.
+ */
+import type { Database } from '../database/database.ts'
+import type { Session } from '../database/session.ts'
+import { codeOf, PgonceError } from '../errors.ts'
+
+/** A branch that could not be finished yet, and why. */
+export interface UnfinishedBranch {
+  readonly database: string
+  readonly gid: string
+  readonly reason: string
+}
+
+/** A decision or a branch that was lost; see `once.heuristic`. */
+export interface Loss {
+  /** `lost branch`: the home committed, this participant did not. `lost decision`: the reverse. */
+  readonly kind: 'lost branch' | 'lost decision'
+  readonly transactionId: string
+  /** The participant's name in the gid. */
+  readonly participant: string
+  /** The identity of the home database. */
+  readonly home: string
+}
+
+/** What a sweep did. */
+export interface RecoveryReport {
+  /** Branches that were committed, because their home had. */
+  readonly committed: number
+  /** Branches that were rolled back, because their home's transaction was over without a decision. */
+  readonly rolledBack: number
+  /** Branches whose home's transaction still runs. */
+  readonly pending: number
+  /** Branches that could not be finished: privileges, an unknown or unreachable home. */
+  readonly unfinished: readonly UnfinishedBranch[]
+  /** Databases that did not answer. */
+  readonly unreachable: readonly { readonly database: string; readonly reason: string }[]
+  /** Decisions that were proven, and decisions that were forgotten. */
+  readonly proven: number
+  readonly forgotten: number
+  /** Losses found for the first time. */
+  readonly losses: readonly Loss[]
+}
+
+/** Milliseconds after which a server that does not answer is passed over until the next sweep. */
+export const patience = 10_000
+/** Rows a query. */
+export const page = 1_000
+
+/** A report in the making. */
+export type Tally = {
+  -readonly [K in keyof RecoveryReport]: RecoveryReport[K] extends readonly (infer E)[]
+    ? E[]
+    : RecoveryReport[K]
+}
+
+/** Runs a step on a database; one that fails is reported and passed over. */
+export async function attempt<T>(
+  report: Tally,
+  { name }: Database,
+  step: () => Promise<T>,
+): Promise<T | undefined> {
+  try {
+    return await step()
+  } catch (error) {
+    if (!report.unreachable.some(({ database }) => database === name)) {
+      report.unreachable.push({ database: name, reason: sayWhy(error) })
+    }
+    return undefined
+  }
+}
+
+export function sayWhy(error: unknown): string {
+  const { message } = error as Error
+  if (codeOf(error) === '42501')
+    return `${message}. As its owner: select once.grant_recover('<the recovering role>')`
+  return error instanceof PgonceError && error.hint !== undefined ? `${message}. ${error.hint}` : message
+}
+
+export async function findHomes(
+  databases: readonly Database[],
+  report: Tally,
+): Promise<Map<string, Database>> {
+  const homes = new Map<string, Database>()
+  await Promise.all(
+    databases.map(async (database) => {
+      const identity = await attempt(report, database, () => database.identify())
+      if (identity !== undefined && !homes.has(identity)) homes.set(identity, database)
+    }),
+  )
+  return homes
+}
+
+export async function record(session: Session, loss: Loss, losses: Loss[]): Promise<void> {
+  const { rows } = await session.query<{ new: boolean }>(
+    'select once.record_heuristic($1::uuid, $2, $3::uuid, $4) as new',
+    [loss.transactionId, loss.participant, loss.home, loss.kind],
+  )
+  if (rows[0]?.new) losses.push(loss)
+}
+
+export async function count(
+  session: Session,
+  text: string,
+  ids: readonly string[],
+  ...more: readonly string[]
+): Promise<number> {
+  const { rows } = await session.query<{ n: string }>(text, [arrayOf(ids), ...more])
+  return Number(rows[0]?.n ?? 0)
+}
+
+/** UUIDs and numbers only: nothing in them needs quotes. */
+export function arrayOf(values: readonly string[]): string {
+  return `{${values.join(',')}}`
+}
