@@ -9,6 +9,7 @@ import { availableParallelism } from 'node:os'
 import { parseArgs } from 'node:util'
 import { batches } from './batches.ts'
 import type { Figure } from './harness.ts'
+import { inDoubt } from './in-doubt.ts'
 import { ledgerSizes } from './ledger-size.ts'
 import { printTable, toJson } from './report.ts'
 import { roundTrips } from './round-trips.ts'
@@ -33,6 +34,10 @@ const cases: readonly {
   { keys: ['two_phase_vs_textbook', 'two_phase_vs_unsafe'], measure: throughput },
   { keys: ['decision_latency_vs_textbook_1ms'], measure: latency },
   { keys: ['sequence_ledger_bytes', 'key_ledger_bytes_per_key'], measure: ledgerSizes },
+  {
+    keys: ['in_doubt_vs_bare_join', 'in_doubt_vs_documented_join', 'in_doubt_vs_narrow_join'],
+    measure: inDoubt,
+  },
 ]
 
 const { values: options } = parseArgs({

@@ -15,6 +15,7 @@
 --!include ledger/set_watermark.sql
 --!include ledger/scope.sql
 --!include ledger/message.sql
+--!include ledger/expired_claim.sql
 --!include ledger/message_digest.sql
 --!include ledger/message_time.sql
 --!include ledger/ensure_partition.sql

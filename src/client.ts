@@ -2,20 +2,30 @@
  * The client: named databases, and what can be done once in them.
  */
 import type { Kysely, Transaction } from 'kysely'
-import { createDatabase, type Database } from './database/database.ts'
+import { asConnectionLost, createDatabase, type Database } from './database/database.ts'
 import type { DatabaseTarget } from './database/open.ts'
 import { AbortedError, InvalidInputError } from './errors.ts'
 import {
   claim,
   claimKeys,
   claimSequences,
+  isSequenced,
   type KeyClaim,
   type KeyedBatch,
   keepResult,
   type Message,
   type SequencedBatch,
 } from './ledger.ts'
-import { checkDatabaseName, checkInteger, checkMilliseconds } from './names.ts'
+import {
+  checkBoolean,
+  checkDatabaseName,
+  checkFunction,
+  checkInteger,
+  checkMilliseconds,
+  checkObject,
+  checkSignal,
+  show,
+} from './names.ts'
 import {
   advance,
   type OffsetMove,
@@ -30,12 +40,15 @@ import { traced } from './transaction/channels.ts'
 import { readOutcome } from './transaction/commit.ts'
 import {
   type Context,
+  defaults,
   type Handles,
+  isolationLevels,
   runTransaction,
   type TransactionBody,
   type TransactionOptions,
   type TransactionResult,
 } from './transaction/coordinator.ts'
+import { refuseUnexecuted } from './transaction/explain.ts'
 import { parseId } from './transaction/gid.ts'
 import { type Recovery, type RunningRecovery, startRecovery, sweep } from './transaction/recovery.ts'
 
@@ -60,6 +73,34 @@ export interface PgonceOptions<Databases> {
 /** One handle a database: Kysely's own transaction, begun at its first query. */
 export type Transactions<Databases> = { readonly [Name in keyof Databases]: Transaction<Databases[Name]> }
 
+/** What comes back of a value that was kept as JSON: a `Date` as a string, `undefined` as null or not at all. */
+export type Jsonified<T> = 0 extends 1 & T
+  ? T
+  : T extends { toJSON(...args: never[]): infer J }
+    ? Jsonified<J>
+    : T extends string | number | boolean | null
+      ? T
+      : T extends void
+        ? null
+        : T extends ((...args: never[]) => unknown) | symbol | bigint
+          ? never
+          : T extends readonly unknown[]
+            ? { [Index in keyof T]: Jsonified<T[Index]> }
+            : T extends object
+              ? {
+                  [Key in keyof T as Kept<Key, T[Key]>]:
+                    | Jsonified<Exclude<T[Key], undefined>>
+                    | Extract<T[Key], undefined>
+                }
+              : T
+
+/** The name of a property, unless JSON leaves it out. */
+type Kept<Key, Value> = Key extends string | number
+  ? [Value] extends [((...args: never[]) => unknown) | symbol | undefined]
+    ? never
+    : Key
+  : never
+
 /** What became of a message. */
 export type Processed<T> =
   /** It was new; the handler ran and its effects are committed. */
@@ -69,8 +110,8 @@ export type Processed<T> =
       readonly id: string | null
       readonly finished: boolean
     }
-  /** It had taken effect before; with the first one's result, if that was kept. */
-  | { readonly status: 'duplicate'; readonly result: T | undefined }
+  /** It had taken effect before; with the first one's result, as it comes back from JSON, if that was kept. */
+  | { readonly status: 'duplicate'; readonly result: Jsonified<T> | undefined }
   /** It is older than its scope's horizon: whether it took effect is not known any more. */
   | { readonly status: 'expired' }
 
@@ -194,6 +235,8 @@ export interface Pgonce<Databases> extends AsyncDisposable {
   close(): Promise<void>
 }
 
+const databasesHint = "pgonce({ databases: { orders: 'postgres://…' } })"
+
 /**
  * Makes a client. Nothing is connected before it is used.
  *
@@ -202,6 +245,8 @@ export interface Pgonce<Databases> extends AsyncDisposable {
 export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
   options: PgonceOptions<Databases>,
 ): Pgonce<Databases> {
+  checkObject('options', options, databasesHint)
+  checkObject('databases', options.databases, databasesHint)
   const settings = {
     maxConnections: Number(checkInteger('maxConnections', options.maxConnections ?? 10, 1n, 10_000n)),
     connectTimeout: checkMilliseconds('connectTimeout', options.connectTimeout ?? 10_000),
@@ -209,7 +254,7 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
   const entries = Object.entries(options.databases) as [string, DatabaseTarget][]
   if (entries.length === 0) {
     throw new InvalidInputError('ONARG', 'Expected `databases` to name at least one database', {
-      hint: "pgonce({ databases: { orders: 'postgres://…' } })",
+      hint: databasesHint,
     })
   }
   const databases = new Map<string, Database>()
@@ -230,13 +275,17 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
     if (database !== undefined) return database
     throw new InvalidInputError(
       'ONARG',
-      `No database named ${name}; there are ${[...databases.keys()].join(', ')}`,
+      `No database named ${typeof name === 'string' ? name.slice(0, 100) : show(name)}; there are ${[...databases.keys()].join(', ')}`,
     )
   }
   const withDefaults = (own: TransactionOptions) => {
-    const { home, ...rest } = checkOptions({ ...options.transaction, ...own })
+    const { home, ...rest } = checkOptions({ ...options.transaction, ...checkObject('options', own) })
     return home === undefined ? rest : { ...rest, home: named(home).name }
   }
+
+  if (options.transaction !== undefined) checkObject('transaction', options.transaction)
+  // What is wrong with the defaults shall be heard here, not at the first message.
+  withDefaults({})
 
   const recovery: Recovery = {
     sweep: (sweepOptions) => unlessClosed(() => sweep(all, sweepOptions)),
@@ -281,24 +330,28 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
     unlessClosed(async () => runTransaction(context, withDefaults(own), body))
 
   const client = {
-    transaction: <T>(handler: (handles: Handles) => Promise<T>, own: TransactionOptions = {}) =>
-      run(own, (handles) => handler(handles)),
+    transaction: async <T>(handler: (handles: Handles) => Promise<T>, own: TransactionOptions = {}) => {
+      checkFunction('handler', handler)
+      return await run(own, async (handles) => refuseUnexecuted(await handler(handles)))
+    },
 
     async process(
       name: string,
       message: Message,
       handler: (trx: Transaction<unknown>, handles: Handles) => Promise<unknown>,
-      { offset, ...own }: ProcessOptions = {},
+      processOptions: ProcessOptions = {},
     ): Promise<Processed<unknown>> {
+      checkFunction('handler', handler)
+      const { offset, ...own } = checkObject('options', processOptions)
       const { result, ...rest } = await run({ ...own, home: name }, async (handles, begin, transactionId) => {
         const branch = await begin(name)
         const claimed = await traced('claim', { database: name, transactionId }, () => claim(branch, message))
         let value: unknown
         if (claimed.status === 'claimed') {
-          value = await handler(handles[name] as Transaction<unknown>, handles)
-          if ('scope' in message && message.keepResult) await keepResult(branch, message, value)
+          value = refuseUnexecuted(await handler(handles[name] as Transaction<unknown>, handles))
+          if (!isSequenced(message) && message.keepResult) await keepResult(branch, message, value)
         }
-        if (offset) await advance(branch, offset)
+        if (offset !== undefined) await advance(branch, offset)
         return { ...claimed, value }
       })
       if (result.status === 'expired') return { status: 'expired' }
@@ -310,12 +363,15 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
       name: string,
       batch: SequencedBatch | KeyedBatch,
       handler: (trx: Transaction<unknown>, fresh: readonly never[], handles: Handles) => Promise<unknown>,
-      { offset, ...own }: ProcessOptions = {},
+      processOptions: ProcessOptions = {},
     ): Promise<ProcessedBatch<unknown> | ProcessedKeys<unknown>> {
+      checkObject('batch', batch, 'Pass { producer, sequences } or { scope, messages }')
+      checkFunction('handler', handler)
+      const { offset, ...own } = checkObject('options', processOptions)
       const { result, ...rest } = await run({ ...own, home: name }, async (handles, begin, transactionId) => {
         const branch = await begin(name)
         const answer = await traced('claim', { database: name, transactionId }, async () => {
-          if ('producer' in batch) {
+          if (isSequenced(batch)) {
             const claimed = await claimSequences(branch, batch)
             return { claimed, duplicates: batch.sequences.length - claimed.length }
           }
@@ -328,8 +384,10 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
         const value =
           answer.claimed.length === 0
             ? undefined
-            : await handler(handles[name] as Transaction<unknown>, answer.claimed as never[], handles)
-        if (offset) await advance(branch, offset)
+            : refuseUnexecuted(
+                await handler(handles[name] as Transaction<unknown>, answer.claimed as never[], handles),
+              )
+        if (offset !== undefined) await advance(branch, offset)
         return { ...answer, result: value }
       })
       return { ...result, ...rest } as ProcessedBatch<unknown> | ProcessedKeys<unknown>
@@ -337,7 +395,10 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
 
     outcome: (id: string) => unlessClosed(() => outcome(id)),
     takePartition: (name: string, partition: Partition, owner?: string) =>
-      unlessClosed(async () => takePartition(named(name), partition, owner)),
+      unlessClosed(async () => {
+        const { lockTimeout = defaults.lockTimeout } = withDefaults({})
+        return await takePartition(named(name), partition, owner, lockTimeout)
+      }),
     readOffset: (name: string, partition: Partition) =>
       unlessClosed(async () => readOffset(named(name), partition)),
     recovery,
@@ -350,7 +411,11 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
     const global = parseId(id)
     const identities = await Promise.allSettled(all.map((database) => database.identify()))
     const home = all.find(({ identity }) => identity === global.home)
-    if (home !== undefined) return (await readOutcome(home, global)) as Outcome
+    if (home !== undefined) {
+      return (await readOutcome(home, global).catch((error) => {
+        throw asConnectionLost(home.name, error)
+      })) as Outcome
+    }
     const failed = identities.find((identity) => identity.status === 'rejected')
     if (failed?.status === 'rejected') throw failed.reason
     throw new InvalidInputError(
@@ -364,28 +429,35 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
 }
 
 function checkOptions(options: TransactionOptions): TransactionOptions {
+  // As numbers: a bigint is taken as well, and timers take none.
+  const numbers: { -readonly [What in 'lockTimeout' | 'idleTimeout' | 'timeout' | 'retries']?: number } = {}
   for (const what of ['lockTimeout', 'idleTimeout'] as const) {
-    if (options[what] !== undefined) checkMilliseconds(what, options[what])
+    if (options[what] !== undefined) numbers[what] = checkMilliseconds(what, options[what])
   }
-  if (options.timeout !== undefined) checkInteger('timeout', options.timeout, 1n, 2147483647n)
-  if (options.retries !== undefined) checkInteger('retries', options.retries, 0n, 1000n)
+  if (options.timeout !== undefined)
+    numbers.timeout = Number(checkInteger('timeout', options.timeout, 1n, 2147483647n))
+  if (options.retries !== undefined)
+    numbers.retries = Number(checkInteger('retries', options.retries, 0n, 1000n))
+  if (options.signal !== undefined) checkSignal('signal', options.signal)
+  checkBoolean('record', options.record, false)
   const { finish = 'await', isolationLevel } = options
   if (finish !== 'await' && finish !== 'background') {
     throw new InvalidInputError(
       'ONARG',
-      `Expected \`finish\` to be 'await' or 'background', got ${String(finish)}`,
+      `Expected \`finish\` to be 'await' or 'background', got ${show(finish)}`,
     )
   }
   if (
     isolationLevel !== undefined &&
-    !/^(read committed|repeatable read|serializable|read uncommitted)$/.test(isolationLevel)
+    // A string by its type: it goes into the text of BEGIN.
+    !(typeof isolationLevel === 'string' && isolationLevels.includes(isolationLevel))
   ) {
     throw new InvalidInputError(
       'ONARG',
-      `Expected \`isolationLevel\` to be one of Postgres's, got ${String(isolationLevel)}`,
+      `Expected \`isolationLevel\` to be ${isolationLevels.map((level) => `'${level}'`).join(', ')}, got ${show(isolationLevel)}`,
     )
   }
-  return options
+  return { ...options, ...numbers }
 }
 
 /** For types only: what a target of a database may be. */

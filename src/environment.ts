@@ -12,6 +12,8 @@ export interface Environment {
   sleep(milliseconds: number, signal?: AbortSignal): Promise<void>
   /** Runs a task after so many milliseconds, unless what it returns is called before. */
   after(milliseconds: number, task: () => void): () => void
+  /** Runs a task as soon as what is about to be written is written. */
+  soon(task: () => void): void
   /** At least 0, less than 1. */
   random(): number
   randomUUID(): string
@@ -24,6 +26,7 @@ export const environment: Environment = {
     const timer = setTimeout(task, milliseconds)
     return () => clearTimeout(timer)
   },
+  soon: (task) => void setImmediate(task),
   random: () => Math.random(),
   randomUUID: () => randomUUID(),
 }

@@ -41,7 +41,10 @@ export class FencedError extends PgonceError {}
 /** In strict mode, a sequence that does not follow the last one (`ONGAP`): deliver what is missing first. */
 export class SequenceGapError extends PgonceError {}
 
-/** A bound was reached: gaps of a producer or partitions (`ONMAX`), prepared transactions (`NO_SLOTS`). */
+/**
+ * A bound was reached: gaps of a producer or partitions (`ONMAX`), prepared transactions (`NO_SLOTS`), connections
+ * (`NO_CONNECTION`, `TOO_MANY_CONNECTIONS`), the time for a lock that a statement of ours needed (`LOCK_TIMEOUT`).
+ */
 export class LimitError extends PgonceError {}
 
 /** The same key with another payload (`ONPAY`): two messages share one key. */
@@ -52,14 +55,15 @@ export class OffsetError extends PgonceError {}
 
 /**
  * A handler did what a handler must not: ended its transaction (`ONEND`), left another role in force
- * (`ONROL`), went on after a failed statement (`SWALLOWED`), used what cannot be prepared
- * (`CANNOT_PREPARE`), or used its transaction after the end (`ENDED`). Everything was rolled back, except
+ * (`ONROL`), went on after a failed statement (`SWALLOWED`), returned a query without executing it
+ * (`NOT_EXECUTED`), used what cannot be prepared (`CANNOT_PREPARE`), or used its transaction after the end (`ENDED`). Everything was rolled back, except
  * what the handler itself committed.
  */
 export class HandlerError extends PgonceError {}
 
 /**
- * A database cannot do what it is asked: not installed (`NOT_INSTALLED`), another schema version
+ * A database cannot do what it is asked: there is none (`NO_DATABASE`), it does not let us in (`LOGIN_REFUSED`), not
+ * installed (`NOT_INSTALLED`), another schema version
  * (`SCHEMA_VERSION`), a standby (`ONSTB`), a copy (`ONCPY`), not the home (`ONIDN`), a wrong isolation level
  * (`ONISO`), `dblink` missing (`ONEXT`), another database out of its reach (`ONPER`), two names for one database (`SAME_DATABASE`), prepared transactions switched off
  * (`PREPARE_DISABLED`), not allowed (`NO_PRIVILEGE`).
@@ -117,6 +121,31 @@ export function fromSql(error: unknown): unknown {
   if (Class === undefined || code === undefined || error instanceof PgonceError) return error
   const { message, detail, hint } = error as { message: string; detail?: string; hint?: string }
   return new Class(code, message, { detail, hint, cause: error })
+}
+
+/**
+ * As {@link fromSql}, for statements of ours in a transaction; also names the database, and who may have the lock
+ * that was waited for in vain. Statements of handlers keep Postgres's own error.
+ */
+export function fromOwn(database: string, error: unknown): unknown {
+  const { message } = error as Error
+  switch (codeOf(error)) {
+    case '55P03':
+      return new LimitError('LOCK_TIMEOUT', `Waited in vain for a lock in database ${database}`, {
+        detail: `Postgres says: ${message}`,
+        hint:
+          'If a branch in doubt has it (npx pgonce in-doubt), recovery frees it: once.recovery.start(), or ' +
+          'npx pgonce recover. If another transaction has it, make that one shorter, or lockTimeout longer',
+        cause: error,
+      })
+    case 'ONEND': {
+      if (error instanceof PgonceError) return error
+      const { detail, hint } = error as { detail?: string; hint?: string }
+      return new HandlerError('ONEND', `${message}, in database ${database}`, { detail, hint, cause: error })
+    }
+    default:
+      return fromSql(error)
+  }
 }
 
 /** Whether the server sent this error, as opposed to a network or a driver. */

@@ -1,4 +1,5 @@
 export {
+  type Jsonified,
   type Outcome,
   type Pgonce,
   type PgonceOptions,
@@ -28,9 +29,11 @@ export type {
   Claim,
   ClaimStatus,
   KeyClaim,
+  Keyed,
   KeyedBatch,
   KeyedMessage,
   Message,
+  PayloadCheck,
   SequencedBatch,
   SequencedMessage,
 } from './ledger.ts'

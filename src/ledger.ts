@@ -3,8 +3,17 @@
  * sent and read.
  */
 import { createHash } from 'node:crypto'
-import { fromSql, InvalidInputError } from './errors.ts'
-import { checkEpoch, checkName, checkSequence, checkText, show } from './names.ts'
+import { fromOwn, InvalidInputError } from './errors.ts'
+import {
+  checkArray,
+  checkBoolean,
+  checkEpoch,
+  checkName,
+  checkObject,
+  checkSequence,
+  checkText,
+  show,
+} from './names.ts'
 import type { Branch } from './transaction/branch.ts'
 
 /** A message with a place in its producer's stream. */
@@ -17,12 +26,25 @@ export interface SequencedMessage {
   readonly epoch?: number
   /** Refuse a sequence that does not follow the last one. @defaultValue false */
   readonly strict?: boolean
+  readonly scope?: never
+  readonly key?: never
+  readonly occurredAt?: never
+  readonly payload?: never
+  readonly payloadHash?: never
+  readonly keepResult?: never
 }
 
 /** A message with an id but no order: a webhook delivery, a payment. */
-export interface KeyedMessage {
-  /** Where ids come from, such as `stripe`; retention is set per scope. 1 to 200 characters. */
-  readonly scope: string
+export type KeyedMessage = Keyed &
+  PayloadCheck & {
+    /** Where ids come from, such as `stripe`; retention is set per scope. 1 to 200 characters. */
+    readonly scope: string
+    /** Keep what the handler returns, as JSON, and give it to duplicates. @defaultValue false */
+    readonly keepResult?: boolean
+  }
+
+/** What tells a message of a scope from the others. */
+export interface Keyed {
   /** The message's id; any length. If it is a UUIDv7 or a ULID, its time is the message's time. */
   readonly key: string
   /**
@@ -30,15 +52,19 @@ export interface KeyedMessage {
    * claim is kept and when it expires. Without any time the claim is kept apart and swept by its age.
    */
   readonly occurredAt?: Date
-  /**
-   * The message itself, or its SHA-256 as 32 bytes in `payloadHash`: if the key comes again with another
-   * payload, that is an error instead of a duplicate.
-   */
-  readonly payload?: string | Uint8Array
-  readonly payloadHash?: Uint8Array
-  /** Keep what the handler returns, as JSON, and give it to duplicates. @defaultValue false */
-  readonly keepResult?: boolean
+  readonly producer?: never
+  readonly sequence?: never
+  readonly epoch?: never
+  readonly strict?: never
 }
+
+/**
+ * The message itself, or its SHA-256 as 32 bytes in `payloadHash`: if the key comes again with another
+ * payload, that is an error instead of a duplicate.
+ */
+export type PayloadCheck =
+  | { readonly payload?: string | Uint8Array; readonly payloadHash?: never }
+  | { readonly payloadHash?: Uint8Array; readonly payload?: never }
 
 export type Message = SequencedMessage | KeyedMessage
 
@@ -48,12 +74,51 @@ export interface SequencedBatch {
   readonly sequences: readonly (bigint | number)[]
   readonly epoch?: number
   readonly strict?: boolean
+  readonly scope?: never
+  readonly messages?: never
+  readonly keepResult?: never
 }
 
 /** Messages of one scope; see {@link KeyedMessage}. */
 export interface KeyedBatch {
   readonly scope: string
-  readonly messages: readonly (string | Omit<KeyedMessage, 'scope' | 'keepResult'>)[]
+  readonly messages: readonly (
+    | string
+    | (Keyed & PayloadCheck & { readonly scope?: never; readonly keepResult?: never })
+  )[]
+  readonly producer?: never
+  readonly sequences?: never
+  readonly epoch?: never
+  readonly strict?: never
+  readonly keepResult?: never
+}
+
+const bySequence = ['producer', 'sequence', 'sequences', 'epoch', 'strict'] as const
+const ofOneMessage = ['key', 'occurredAt', 'payload', 'payloadHash', 'keepResult'] as const
+const byKey = ['scope', 'messages', ...ofOneMessage] as const
+const ofOneBatch = [...bySequence, 'scope', 'messages', 'keepResult'] as const
+
+/** Which of the two kinds. @throws InvalidInputError `ONARG` if it has something of both */
+export function isSequenced(message: Message): message is SequencedMessage
+export function isSequenced(batch: SequencedBatch | KeyedBatch): batch is SequencedBatch
+export function isSequenced(given: {
+  readonly producer?: unknown
+  readonly sequence?: unknown
+  readonly sequences?: unknown
+}): boolean {
+  const sequenced =
+    given.producer !== undefined || given.sequence !== undefined || given.sequences !== undefined
+  const hint = 'Pass { producer, sequence } or { scope, key }, with the options of the same kind'
+  if (sequenced)
+    refuseAmong(given, byKey, 'is for messages by key, and this has a producer or a sequence', hint)
+  else refuseAmong(given, bySequence, 'is for messages by sequence, and this has none', hint)
+  return sequenced
+}
+
+/** What would be ignored is refused: whoever wrote it expects it to do something. */
+function refuseAmong(given: object, names: readonly string[], why: string, hint: string): void {
+  const found = names.find((name) => (given as Record<string, unknown>)[name] !== undefined)
+  if (found !== undefined) throw new InvalidInputError('ONARG', `\`${found}\` ${why}`, { hint })
 }
 
 export type ClaimStatus = 'claimed' | 'duplicate' | 'expired'
@@ -75,25 +140,34 @@ export async function claim(branch: Branch, message: Message): Promise<Claim> {
       hint: "Pass { producer: 'shop-7', sequence: 41n } or { scope: 'stripe', key: 'evt_1' }",
     })
   }
-  if ('producer' in message) {
+  if (isSequenced(message)) {
     const { rows } = await run<{ status: ClaimStatus }>(
       branch,
       `select case when once.claim_run($1, $2::text::bigint, $2::text::bigint, $3::int) then 'claimed'
-                   else (select c.status from once.claim($1, $2::text::bigint, $3::int, $4::boolean) c) end as status`,
+                   else (select c.status from once.claim($1, $2::text::bigint, $3::int, $4::boolean) c) end as status,
+              once.check_open($5::uuid)`,
       [
         checkName('producer', message.producer),
         String(checkSequence(message.sequence)),
         checkEpoch(message.epoch ?? 0),
-        message.strict ?? false,
+        checkBoolean('strict', message.strict, false),
+        branch.transactionId,
       ],
     )
     return { status: rows[0]?.status ?? 'duplicate', result: undefined }
   }
+  checkBoolean('keepResult', message.keepResult, false)
   const { rows } = await run<{ status: ClaimStatus; result: string | null }>(
     branch,
-    `select c.status, c.result::text as result
+    `select c.status, c.result::text as result, once.check_open($5::uuid)
        from once.claim_key($1, $2, $3::text::timestamptz, decode($4, 'hex')) c`,
-    [checkName('scope', message.scope), checkKey(message.key), time(message), hash(message)],
+    [
+      checkName('scope', message.scope),
+      checkKey(message.key),
+      time(message),
+      hash(message),
+      branch.transactionId,
+    ],
   )
   const { status = 'duplicate', result = null } = rows[0] ?? {}
   return { status, result: result === null ? undefined : JSON.parse(result) }
@@ -102,8 +176,9 @@ export async function claim(branch: Branch, message: Message): Promise<Claim> {
 /** Claims sequences of one producer; the new ones, once each, in the order given. */
 export async function claimSequences(branch: Branch, batch: SequencedBatch): Promise<bigint[]> {
   const producer = checkName('producer', batch.producer)
-  const sequences = batch.sequences.map(checkSequence)
-  const common = [producer, checkEpoch(batch.epoch ?? 0), batch.strict ?? false]
+  // Not map, which skips what a sparse array lacks.
+  const sequences = Array.from(checkArray('sequences', batch.sequences), checkSequence)
+  const common = [producer, checkEpoch(batch.epoch ?? 0), checkBoolean('strict', batch.strict, false)]
   const [first, last] = [sequences[0], sequences.at(-1)]
   const isRun =
     first !== undefined && sequences.every((sequence, index) => sequence === first + BigInt(index))
@@ -114,13 +189,13 @@ export async function claimSequences(branch: Branch, batch: SequencedBatch): Pro
         `select case when once.claim_run($1, $4::text::bigint, $5::text::bigint, $2::int) then null
                      else array(select c from once.claim_batch(
                                   $1, array(select generate_series($4::text::bigint, $5::text::bigint)), $2::int, $3::boolean
-                                ) c)::text end as fresh`,
-        [...common, String(first), String(last)],
+                                ) c)::text end as fresh, once.check_open($6::uuid)`,
+        [...common, String(first), String(last), branch.transactionId],
       )
     : await run<{ fresh: string | null }>(
         branch,
-        'select array(select c from once.claim_batch($1, $4::text::bigint[], $2::int, $3::boolean) c)::text as fresh',
-        [...common, `{${sequences.join(',')}}`],
+        'select array(select c from once.claim_batch($1, $4::text::bigint[], $2::int, $3::boolean) c)::text as fresh, once.check_open($5::uuid)',
+        [...common, `{${sequences.join(',')}}`, branch.transactionId],
       )
   const fresh = rows[0]?.fresh
   if (fresh == null) return sequences
@@ -130,7 +205,24 @@ export async function claimSequences(branch: Branch, batch: SequencedBatch): Pro
 
 /** Claims keys of one scope; one answer a message, in the order given. */
 export async function claimKeys(branch: Branch, batch: KeyedBatch): Promise<KeyClaim[]> {
-  const messages = batch.messages.map((message) => (typeof message === 'string' ? { key: message } : message))
+  const messages = Array.from(checkArray('messages', batch.messages), (message) =>
+    typeof message === 'string'
+      ? { key: message }
+      : checkObject('message', message, 'Pass its key, or { key: … }'),
+  )
+  refuseAmong(
+    batch,
+    ofOneMessage,
+    'cannot be set for a batch',
+    'Set it for each message; `keepResult` is for `process`',
+  )
+  for (const message of messages)
+    refuseAmong(
+      message,
+      ofOneBatch,
+      'cannot be set for one message of a batch',
+      '`keepResult` is for `process`, the others are for the batch',
+    )
   const input = messages.map((message) => ({
     key: checkKey(message.key),
     at: time(message),
@@ -138,7 +230,7 @@ export async function claimKeys(branch: Branch, batch: KeyedBatch): Promise<KeyC
   }))
   const { rows } = await run<{ status: ClaimStatus; result: string | null }>(
     branch,
-    `select c.status, c.result::text as result
+    `select c.status, c.result::text as result, once.check_open($3::uuid)
        from (select coalesce(array_agg(m.key order by n), '{}') as keys,
                     array_agg(m.at order by n) as times,
                     array_agg(decode(m.hash, 'hex') order by n) as hashes
@@ -146,7 +238,7 @@ export async function claimKeys(branch: Branch, batch: KeyedBatch): Promise<KeyC
               cross join lateral jsonb_to_record(e.value) as m (key text, at timestamptz, hash text)) i
       cross join lateral once.claim_key_batch($1, i.keys, i.times, i.hashes) c
       order by c.ordinal`,
-    [checkName('scope', batch.scope), JSON.stringify(input)],
+    [checkName('scope', batch.scope), JSON.stringify(input), branch.transactionId],
   )
   return rows.map(({ status, result }, index) => ({
     key: input[index]?.key ?? '',
@@ -164,11 +256,11 @@ export async function keepResult(branch: Branch, message: KeyedMessage, result: 
   } catch (error) {
     cause = error
   }
-  // An escape only behind an even number of backslashes.
-  if (json === undefined || /(?<!\\)(?:\\\\)*\\u0000/.test(json)) {
+  // NUL, or half of a surrogate pair; an escape only behind an even number of backslashes.
+  if (json === undefined || /(?<!\\)(?:\\\\)*\\u(?:0000|d[89a-f])/.test(json)) {
     throw new InvalidInputError(
       'ONARG',
-      'Expected the handler to return what JSON can hold, without NUL characters',
+      'Expected the handler to return what JSON can hold, as well-formed text without NUL characters',
       { hint: 'Return plain data, or leave keepResult out', cause },
     )
   }
@@ -181,13 +273,17 @@ export async function keepResult(branch: Branch, message: KeyedMessage, result: 
   ])
 }
 
+/**
+ * Runs a claim. It travels with BEGIN, so it says in which transaction it belongs (`once.check_open`): should
+ * BEGIN fail, the claim fails, too.
+ */
 async function run<R>(branch: Branch, text: string, parameters: readonly unknown[]): Promise<{ rows: R[] }> {
   try {
     return await branch.query<R>(text, parameters)
   } catch (error) {
     // What was sent ahead (BEGIN, once.open) and failed is the better explanation.
     await branch.settle()
-    throw fromSql(error)
+    throw fromOwn(branch.database.name, error)
   }
 }
 
@@ -209,6 +305,15 @@ function time({ occurredAt }: { readonly occurredAt?: Date }): string | null {
       `Expected \`occurredAt\` to be a valid Date, got ${show(occurredAt)}`,
     )
   }
+  // As sql/ledger/claim_key_batch.sql has it; Postgres cannot read how JavaScript writes years of six digits.
+  const year = occurredAt.getUTCFullYear()
+  if (year < 1970 || year >= 2100) {
+    throw new InvalidInputError(
+      'ONARG',
+      `Expected \`occurredAt\` to be a time between 1970 and 2100, got ${occurredAt.toISOString()}`,
+      { hint: 'Is the time in milliseconds where seconds were meant, or the reverse?' },
+    )
+  }
   return occurredAt.toISOString()
 }
 
@@ -220,6 +325,11 @@ function hash({
   readonly payload?: string | Uint8Array
   readonly payloadHash?: Uint8Array
 }): string | null {
+  if (payload !== undefined && payloadHash !== undefined) {
+    throw new InvalidInputError('ONARG', 'Expected `payload` or `payloadHash`, got both', {
+      hint: 'Pass the message as it came, or its hash',
+    })
+  }
   if (payloadHash !== undefined) {
     if (!(payloadHash instanceof Uint8Array) || payloadHash.length === 0 || payloadHash.length > 64) {
       throw new InvalidInputError(
@@ -229,5 +339,15 @@ function hash({
     }
     return Buffer.from(payloadHash).toString('hex')
   }
-  return payload === undefined ? null : createHash('sha256').update(payload).digest('hex')
+  if (payload === undefined) return null
+  if (typeof payload !== 'string' && !ArrayBuffer.isView(payload)) {
+    throw new InvalidInputError(
+      'ONARG',
+      `Expected \`payload\` to be a string or bytes, got ${show(payload)}`,
+      {
+        hint: 'Pass the message as it came, before it is parsed',
+      },
+    )
+  }
+  return createHash('sha256').update(payload).digest('hex')
 }

@@ -11,8 +11,9 @@
 import { readdir, readFile } from 'node:fs/promises'
 import { type Kysely, sql, type Transaction } from 'kysely'
 import { type MigrationProvider, Migrator } from 'kysely/migration'
-import { type DatabaseTarget, describeTarget, open } from './database/open.ts'
+import { checkUrl, type DatabaseTarget, databaseIn, describeTarget, open } from './database/open.ts'
 import { codeOf, DatabaseError, InvalidInputError, PgonceError } from './errors.ts'
+import { checkBoolean, checkFunction, checkObject, show } from './names.ts'
 
 /** One released file: SQL without `begin` and `commit`. */
 export interface MigrationFile {
@@ -109,7 +110,8 @@ const installerLock = '2087155398171459377'
  * @example
  * await migrate('postgres://app@localhost/orders')
  *
- * @throws InvalidInputError `ONARG`: what was given is no database, or a timeout no number of milliseconds
+ * @throws InvalidInputError `ONARG`: what was given is no database, a URL that names none, or a timeout no number
+ *   of milliseconds
  * @throws DatabaseError In every case the migration at hand left no trace.
  *   `UNREACHABLE` no answer, or not let in; `SERVER_VERSION` older than Postgres 15; `ONSTB` a standby;
  *   `SCHEMA_VERSION` the schema is newer than this package; `FOREIGN_SCHEMA` a schema once of somebody else;
@@ -121,7 +123,9 @@ export async function migrate<DB = unknown>(
   target: DatabaseTarget<DB>,
   options: MigrateOptions = {},
 ): Promise<MigrateResult> {
-  const { dryRun = false, onProgress } = options
+  checkObject('options', options)
+  const dryRun = checkBoolean('dryRun', options.dryRun, false)
+  const onProgress = options.onProgress && checkFunction('onProgress', options.onProgress)
   const connectTimeout = milliseconds('connectTimeout', options.connectTimeout ?? defaults.connectTimeout, 1)
   const lockTimeout = milliseconds('lockTimeout', options.lockTimeout ?? defaults.lockTimeout, 0)
   if (typeof target === 'object' && target !== null && 'isTransaction' in target && target.isTransaction) {
@@ -133,12 +137,13 @@ export async function migrate<DB = unknown>(
       },
     )
   }
+  const isUrl = typeof target === 'string' || target instanceof URL
+  if (isUrl) refuseUnnamed(String(target))
   const migrations = options.migrations ?? (await readMigrations())
   const opened = open<Bookkeeping>(target, { applicationName: 'pgonce migrate', connectTimeout })
   // A plugin that renames columns would rename Postgres's own.
   const db = opened.db.withoutPlugins()
   const place: Place = { label: describeTarget(target) }
-  const isUrl = typeof target === 'string' || target instanceof URL
   try {
     const found = await (isUrl ? answer(look(db, place), place, connectTimeout) : look(db, place))
     checkServer(found)
@@ -183,23 +188,23 @@ export async function migrate<DB = unknown>(
  * @throws InvalidInputError `ONARG` if there is no such version
  */
 export async function migrationSql(options: MigrationSqlOptions = {}): Promise<string> {
-  const { from = 0 } = options
+  const { from = 0 } = checkObject('options', options)
   const migrations = options.migrations ?? (await readMigrations())
   const versions = migrations.map(({ name }) => versionOf(name))
   const latest = versions.at(-1) ?? 0
   if (from !== 0 && !versions.includes(from)) {
     throw new InvalidInputError(
       'ONARG',
-      `Expected \`from\` to be a schema version from 0 (not installed) to ${latest}, got ${from}`,
+      `Expected \`from\` to be a schema version from 0 (not installed) to ${latest}, got ${show(from)}`,
       { hint: 'The database tells: select once.schema_version()' },
     )
   }
   const before = migrations.filter(({ name }) => versionOf(name) <= from)
   const wanted = migrations.filter(({ name }) => versionOf(name) > from)
-  const head = `-- pgonce ${await packageVersion()}: schema once from version ${from} to ${latest}. Run it in one transaction.\n`
+  const head = `-- pgonce ${await packageVersion()}: schema once from version ${from} to ${latest}.\n`
   if (wanted.length === 0) return `${head}-- Nothing to do.\n`
   const parts = [
-    head,
+    `${head}${howToRun}`,
     from === 0 ? createBookkeeping : '',
     expectInstalled(before),
     ...wanted.map((file) => `-- ${file.name}\n${plain(file.sql)}\n${record(file.name)}`),
@@ -219,6 +224,14 @@ export async function readMigrations(folder: URL = committed): Promise<readonly 
       sql: await readFile(new URL(file, folder), 'utf8'),
     })),
   )
+}
+
+/** Without a name the server's default would be taken, which is hardly ever meant for an installation. */
+function refuseUnnamed(url: string): void {
+  if (databaseIn(checkUrl(url)) !== '' || process.env.PGDATABASE) return
+  throw new InvalidInputError('ONARG', `Which database? ${describeTarget(url)} names none`, {
+    hint: 'Add its name to the URL, as in postgres://user@host:5432/orders; or set PGDATABASE',
+  })
 }
 
 // ---------------------------------------------------------------------------------------------------
@@ -390,6 +403,7 @@ function installNext(
       trx,
       `set transaction isolation level read committed, read write;
        set local search_path = '';
+       set local standard_conforming_strings = on;
        set local client_min_messages = warning;
        set local statement_timeout = 0;
        set local lock_timeout = 0;
@@ -445,11 +459,22 @@ async function run<DB>(trx: Kysely<DB> | Transaction<DB>, text: string): Promise
 // ---------------------------------------------------------------------------------------------------
 // As SQL text
 
-// As Kysely's Migrator creates them, so that it goes on from here.
+const howToRun = `-- Run it in one transaction, so that a failure leaves nothing behind. As a file:
+--   psql -1 -v ON_ERROR_STOP=1 -f FILE 'postgres://user@host/database'
+`
+
+// As Kysely's Migrator creates them, so that it goes on from here. A schema of somebody else's is refused, as by
+// migrate().
 const createBookkeeping = `do $pgonce$
 begin
   if pg_catalog.to_regnamespace('once') is null then
     create schema once;
+  elsif pg_catalog.to_regclass('once.migration') is null
+    and exists (select from pg_catalog.pg_class c where c.relnamespace = pg_catalog.to_regnamespace('once')) then
+    raise exception 'there is a schema once in database "%" that pgonce did not make: it has no table once.migration', pg_catalog.current_database()
+      using errcode = 'duplicate_schema',
+            detail = 'Nothing was changed.',
+            hint = 'Install into another database, or rename that schema: alter schema once rename to …';
   end if;
   if pg_catalog.to_regclass('once.migration') is null then
     create table once.migration (name varchar(255) not null primary key, "timestamp" varchar(255) not null);
@@ -510,7 +535,7 @@ function milliseconds(name: string, value: number, least: number): number {
   if (Number.isInteger(value) && value >= least && value <= most) return value
   throw new InvalidInputError(
     'ONARG',
-    `Expected \`${name}\` to be milliseconds from ${least} to ${most}, got ${value}`,
+    `Expected \`${name}\` to be milliseconds from ${least} to ${most}, got ${show(value)}`,
   )
 }
 

@@ -4,18 +4,27 @@ import { InvalidInputError } from './errors.ts'
 /** The largest sequence: a range in Postgres that contains 2^63-1 has no upper bound. */
 export const maxSequence = 9223372036854775806n
 
-/** Shows a value in a message: quoted, and never longer than a line. */
+/** Shows a value in a message: quoted, and never longer than a line. Whatever it is, this does not throw. */
 export function show(value: unknown): string {
-  const text =
-    typeof value === 'string'
-      ? JSON.stringify(value)
-      : typeof value === 'bigint'
-        ? `${value}n`
-        : String(value)
+  const text = describe(value)
   return text.length > 60 ? `${text.slice(0, 57)}…` : text
 }
 
-function refuse(what: string, value: unknown, expected: string, hint: string): never {
+function describe(value: unknown): string {
+  if (typeof value === 'string') return JSON.stringify(value.slice(0, 60))
+  if (typeof value === 'bigint') return `${value}n`
+  if (typeof value === 'function') return 'a function'
+  try {
+    if (Array.isArray(value)) return 'an array'
+    const text = String(value)
+    return text.startsWith('[object ') ? 'an object' : text
+  } catch {
+    // An object without a prototype, or one whose own methods throw.
+    return 'an object'
+  }
+}
+
+function refuse(what: string, value: unknown, expected: string, hint: string | undefined): never {
   throw new InvalidInputError('ONARG', `Expected \`${what}\` to be ${expected}, got ${show(value)}`, { hint })
 }
 
@@ -35,17 +44,54 @@ export function checkName(what: string, value: unknown): string {
   return checkText(what, value as string)
 }
 
-/** Text of any length without NUL. */
+/**
+ * Text of any length without NUL, and without half of a surrogate pair: what cannot be encoded is sent as U+FFFD,
+ * so that two different keys would be one.
+ */
 export function checkText(what: string, value: unknown): string {
-  if (typeof value !== 'string' || value.includes('\0')) {
+  if (typeof value !== 'string' || value.includes('\0') || !value.isWellFormed()) {
     refuse(
       what,
       value,
-      'a string without NUL characters',
-      'Postgres cannot store NUL in text; encode it, for example in base64',
+      'a well-formed string without NUL characters',
+      'Postgres cannot store NUL or half of a surrogate pair in text; encode it, for example in base64',
     )
   }
   return value as string
+}
+
+/** An object that holds options, a message, and the like. */
+export function checkObject<T>(what: string, value: T, hint = 'Pass an object, or leave it out'): T & object {
+  if (typeof value !== 'object' || value === null) refuse(what, value, 'an object', hint)
+  return value as T & object
+}
+
+export function checkFunction<T>(what: string, value: T): T {
+  if (typeof value !== 'function') refuse(what, value, 'a function', 'For example: async (trx) => { … }')
+  return value
+}
+
+export function checkArray<T>(what: string, value: readonly T[]): readonly T[] {
+  if (!Array.isArray(value)) refuse(what, value, 'an array', 'For a single message there is `process`')
+  return value
+}
+
+/** Undefined stands for the default. */
+export function checkBoolean(what: string, value: unknown, byDefault: boolean): boolean {
+  if (value === undefined) return byDefault
+  if (typeof value !== 'boolean') refuse(what, value, 'a boolean', 'Pass true or false, or leave it out')
+  return value as boolean
+}
+
+export function checkSignal(what: string, value: AbortSignal): AbortSignal {
+  if (!(value instanceof AbortSignal))
+    refuse(
+      what,
+      value,
+      'an AbortSignal',
+      'For example: AbortSignal.timeout(5000), or `signal` of an AbortController',
+    )
+  return value
 }
 
 /** A whole number between two bounds; numbers beyond 2^53 must come as bigint, as they were rounded already. */
@@ -54,12 +100,16 @@ export function checkInteger(what: string, value: unknown, min: bigint, max: big
     const integer = BigInt(value as bigint | number)
     if (integer >= min && integer <= max) return integer
   }
-  return refuse(
-    what,
-    value,
-    `a whole number from ${min} to ${max}`,
-    'Beyond 2^53 pass a bigint, for example 9007199254740993n',
-  )
+  return refuse(what, value, `a whole number from ${min} to ${max}`, integerHint(value, max))
+}
+
+/** Only where numbers can be that large is there something to say. */
+function integerHint(value: unknown, max: bigint): string | undefined {
+  if (max <= BigInt(Number.MAX_SAFE_INTEGER)) return undefined
+  if (typeof value === 'string' && /^\d+$/.test(value)) return 'A string of digits is converted by BigInt(…)'
+  return Number.isInteger(value) && !Number.isSafeInteger(value)
+    ? 'Beyond 2^53 pass a bigint, for example 9007199254740993n'
+    : undefined
 }
 
 export function checkSequence(value: unknown): bigint {

@@ -1,9 +1,10 @@
 /**
  * Positions of consumer groups, kept beside the results. What decides is in `sql/offset/`.
  */
-import { type Database, withSession } from './database/database.ts'
-import { fromSql, InvalidInputError } from './errors.ts'
-import { checkInteger, checkName, checkText, maxSequence } from './names.ts'
+import { asConnectionLost, type Database, withReadCommitted, withSession } from './database/database.ts'
+import type { SessionResult } from './database/session.ts'
+import { fromOwn, InvalidInputError } from './errors.ts'
+import { checkInteger, checkName, checkObject, checkText, maxSequence } from './names.ts'
 import type { Branch } from './transaction/branch.ts'
 
 /** Which position. */
@@ -45,21 +46,29 @@ export interface OffsetState extends Required<Partition> {
 }
 
 /**
- * Takes a partition for a consumer: bumps its epoch, which fences the previous owner.
- * @throws PgonceError `ONARG`
+ * Takes a partition for a consumer: bumps its epoch, which fences the previous owner. If the connection is lost
+ * it may have been taken, without anybody knowing the epoch: take it again. Waits no longer than
+ * `lockTimeout` for the transaction that moves its position, which may be a branch in doubt.
+ * @throws PgonceError `ONARG`, `CONNECTION_LOST`, `LOCK_TIMEOUT`
  * @see sql/offset/take_partition.sql
  */
 export async function takePartition(
   database: Database,
   partition: Partition,
-  owner?: string,
+  owner: string | undefined,
+  lockTimeout: number,
 ): Promise<TakenPartition> {
   const checked = check(partition)
   await database.identify()
-  const [row] = await ask<{ epoch: number; number: string | null; token: string | null }>(
-    database,
-    'select t.epoch, t."position"::text as number, t.token from once.take_partition($1, $2, $3::int, $4) t',
-    [checked.group, checked.topic, checked.partition, owner === undefined ? null : checkName('owner', owner)],
+  const by = owner === undefined ? null : checkName('owner', owner)
+  const [row] = await ask(database, () =>
+    withReadCommitted(database.connect(), async (session) => {
+      await session.query("select set_config('lock_timeout', $1, true)", [String(lockTimeout)])
+      return await session.query<{ epoch: number; number: string | null; token: string | null }>(
+        'select t.epoch, t."position"::text as number, t.token from once.take_partition($1, $2, $3::int, $4) t',
+        [checked.group, checked.topic, checked.partition, by],
+      )
+    }),
   )
   if (row === undefined) throw new Error('unreachable: once.take_partition returns one row')
   return { ...checked, epoch: row.epoch, position: position(row) }
@@ -72,18 +81,21 @@ export async function takePartition(
 export async function readOffset(database: Database, partition: Partition): Promise<OffsetState | undefined> {
   const checked = check(partition)
   await database.identify()
-  const [row] = await ask<{
-    epoch: number
-    number: string | null
-    token: string | null
-    owner: string | null
-    at: string
-  }>(
-    database,
-    `select o.epoch, o."position"::text as number, o.token, o.owner,
-            to_char(o.updated_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') as at
-       from once.read_offset($1, $2, $3::int) o`,
-    [checked.group, checked.topic, checked.partition],
+  const [row] = await ask(database, () =>
+    withSession(database.connect(), (session) =>
+      session.query<{
+        epoch: number
+        number: string | null
+        token: string | null
+        owner: string | null
+        at: string
+      }>(
+        `select o.epoch, o."position"::text as number, o.token, o.owner,
+                to_char(o.updated_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') as at
+           from once.read_offset($1, $2, $3::int) o`,
+        [checked.group, checked.topic, checked.partition],
+      ),
+    ),
   )
   if (row === undefined) return undefined
   return {
@@ -126,7 +138,8 @@ export async function advance(branch: Branch, move: OffsetMove): Promise<void> {
   ])
 }
 
-function check({ group, topic, partition = 0 }: Partition): Required<Partition> {
+function check(which: Partition): Required<Partition> {
+  const { group, topic, partition = 0 } = checkObject('partition', which, 'Pass { group, topic, partition }')
   return {
     group: checkName('group', group),
     topic: checkName('topic', topic),
@@ -138,10 +151,10 @@ function position({ number, token }: { number: string | null; token: string | nu
   return number === null ? token : BigInt(number)
 }
 
-async function ask<R>(database: Database, text: string, parameters: readonly unknown[]): Promise<R[]> {
+async function ask<R>(database: Database, question: () => Promise<SessionResult<R>>): Promise<R[]> {
   try {
-    return (await withSession(database.connect(), (session) => session.query<R>(text, parameters))).rows
+    return (await question()).rows
   } catch (error) {
-    throw fromSql(error)
+    throw asConnectionLost(database.name, fromOwn(database.name, error))
   }
 }

@@ -1,11 +1,16 @@
 import { randomUUID } from 'node:crypto'
+import { inspect } from 'node:util'
 import test from 'ava'
 import { CamelCasePlugin, type Generated, type Kysely, sql } from 'kysely'
 import postgres from 'postgres'
+import { checkUrl, describeTarget } from '../src/database/open.ts'
 import {
   AbortedError,
+  DatabaseError,
   FencedError,
+  HandlerError,
   InvalidInputError,
+  LimitError,
   OffsetError,
   PayloadMismatchError,
   pgonce,
@@ -21,6 +26,8 @@ import {
   shop,
 } from './support/client.ts'
 import { connect, emptyDatabase, makeStandby, ownServer, testDatabase, testRole } from './support/database.ts'
+import { askForPasswords, hostedDatabase } from './support/hosted.ts'
+import { makeOrphan } from './support/orphan.ts'
 
 const file = fileContext(test.after.always)
 let shared: Shop
@@ -132,6 +139,56 @@ test('A result that JSON cannot hold is refused, and the message is new again', 
     )
   }
   t.is((await once.process('a', message, async () => '\\u0000 spelled out')).status, 'processed')
+})
+
+test('A duplicate gets the kept result as JSON has it: a Date comes back as a string', async (t) => {
+  const { once } = shared
+  const message = { scope: randomUUID(), key: 'k', keepResult: true }
+  const at = new Date(0)
+  const deliver = () => once.process('a', message, async () => ({ at, gone: undefined }))
+  const first = await deliver()
+  t.is(first.status === 'processed' && first.result.at, at)
+  const second = await deliver()
+  if (second.status !== 'duplicate' || second.result === undefined) return t.fail()
+  t.is(second.result.at.slice(0, 10), '1970-01-01')
+  t.deepEqual(second.result, { at: at.toISOString() })
+})
+
+test('A query that the handler returns without executing it is refused, and everything is rolled back', async (t) => {
+  const { once, a } = shared
+  const id = fresh()
+  const message = { producer: randomUUID(), sequence: 0 }
+  type Trx = Parameters<Parameters<typeof once.transaction>[0]>[0]['a']
+  const update = (trx: Trx) => trx.updateTable('effect').set({ note: 'never' })
+  const refused = { instanceOf: HandlerError, code: 'NOT_EXECUTED' }
+  for (const forget of [
+    async (trx: Trx) => update(trx),
+    async (trx: Trx) => [1, update(trx)],
+    async (trx: Trx) => trx.insertInto('effect').values({ id: -1 }),
+    async () => sql`select 1`,
+    // As JavaScript may have it: neither async nor executed.
+    (trx: Trx) => update(trx),
+  ]) {
+    const handler = async (trx: Trx) => {
+      await trx.insertInto('effect').values({ id }).execute()
+      return await forget(trx)
+    }
+    const error = await t.throwsAsync(once.process('a', message, handler), refused)
+    t.regex((error as HandlerError).hint ?? '', /\.execute\(\)/)
+    const batch = { producer: message.producer, sequences: [0] }
+    await t.throwsAsync(once.processBatch('a', batch, handler), refused)
+    await t.throwsAsync(
+      once.transaction(({ a }) => handler(a)),
+      refused,
+    )
+  }
+  t.false((await a.effects()).includes(id))
+  // The message is new again, and rows are no queries.
+  const answer = await once.process('a', message, async (trx) => {
+    await trx.insertInto('effect').values({ id }).execute()
+    return await trx.selectFrom('effect').select('id').where('id', '=', id).execute()
+  })
+  t.like(answer, { status: 'processed', result: [{ id }] })
 })
 
 test('The same key with another payload is an error, with the same payload a duplicate', async (t) => {
@@ -685,6 +742,133 @@ test('Options that make no sense are refused before anything is sent', async (t)
   }
 })
 
+test('What is wrong with an argument is said in its own terms', async (t) => {
+  const { once } = shared
+  const run = async () => t.fail()
+  const hintOf = async (attempt: Promise<unknown>) =>
+    ((await t.throwsAsync(attempt, { instanceOf: InvalidInputError, code: 'ONARG' })) as InvalidInputError)
+      .hint
+  // Only where numbers can be that large is there something to say about bigint.
+  for (const options of [
+    { timeout: -1 },
+    { retries: 2 ** 60 },
+    { lockTimeout: 2 ** 31 },
+    { idleTimeout: '60s' },
+  ])
+    t.is(await hintOf(once.transaction(run, options as { timeout: number })), undefined)
+  t.is(await hintOf(once.process('a', { producer: 'p', sequence: 1, epoch: 2 ** 60 }, run)), undefined)
+  t.is(await hintOf(once.process('a', { producer: 'p', sequence: -1 }, run)), undefined)
+  t.regex((await hintOf(once.process('a', { producer: 'p', sequence: 2 ** 60 }, run))) ?? '', /pass a bigint/)
+  t.regex((await hintOf(once.process('a', { producer: 'p', sequence: '7' as never }, run))) ?? '', /BigInt\(/)
+
+  await t.throwsAsync(once.transaction(run, { isolationLevel: 'snapshot' as never }), {
+    message: /'read uncommitted', 'read committed', 'repeatable read', 'serializable', got "snapshot"/,
+  })
+  await t.throwsAsync(once.process('a', { scope: 's', key: 'k', payload: { a: 1 } as never }, run), {
+    instanceOf: InvalidInputError,
+    message: /`payload`/,
+  })
+  await t.throwsAsync(once.process('a', { producer: 'p', sequence: 0 }, undefined as never), {
+    instanceOf: InvalidInputError,
+    message: /`handler`/,
+  })
+  await t.throwsAsync(once.processBatch('a', { producer: 'p' } as never, run), {
+    instanceOf: InvalidInputError,
+    message: /`sequences`/,
+  })
+  const options = { instanceOf: InvalidInputError, code: 'ONARG' }
+  t.throws(() => pgonce(undefined as never), options)
+  t.throws(() => pgonce({} as never), options)
+  const databases = { a: shared.a.url }
+  t.throws(() => pgonce({ databases, transaction: { timeout: '60s' as never } }), {
+    ...options,
+    message: /`timeout`/,
+  })
+})
+
+test('Options of the other kind of message are refused instead of ignored', async (t) => {
+  const { once } = shared
+  const run = async () => t.fail()
+  for (const [message, named] of [
+    [{ producer: 'p', sequence: 0, keepResult: true }, 'keepResult'],
+    [{ producer: 'p', sequence: 0, scope: 's', key: 'k' }, 'scope'],
+    [{ producer: 'p', sequence: 0, payload: 'x' }, 'payload'],
+    [{ scope: 's', key: 'k', strict: true }, 'strict'],
+    [{ scope: 's', key: 'k', epoch: 1 }, 'epoch'],
+    [{ scope: 's', key: 'k', payload: 'x', payloadHash: new Uint8Array(32) }, 'payloadHash'],
+  ] as const) {
+    await t.throwsAsync(once.process('a', message as never, run), {
+      instanceOf: InvalidInputError,
+      code: 'ONARG',
+      message: new RegExp(`\`${named}\``),
+    })
+  }
+  for (const [batch, named] of [
+    [{ producer: 'p', sequences: [0], messages: ['k'] }, 'messages'],
+    [{ producer: 'p', sequences: [0], keepResult: true }, 'keepResult'],
+    [{ scope: 's', messages: ['k'], keepResult: true }, 'keepResult'],
+    [{ scope: 's', messages: ['k'], strict: true }, 'strict'],
+    [{ scope: 's', messages: ['k', { key: 'l', keepResult: true }] }, 'keepResult'],
+    [{ scope: 's', messages: [{ scope: 'other', key: 'l' }] }, 'scope'],
+  ] as const) {
+    await t.throwsAsync(once.processBatch('a', batch as never, run), {
+      instanceOf: InvalidInputError,
+      code: 'ONARG',
+      message: new RegExp(`\`${named}\``),
+    })
+  }
+  // What is undefined is not there.
+  const scope = randomUUID()
+  const message = { scope, key: 'k', producer: undefined, strict: undefined } as never
+  t.is((await once.process('a', message, async () => 1)).status, 'processed')
+})
+
+test('A password in a URL is never shown, however the URL is mistyped', (t) => {
+  for (const [url, shown] of [
+    ['postgres://u:secret@h:5432/db', 'postgres://u:…@h:5432/db'],
+    [
+      'postgres://u:secret@h1:1,h2:2/db?application_name=a@b',
+      'postgres://u:…@h1:1,h2:2/db?application_name=a@b',
+    ],
+    ['postgres://u:secr@et@h/db', 'postgres://u:…@h/db'],
+    ['postgres://u:secret@[::1]:5432/db', 'postgres://u:…@[::1]:5432/db'],
+    ['postgres://h/db?user=u&password=p@secret&x=y', 'postgres://h/db?user=u&password=…&x=y'],
+    ['postgres://u@h:5432/db', 'postgres://u@h:5432/db'],
+    ['postgres://h1:1,h2:2/db', 'postgres://h1:1,h2:2/db'],
+    ['postgres:///db', 'postgres:///db'],
+  ] as const) {
+    t.is(describeTarget(url), shown)
+    t.is(checkUrl(url), url)
+  }
+  for (const [url, shown] of [
+    ['postgres://u:se/secret@h/db', 'postgres://u:…@h/db'],
+    ['postgres://u:1/secret@h/db', 'postgres://u:…@h/db'],
+    ['postgres://u:1?secret@h/db', 'postgres://u:…@h/db'],
+    ['postgres://u:se#secret@h/db', 'postgres://u:…@h/db'],
+    ['postgres://u:se@secret/x@h/db', 'postgres://u:…@h/db'],
+    ['postgres://u:secret%@h/db', 'postgres://u:…@h/db'],
+    ['postgres://u:a@secret@h1,h2/db', 'postgres://u:…@h1,h2/db'],
+    ['postgres://us/er:secret@h/db', 'postgres://us/er:…@h/db'],
+    ['postgres://u:secret/db', 'postgres://u:…/db'],
+    ['postgres:/u:secret@h/db', 'postgres:/u:…@h/db'],
+    ['postgresql+driver://u:secret@h/db', 'postgresql+driver://u:…@h/db'],
+    ['jdbc:postgresql://h/db?user=u&password=secret', 'jdbc:postgresql://h/db?user=u&password=…'],
+    ['u:secret@h/db', 'u:…@h/db'],
+    ["host=h password='a secret' dbname=db", 'host=h password=… dbname=db'],
+    ['"postgres://u:secret@h/db"', '"postgres://u:…@h/db"'],
+  ] as const) {
+    t.is(describeTarget(url), shown)
+    const error = t.throws(
+      () => pgonce({ databases: { a: url } }),
+      { instanceOf: InvalidInputError, code: 'ONARG' },
+      url,
+    )
+    t.notRegex(inspect(error, { depth: 9 }), /secret/)
+  }
+  const error = t.throws(() => pgonce({ databases: { a: 'postgres://u:se/cret@h/db' } }))
+  t.regex((error as InvalidInputError).hint ?? '', /Percent-encode the password: \/ is %2F/)
+})
+
 test('A client of no databases, of bad names or of what is no database is refused', (t) => {
   for (const databases of [
     {},
@@ -848,6 +1032,70 @@ test('A database that is down is named, and used again as soon as it is back', a
   )
   await server.start()
   t.is((await once.process('a', { producer: 'p', sequence: 0 }, async () => 1)).status, 'processed')
+})
+
+test('A server that refuses the login, the database or one connection more says so, which is no lost connection', async (t) => {
+  const server = await ownServer(t)
+  await askForPasswords(t, server)
+  const hosted = await hostedDatabase(t, server, 'orders')
+  const deliver = async (url: string) => {
+    await using once = pgonce<{ a: Effects }>({ databases: { a: url } })
+    return await once.process('a', { producer: 'p', sequence: 0 }, async () => 1)
+  }
+  t.is((await deliver(hosted.urlAs('shop'))).status, 'processed')
+
+  const wrong = new URL(hosted.urlAs('shop'))
+  wrong.password = 'mistyped'
+  const nobody = new URL(wrong)
+  nobody.username = 'nobody'
+  const missing = hosted.urlAs('shop').replace('/orders', '/ordres')
+  for (const [url, Class, code] of [
+    [wrong.href, DatabaseError, 'LOGIN_REFUSED'],
+    [nobody.href, DatabaseError, 'LOGIN_REFUSED'],
+    [missing, DatabaseError, 'NO_DATABASE'],
+  ] as const) {
+    const error = await t.throwsAsync(deliver(url), { instanceOf: Class, code, message: /Database a / })
+    t.truthy((error as DatabaseError).hint)
+    t.notRegex(inspect(error, { depth: 9 }), /mistyped/)
+  }
+  await hosted.sql`alter role shop nologin`
+  await t.throwsAsync(deliver(hosted.urlAs('shop')), { instanceOf: DatabaseError, code: 'LOGIN_REFUSED' })
+  await hosted.sql`alter role shop login connection limit 0`
+  await t.throwsAsync(deliver(hosted.urlAs('shop')), { instanceOf: LimitError, code: 'TOO_MANY_CONNECTIONS' })
+  await hosted.sql`alter role shop connection limit -1`
+  await hosted.sql`revoke connect on database orders from public`
+  await t.throwsAsync(deliver(hosted.urlAs('shop')), { instanceOf: DatabaseError, code: 'NO_PRIVILEGE' })
+})
+
+test('A claim, a move or a taking that waits in vain for a branch in doubt says whom to ask, and what to start', async (t) => {
+  const [home, a] = [await effectsDatabase(t, 'b'), await effectsDatabase(t, 'a')]
+  const once = client<{ a: Effects }>(t, { a: a.url }, { transaction: { lockTimeout: 50 } })
+  const offset = await once.takePartition('a', { group: 'g', topic: 't' })
+  await makeOrphan({
+    home,
+    participant: a,
+    decision: 'committed',
+    effect: `select once.claim('p', 0); select once.claim_key('s', 'k'); select once.advance('g', 't', 0, 1, null, 5)`,
+  })
+  const move = (expected: number | null) => ({ offset: { ...offset, expected, next: 6 } })
+  for (const attempt of [
+    () => once.process('a', { producer: 'p', sequence: 0 }, async () => 1),
+    () => once.process('a', { scope: 's', key: 'k' }, async () => 1),
+    () => once.processBatch('a', { producer: 'p', sequences: [0, 2] }, async () => 1),
+    () => once.process('a', { producer: 'q', sequence: 0 }, async () => 1, move(null)),
+    () => once.takePartition('a', { group: 'g', topic: 't' }),
+  ]) {
+    const error = await t.throwsAsync(attempt(), {
+      instanceOf: LimitError,
+      code: 'LOCK_TIMEOUT',
+      message: /database a$/,
+    })
+    t.regex((error as LimitError).hint ?? '', /pgonce in-doubt.*once\.recovery\.start\(\)/)
+  }
+  const recovering = client<{ a: Effects; home: Effects }>(t, { a: a.url, home: home.url })
+  t.is((await recovering.recovery.sweep()).committed, 1)
+  t.is((await once.process('a', { producer: 'p', sequence: 0 }, async () => 1)).status, 'duplicate')
+  t.is((await once.process('a', { producer: 'q', sequence: 0 }, async () => 1, move(5))).status, 'processed')
 })
 
 test('Sessions whose default is synchronous_commit off or repeatable read are no obstacle', async (t) => {

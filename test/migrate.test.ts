@@ -265,6 +265,14 @@ test('a schema once that is not ours is left alone', async (t) => {
   t.like(error, { code: 'FOREIGN_SCHEMA' })
   t.regex(error.message, /schema once in .* that pgonce did not make/)
   t.is((await catalog(sql)).filter((line) => line.startsWith('relation')).length, 1)
+  // Nor does the script that psql runs touch it.
+  const text = await migrationSql()
+  await t.throwsAsync(
+    sql.begin((trx) => trx.unsafe(text)),
+    { code: '42P06', message: /schema once in .* that pgonce did not make/ },
+  )
+  t.is((await catalog(sql)).filter((line) => line.startsWith('relation')).length, 1)
+  t.regex(text.slice(0, 400), /^-- {3}psql -1 -v ON_ERROR_STOP=1 -f FILE/m)
 })
 
 // Updating

@@ -46,7 +46,7 @@ const situations = new Set<string>()
 
 test('Every situation of the runbook is made here', (t) => {
   const named = [...new Set(blocks.map((block) => situationOf(block) ?? ''))]
-  t.deepEqual(named.sort(), [...situations, 'home-back', 'peers'].sort())
+  t.deepEqual(named.sort(), [...situations, 'home-back', 'hosted', 'peers', 'pg-cron'].sort())
 })
 
 // ---------------------------------------------------------------------------------------------------

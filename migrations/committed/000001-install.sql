@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:c91c1438bc75911ea63f7948489987f5724dccf9
+--! Hash: sha1:f061ff18b35e37689f6d03ab5d53b46c331f6596
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -76,6 +76,11 @@ begin
       using errcode = 'ONARG',
             detail = 'Got an empty reason.',
             hint = 'Say why in the argument "reason"; it is kept in once.intervention.';
+  end if;
+  if record_intervention.action is null or record_intervention.subject is null then
+    raise exception 'null is not allowed as action or subject'
+      using errcode = 'ONARG', detail = 'They say what was done to what.',
+            hint = 'select once.record_intervention(''restore'', ''{"from": "the backup of Monday"}'', ''why'')';
   end if;
   insert into once.intervention (action, subject, reason)
   values (record_intervention.action, record_intervention.subject, record_intervention.reason);
@@ -367,8 +372,9 @@ begin
     raise exception 'producer % would have % gaps, the limit is %',
         quote_literal(claim_batch.producer), v_gaps, v_row.max_gaps
       using errcode = 'ONMAX',
-            detail = format('Every sequence up to %s is processed; %s separate ranges lie above it. '
-                            'Nothing was claimed.', v_row.watermark, v_gaps),
+            detail = case when v_row.watermark < 0 then format('Sequence 0 is not processed yet; %s separate ranges lie above it. ', v_gaps)
+                          else format('Every sequence up to %s is processed; %s separate ranges lie above it. ', v_row.watermark, v_gaps)
+                     end || 'Nothing was claimed.',
             hint = format('Deliver the missing messages, or give them up: '
                           'select once.set_watermark(%L, %s, ''reason''). Ids without order belong in the key ledger.',
                           claim_batch.producer, lower(v_ahead) - 1);
@@ -533,6 +539,46 @@ insert into once.message_floor (day) values ('-infinity');
 comment on table once.message_floor is
   'One row: the first day whose partition was not dropped; older messages are answered expired.';
 --! EndIncluded ledger/message.sql
+--! Included ledger/expired_claim.sql
+-- Claims that were answered 'expired': messages that came later than their scope remembers keys, so their
+-- handlers did not run, and nobody knows whether they did the first time. That is to be seen somewhere, by
+-- scope, and once.health alarms.
+--
+-- A row a claim or batch, only ever inserted: there is nothing to wait for, so claims do not stand in a row
+-- and no two of them can deadlock, as they would over a counter, and none fails under REPEATABLE READ or
+-- SERIALIZABLE for it. That costs what a claim of a new key costs, and claims of anything else nothing. A row is
+-- there exactly if the transaction committed that was told 'expired', which is when the message was given up.
+-- once.sweep deletes rows after two days, in batches: a topic that is replayed leaves as many as it has batches.
+create table once.expired_claim (
+  answered_at timestamptz not null default clock_timestamp(),
+  scope_id integer not null,
+  claims integer not null,
+  -- The oldest of them, by the messages' own time.
+  oldest_day date not null
+);
+
+create index expired_claim_answered_at on once.expired_claim (answered_at);
+
+comment on table once.expired_claim is
+  'Ledger by key: one row a claim or batch that was answered expired, kept for two days; see once.expired_claims.';
+
+-- For people: which scopes, and how long a retention would have known them.
+create view once.expired_claims as
+select s.scope,
+       sum(e.claims)::bigint as claims,
+       min(e.answered_at) as first_at,
+       max(e.answered_at) as last_at,
+       min(e.oldest_day) as oldest_day,
+       s.retention,
+       s.horizon
+  from once.expired_claim e
+  join once.scope s on s.scope_id = e.scope_id
+ where e.answered_at > now() - interval '1 day'
+ group by s.scope_id;
+
+comment on view once.expired_claims is
+  'Scopes of the key ledger whose claims were answered expired within a day: how many, when, the oldest message''s day, and the horizon.';
+--! EndIncluded ledger/expired_claim.sql
 --! Included ledger/message_digest.sql
 -- The identity of a key: no text contains a zero byte, so (scope, key) cannot be cut in two ways.
 create function once.message_digest(scope text, key text) returns uuid
@@ -540,7 +586,7 @@ language sql immutable strict parallel safe
 set search_path = ''
 as $$
   select encode(substring(sha256(
-           convert_to(message_digest.scope, 'UTF8') || '\x00'::bytea || convert_to(message_digest.key, 'UTF8')
+           convert_to(message_digest.scope, 'UTF8') || decode('00', 'hex') || convert_to(message_digest.key, 'UTF8')
          ) for 16), 'hex')::uuid
 $$;
 
@@ -597,7 +643,7 @@ language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_name text := 'message_' || to_char(ensure_partition.day, 'YYYYMMDD');
+  v_name text;
   v_floor date;
   v_partitions bigint;
 begin
@@ -607,6 +653,7 @@ begin
       using errcode = 'ONARG', detail = 'Expected a day between 1970-01-01 and 2099-12-31.',
             hint = 'Is the time in seconds where milliseconds were meant, or the reverse?';
   end if;
+  v_name := 'message_' || to_char(ensure_partition.day, 'YYYYMMDD');
   select f.day into strict v_floor from once.message_floor f for update;
   if ensure_partition.day < v_floor then
     return false;
@@ -769,6 +816,13 @@ begin
     into v_statuses
     from item i left join claimed c on c.n = i.n;
 
+  if 'expired' = any (v_statuses) then
+    insert into once.expired_claim (scope_id, claims, oldest_day)
+    select v_scope.scope_id, count(*), min(i.day)
+      from unnest(v_days, v_statuses) i (day, status)
+     where i.status = 'expired';
+  end if;
+
   -- What the first claims of duplicates left behind, day by day. Executed, so that every query is planned
   -- for its one day: a plan for any day would open and lock all the partitions.
   if 'duplicate' = any (v_statuses) then
@@ -923,8 +977,8 @@ revoke all on function once.set_retention(text, interval) from public;
 --! EndIncluded ledger/set_retention.sql
 --! Included ledger/sweep.sql
 -- One bounded step of retention: moves the horizons of scopes that have a retention, deletes a batch of
--- timeless keys, creates the partitions of the next days, drops partitions that are past every scope's
--- horizon. Call it again, each time in a transaction of its own, while a row says more.
+-- timeless keys and of the records of expired claims, creates the partitions of the next days, drops partitions
+-- that are past every scope's horizon. Call it again, each time in a transaction of its own, while a row says more.
 --
 -- It never holds claims up for long: deletes skip rows that are locked; a drop, which locks the whole
 -- ledger, comes last, and one that does not get its lock within 200 ms is left to the next call.
@@ -1002,6 +1056,15 @@ begin
       return query select 'delete', null::text, format('keys without time: at block %s of %s', v_sweep.next_block, v_end),
                           0::bigint, true;
     end if;
+  end if;
+
+  delete from once.expired_claim e
+   where e.ctid = any (array(select o.ctid from once.expired_claim o
+                              where o.answered_at < now() - interval '2 days'
+                              order by o.answered_at limit sweep.batch_size));
+  get diagnostics v_count = row_count;
+  if v_count > 0 then
+    return query select 'delete', null::text, 'records of expired claims'::text, v_count, v_count = sweep.batch_size;
   end if;
 
   begin
@@ -1473,6 +1536,12 @@ language plpgsql
 set search_path = ''
 as $$
 begin
+  if open.transaction_id is null or open.lock_timeout < 0 or open.idle_timeout < 0 then
+    raise exception 'bad arguments: transaction %, lock_timeout %, idle_timeout %',
+        coalesce(open.transaction_id::text, 'null'), open.lock_timeout, open.idle_timeout
+      using errcode = 'ONARG', detail = 'Expected an id, and timeouts of 0 to 2147483647 milliseconds.',
+            hint = 'call once.open(gen_random_uuid(), 10000, 60000); null: as the session has it.';
+  end if;
   perform set_config('once.transaction', open.transaction_id || ' ' || current_user, true),
           case when open.lock_timeout is not null
                then set_config('lock_timeout', open.lock_timeout::text, true) end,
@@ -1501,11 +1570,11 @@ begin
   if v_mark = check_open.transaction_id || ' ' || current_user then
     return;
   end if;
-  if v_mark not like check_open.transaction_id || ' %' then
+  if (v_mark like check_open.transaction_id || ' %') is not true then
     raise exception 'the handler ended the transaction it was given'
       using errcode = 'ONEND',
             detail = format('Transaction %s is not open any more; what its handler committed stays committed.',
-                            check_open.transaction_id),
+                            coalesce(check_open.transaction_id::text, 'null')),
             hint = 'Remove COMMIT, ROLLBACK or PREPARE TRANSACTION from the handler: return to commit, throw to roll back.';
   end if;
   raise exception 'the handler changed the role to %', quote_ident(current_user)
@@ -1534,6 +1603,11 @@ begin
   end if;
   if pg_current_xact_id_if_assigned() is null then
     return false;
+  end if;
+  if vote.transaction_id is null or vote.home is null or vote.participant is null then
+    raise exception 'null is not allowed as transaction_id, home or participant'
+      using errcode = 'ONARG', detail = 'All three stand in the gid, and in the evidence of the branch.',
+            hint = 'select once.vote(<transaction>, <once.home_id() of the home>, ''billing'')';
   end if;
   insert into once.evidence (transaction_id, home, participant)
   values (vote.transaction_id, vote.home, vote.participant)
@@ -1575,6 +1649,19 @@ begin
   if v_xid is null then
     return null;
   end if;
+  -- A participant without an identity would never be asked for its evidence: the decision could be forgotten
+  -- while its branch is still prepared.
+  if begin_global.transaction_id is null or begin_global.participants is null or begin_global.participant_homes is null
+     or cardinality(begin_global.participants) <> cardinality(begin_global.participant_homes)
+     or (case when array_ndims(begin_global.participants) > 1 or array_ndims(begin_global.participant_homes) > 1 then true
+              else array_position(begin_global.participants, null) is not null
+                   or array_position(begin_global.participant_homes, null) is not null end) then
+    raise exception 'bad participants: % names, % homes', coalesce(cardinality(begin_global.participants)::text, 'null'),
+        coalesce(cardinality(begin_global.participant_homes)::text, 'null')
+      using errcode = 'ONARG',
+            detail = 'Expected an id, and as many identities as names, none of them null.',
+            hint = 'Name each database but this one: array[''billing''], and what once.home_id() says there.';
+  end if;
   if current_setting('synchronous_commit') not in ('on', 'remote_apply') then
     perform set_config('synchronous_commit', 'on', true);
   end if;
@@ -1601,9 +1688,14 @@ as $$
 declare
   v_xid constant bigint := pg_current_xact_id_if_assigned()::text::bigint;
 begin
-  if narrow_global.participants is null or narrow_global.participant_homes is null then
-    raise exception 'null is not allowed as participants or participant_homes'
-      using errcode = 'ONARG', detail = 'Null would be taken for "nobody is left", which removes the decision.',
+  if narrow_global.participants is null or narrow_global.participant_homes is null
+     or cardinality(narrow_global.participants) <> cardinality(narrow_global.participant_homes)
+     or exists (select from unnest(narrow_global.participants, narrow_global.participant_homes) p (name, home)
+                 where p.name is null or p.home is null) then
+    raise exception 'bad participants: % names, % homes', coalesce(cardinality(narrow_global.participants)::text, 'null'),
+        coalesce(cardinality(narrow_global.participant_homes)::text, 'null')
+      using errcode = 'ONARG',
+            detail = 'Expected as many identities as names. Null would be taken for "nobody is left", which removes the decision.',
             hint = 'Pass empty arrays if every other participant wrote nothing.';
   end if;
   if cardinality(narrow_global.participants) > 0 then
@@ -1657,14 +1749,55 @@ comment on function once.check_home(uuid) is
 revoke all on function once.check_home(uuid) from public;
 --! EndIncluded transaction/check_home.sql
 --! Included transaction/decode_gid.sql
--- Takes a gid apart, ours or another manager's: the only place in SQL that knows gid formats. (Ours is built
+-- Takes gids apart, ours and other managers': the only place in SQL that knows gid formats. (Ours is built
 -- in src/transaction/gid.ts.) A format tells who made it, as far as anybody can tell from a name: it proves
--- nothing, since whoever may connect chooses his gids freely. Sources of the others' formats:
---   XA       <format id>_<gtrid>_<bqual>, base64: RecoveredXid of pgjdbc, Xid of psycopg; who manages the
---            transaction shows in the format id at most (Flink 201, Narayana 131077, Bitronix 'Btnx')
---   Citus    citus_<group>_<pid>_<transaction>_<connection>, before 8.0 without the last
---   logical replication (two_phase = true)  pg_gid_<subscription>_<remote xid>
---   SQLAlchemy  _sa_<128 bits, hex>;  Npgsql  <guid>/<pid>;  PgDog  __pgdog_2pc_[<instance>_]<number>_<shard>
+-- nothing, since whoever may connect chooses his gids freely.
+--
+-- Many at once, since views ask for all there are: a call a gid costs three times as much. No regular
+-- expression has captures or counts, which would take 0.03 to 0.1 ms a gid: lengths and the places of hyphens
+-- are compared, and the expressions only say which characters there are.
+create function once.decode_gids(gids text[])
+returns table (
+  gid text,
+  manager text,
+  global_id text,
+  participant text,
+  transaction_id uuid,
+  home uuid,
+  home_xid text
+)
+language plpgsql immutable parallel safe
+set search_path = ''
+as $$
+begin
+  return query
+  with part as materialized (
+    -- Both ids without their hyphens are 65 characters, so there are no hyphens but those in place.
+    select i.gid, i.rest, i.colon,
+           i.gid like 'once:1:________-____-____-____-____________:________-____-____-____-____________:%'
+           and length(i.ids) = 65 and i.ids ~ '^[0-9a-f]+:[0-9a-f]+$'
+           and i.rest ~ '^[0-9]+:[A-Za-z0-9._-]+$'
+           and i.colon between 2 and 20 and length(i.rest) - i.colon between 1 and 63 as ours
+      from (select u.gid, replace(substr(u.gid, 8, 73), '-', '') as ids, substr(u.gid, 82) as rest,
+                   position(':' in substr(u.gid, 82)) as colon
+              from unnest(decode_gids.gids) u (gid) offset 0) i
+  )
+  select p.gid, 'pgonce', substr(p.gid, 45, 36), substr(p.rest, p.colon + 1),
+         substr(p.gid, 45, 36)::uuid, substr(p.gid, 8, 36)::uuid, left(p.rest, p.colon - 1)
+    from part p
+   where p.ours
+  union all
+  select p.gid, f.manager, f.global_id, f.participant, null, null, null
+    from part p
+   cross join lateral once.decode_foreign_gid(p.gid) f
+   where p.ours is not true;
+end
+$$;
+
+comment on function once.decode_gids(text[]) is
+  'Takes gids apart, a row each in no order: manager, global id, participant, and for ours the home; see once.decode_gid.';
+revoke all on function once.decode_gids(text[]) from public;
+
 create function once.decode_gid(
   gid text,
   out manager text,
@@ -1677,94 +1810,96 @@ create function once.decode_gid(
 language plpgsql immutable parallel safe
 set search_path = ''
 as $$
-declare
-  v_uuid constant text := '________-____-____-____-____________';
-  v_part text[];
-  v_gtrid bytea;
-  v_bqual bytea;
 begin
-  decode_gid.manager := 'unknown';
-  if decode_gid.gid like 'once:%' then
-    v_part := string_to_array(decode_gid.gid, ':');
-    -- Without a regular expression, whose captures would take 0.1 ms a gid.
-    if cardinality(v_part) = 6 and v_part[2] = '1'
-       and v_part[3] like v_uuid and translate(v_part[3], '0123456789abcdef', '') = '----'
-       and v_part[4] like v_uuid and translate(v_part[4], '0123456789abcdef', '') = '----'
-       and length(v_part[5]) between 1 and 19 and translate(v_part[5], '0123456789', '') = ''
-       and length(v_part[6]) between 1 and 63 and v_part[6] !~ '[^A-Za-z0-9._-]' then
-      decode_gid.manager := 'pgonce';
-      decode_gid.home := v_part[3];
-      decode_gid.transaction_id := v_part[4];
-      decode_gid.home_xid := v_part[5];
-      decode_gid.participant := v_part[6];
-      decode_gid.global_id := v_part[4];
-    end if;
-    return;
-  end if;
-
-  v_part := regexp_match(decode_gid.gid, '^(-?[0-9]{1,10})_((?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{4}))_((?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?)$');
-  if v_part is not null then
-    v_gtrid := pg_catalog.decode(v_part[2], 'base64');
-    v_bqual := pg_catalog.decode(v_part[3], 'base64');
-    decode_gid.manager := case v_part[1]
-        when '201' then 'flink (pgjdbc)'
-        when '131077' then 'narayana (pgjdbc)'
-        when '1114926712' then 'bitronix (pgjdbc)'
-        else 'pgjdbc or psycopg' end;
-    -- Flink: job id (16 bytes), subtask (4), checkpoint; the oldest versions have no job id.
-    if v_part[1] = '201' and length(v_gtrid) = 28 then
-      decode_gid.global_id := format('job %s subtask %s checkpoint %s', encode(substr(v_gtrid, 1, 16), 'hex'),
-        ('x' || encode(substr(v_gtrid, 17, 4), 'hex'))::bit(32)::integer,
-        ('x' || encode(substr(v_gtrid, 21, 8), 'hex'))::bit(64)::bigint);
-    else
-      -- Bytes that are plain ASCII as such, all others in hex.
-      decode_gid.global_id := format('%s:%s', v_part[1], case when encode(v_gtrid, 'escape') ~ '^[ -~]*$'
-        and position('\' in encode(v_gtrid, 'escape')) = 0 then encode(v_gtrid, 'escape') else encode(v_gtrid, 'hex') end);
-    end if;
-    decode_gid.participant := case when encode(v_bqual, 'escape') ~ '^[ -~]*$'
-      and position('\' in encode(v_bqual, 'escape')) = 0 then encode(v_bqual, 'escape') else encode(v_bqual, 'hex') end;
-    return;
-  end if;
-
-  v_part := regexp_match(decode_gid.gid, '^citus_([0-9]+)_([0-9]+)_([0-9]+)(?:_([0-9]+))?$');
-  if v_part is not null then
-    decode_gid.manager := 'citus';
-    decode_gid.global_id := format('group %s pid %s transaction %s', v_part[1], v_part[2], v_part[3]);
-    decode_gid.participant := 'connection ' || v_part[4];
-    return;
-  end if;
-  v_part := regexp_match(decode_gid.gid, '^pg_gid_([0-9]+)_([0-9]+)$');
-  if v_part is not null then
-    decode_gid.manager := 'logical replication';
-    decode_gid.global_id := 'remote xid ' || v_part[2];
-    decode_gid.participant := 'subscription ' || v_part[1];
-    return;
-  end if;
-  v_part := regexp_match(decode_gid.gid, '^_sa_([0-9a-f]{32,33})$');
-  if v_part is not null then
-    decode_gid.manager := 'sqlalchemy';
-    decode_gid.global_id := v_part[1];
-    return;
-  end if;
-  v_part := regexp_match(decode_gid.gid, '^__pgdog_2pc_(.+)_([0-9]+)$');
-  if v_part is not null then
-    decode_gid.manager := 'pgdog';
-    decode_gid.global_id := v_part[1];
-    decode_gid.participant := 'shard ' || v_part[2];
-    return;
-  end if;
-  v_part := regexp_match(decode_gid.gid, '^([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})/([0-9]+)$');
-  if v_part is not null then
-    decode_gid.manager := 'npgsql';
-    decode_gid.global_id := v_part[1];
-    decode_gid.participant := 'pid ' || v_part[2];
-  end if;
+  select g.manager, g.global_id, g.participant, g.transaction_id, g.home, g.home_xid
+    into decode_gid.manager, decode_gid.global_id, decode_gid.participant, decode_gid.transaction_id,
+         decode_gid.home, decode_gid.home_xid
+    from once.decode_gids(array[decode_gid.gid]) g;
 end
 $$;
 
 comment on function once.decode_gid(text) is
   'Takes a gid apart: manager (pgonce, pgjdbc or psycopg, flink, citus, … or unknown), global id, participant, and for ours the home.';
 revoke all on function once.decode_gid(text) from public;
+
+-- Internal: the formats of others. Sources:
+--   XA       <format id>_<gtrid>_<bqual>, base64: RecoveredXid of pgjdbc, Xid of psycopg; who manages the
+--            transaction shows in the format id at most (Flink 201, Narayana 131077, Bitronix 'Btnx')
+--   Citus    citus_<group>_<pid>_<transaction>_<connection>, before 8.0 without the last
+--   logical replication (two_phase = true)  pg_gid_<subscription>_<remote xid>
+--   SQLAlchemy  _sa_<128 bits, hex>;  Npgsql  <guid>/<pid>;  PgDog  __pgdog_2pc_[<instance>_]<number>_<shard>
+create function once.decode_foreign_gid(
+  gid text,
+  out manager text,
+  out global_id text,
+  out participant text
+)
+language plpgsql immutable parallel safe
+set search_path = ''
+as $$
+declare
+  v_part text[];
+  v_gtrid text;
+  v_bqual text;
+begin
+  decode_foreign_gid.manager := 'unknown';
+  if decode_foreign_gid.gid ~ '^-?[0-9]+_[A-Za-z0-9+/]+=*_[A-Za-z0-9+/]*=*$' then
+    v_part := string_to_array(decode_foreign_gid.gid, '_');
+    -- Base64: whole groups of four, at most two of the last one padded.
+    if length(ltrim(v_part[1], '-')) <= 10
+       and length(v_part[2]) % 4 = 0 and length(v_part[2]) - length(rtrim(v_part[2], '=')) <= 2
+       and length(v_part[3]) % 4 = 0 and length(v_part[3]) - length(rtrim(v_part[3], '=')) <= 2 then
+      decode_foreign_gid.manager := case v_part[1]
+          when '201' then 'flink (pgjdbc)'
+          when '131077' then 'narayana (pgjdbc)'
+          when '1114926712' then 'bitronix (pgjdbc)'
+          else 'pgjdbc or psycopg' end;
+      v_gtrid := encode(pg_catalog.decode(v_part[2], 'base64'), 'hex');
+      -- Flink: job id (16 bytes), subtask (4), checkpoint; the oldest versions have no job id.
+      if v_part[1] = '201' and length(v_gtrid) = 56 then
+        decode_foreign_gid.global_id := format('job %s subtask %s checkpoint %s', left(v_gtrid, 32),
+          ('x' || substr(v_gtrid, 33, 8))::bit(32)::integer, ('x' || substr(v_gtrid, 41))::bit(64)::bigint);
+      else
+        -- Bytes that are plain ASCII as such, all others in hex.
+        v_bqual := encode(pg_catalog.decode(v_gtrid, 'hex'), 'escape');
+        decode_foreign_gid.global_id := format('%s:%s', v_part[1], case when v_bqual ~ '^[] -[^-~]*$' then v_bqual else v_gtrid end);
+      end if;
+      v_bqual := encode(pg_catalog.decode(v_part[3], 'base64'), 'escape');
+      decode_foreign_gid.participant := case when v_bqual ~ '^[] -[^-~]*$' then v_bqual
+                                             else encode(pg_catalog.decode(v_part[3], 'base64'), 'hex') end;
+    end if;
+  elsif decode_foreign_gid.gid ~ '^citus_[0-9]+_[0-9]+_[0-9]+(?:_[0-9]+)?$' then
+    v_part := string_to_array(decode_foreign_gid.gid, '_');
+    decode_foreign_gid.manager := 'citus';
+    decode_foreign_gid.global_id := format('group %s pid %s transaction %s', v_part[2], v_part[3], v_part[4]);
+    decode_foreign_gid.participant := 'connection ' || v_part[5];
+  elsif decode_foreign_gid.gid ~ '^pg_gid_[0-9]+_[0-9]+$' then
+    v_part := string_to_array(decode_foreign_gid.gid, '_');
+    decode_foreign_gid.manager := 'logical replication';
+    decode_foreign_gid.global_id := 'remote xid ' || v_part[4];
+    decode_foreign_gid.participant := 'subscription ' || v_part[3];
+  elsif decode_foreign_gid.gid ~ '^_sa_[0-9a-f]+$' and length(decode_foreign_gid.gid) in (36, 37) then
+    decode_foreign_gid.manager := 'sqlalchemy';
+    decode_foreign_gid.global_id := substr(decode_foreign_gid.gid, 5);
+  elsif decode_foreign_gid.gid ~ '^__pgdog_2pc_.+_[0-9]+$' then
+    v_bqual := substring(decode_foreign_gid.gid from '[0-9]+$');
+    decode_foreign_gid.manager := 'pgdog';
+    decode_foreign_gid.global_id := substr(decode_foreign_gid.gid, 13, length(decode_foreign_gid.gid) - 13 - length(v_bqual));
+    decode_foreign_gid.participant := 'shard ' || v_bqual;
+  elsif decode_foreign_gid.gid like '________-____-____-____-____________/%'
+        and replace(left(decode_foreign_gid.gid, 36), '-', '') ~ '^[0-9a-fA-F]+$'
+        and length(replace(left(decode_foreign_gid.gid, 36), '-', '')) = 32
+        and substr(decode_foreign_gid.gid, 38) ~ '^[0-9]+$' then
+    decode_foreign_gid.manager := 'npgsql';
+    decode_foreign_gid.global_id := left(decode_foreign_gid.gid, 36);
+    decode_foreign_gid.participant := 'pid ' || substr(decode_foreign_gid.gid, 38);
+  end if;
+end
+$$;
+
+comment on function once.decode_foreign_gid(text) is
+  'Internal: takes the gid of another manager apart; see once.decode_gid.';
+revoke all on function once.decode_foreign_gid(text) from public;
 --! EndIncluded transaction/decode_gid.sql
 --! Included transaction/decide_batch.sql
 -- What became of global transactions, asked at their home:
@@ -1791,8 +1926,8 @@ declare
 begin
   perform once.check_home(decide_batch.home);
   if cardinality(decide_batch.transaction_ids) is distinct from cardinality(decide_batch.home_xids)
-     or array_position(decide_batch.transaction_ids, null) is not null
-     or array_position(decide_batch.home_xids, null) is not null then
+     or exists (select from unnest(decide_batch.transaction_ids, decide_batch.home_xids) i (id, xid)
+                 where i.id is null or i.xid is null) then
     raise exception 'transaction_id and home_xid must not be null'
       using errcode = 'ONARG', detail = 'Both stand in the gid.', hint = 'select * from once.in_doubt';
   end if;
@@ -1930,6 +2065,8 @@ with prepared as materialized (
 ), owner as materialized (
   select o.owner, once.may_vote(o.owner) as may_vote, once.may_finish(o.owner) as may_finish
     from (select distinct p.owner from prepared p) o
+), decoded as materialized (
+  select g.* from once.decode_gids(array(select p.gid from prepared p)) g
 )
 select p.gid,
        g.transaction_id,
@@ -1943,7 +2080,7 @@ select p.gid,
        o.may_finish as can_finish
   from prepared p
   join owner o on o.owner is not distinct from p.owner
- cross join lateral once.decode_gid(p.gid) g;
+  join decoded g on g.gid = p.gid;
 
 comment on view once.branch is
   'Prepared transactions of this database with pgonce''s prefix: gid taken apart, owner, age, whether it is ours and whether you may finish it.';
@@ -1955,15 +2092,22 @@ create function once.unproven(
   after_decided_at timestamptz default '-infinity',
   after_id uuid default '00000000-0000-0000-0000-000000000000'
 ) returns table (transaction_id uuid, participants text[], participant_homes uuid[], decided_at timestamptz)
-language sql stable
+language plpgsql stable
 set search_path = ''
 as $$
+begin
+  if unproven.batch_size < 0 then
+    raise exception 'bad batch_size: %', unproven.batch_size
+      using errcode = 'ONARG', detail = 'Expected a number of at least 0, or null for all.', hint = 'Leave it out for 1000.';
+  end if;
+  return query
   select g.transaction_id, g.participants, g.participant_homes, g.decided_at
     from once.global_transaction g
    where g.proven_at is null
      and (g.decided_at, g.transaction_id) > (unproven.after_decided_at, unproven.after_id)
    order by g.decided_at, g.transaction_id
-   limit unproven.batch_size
+   limit unproven.batch_size;
+end
 $$;
 
 comment on function once.unproven(integer, timestamptz, uuid) is
@@ -2018,14 +2162,22 @@ revoke all on function once.mark_proven(uuid[]) from public;
 -- decides when to look; a question that comes later is answered 'forgotten', never wrongly.
 create function once.proven(batch_size integer default 1000, keep interval default '10 minutes')
 returns table (transaction_id uuid, participants text[], participant_homes uuid[])
-language sql stable
+language plpgsql stable
 set search_path = ''
 as $$
+begin
+  if proven.batch_size < 0 then
+    raise exception 'bad batch_size: %', proven.batch_size
+      using errcode = 'ONARG', detail = 'Expected a number of at least 0, or null for all.', hint = 'Leave it out for 1000.';
+  end if;
+  -- Within what a timestamp can hold.
+  return query
   select g.transaction_id, g.participants, g.participant_homes
     from once.global_transaction g
-   where g.proven_at <= now() - proven.keep
+   where g.proven_at <= now() - greatest(least(proven.keep, interval '1000 years'), interval '-1000 years')
    order by g.proven_at
-   limit proven.batch_size
+   limit proven.batch_size;
+end
 $$;
 
 comment on function once.proven(integer, interval) is
@@ -2106,6 +2258,10 @@ language plpgsql volatile
 set search_path = ''
 as $$
 begin
+  if evidence_page.batch_size < 0 then
+    raise exception 'bad batch_size: %', evidence_page.batch_size
+      using errcode = 'ONARG', detail = 'Expected a number of at least 0, or null for all.', hint = 'Leave it out for 1000.';
+  end if;
   perform once.check_primary();
   return query
   select e.transaction_id, e.home, e.participant
@@ -2146,6 +2302,13 @@ language plpgsql volatile
 set search_path = ''
 as $$
 begin
+  if record_heuristic.transaction_id is null or record_heuristic.home is null
+     or coalesce(record_heuristic.kind, '') not in ('lost decision', 'lost branch') then
+    raise exception 'bad loss: transaction %, home %, kind %', coalesce(record_heuristic.transaction_id::text, 'null'),
+        coalesce(record_heuristic.home::text, 'null'), quote_nullable(left(record_heuristic.kind, 40))
+      using errcode = 'ONARG', detail = 'Expected two ids, and lost decision or lost branch.',
+            hint = 'Recovery records losses by itself: select * from once.audit()';
+  end if;
   -- An application writes the name: one that does not fit must not keep the audit from what comes after it.
   insert into once.heuristic (transaction_id, participant, home, kind)
   values (record_heuristic.transaction_id, coalesce(left(record_heuristic.participant, 200), ''),
@@ -2326,13 +2489,25 @@ revoke all on function once.dblink_schema() from public;
 --! Included recovery/remote.sql
 -- Internal: runs a query over a dblink connection. It must return one column of type text[], so that one
 -- function serves all. Each call is a transaction of its own over there, with a snapshot of its own.
+--
+-- What the statement_timeout over there has cancelled arrives as query_canceled, which `when others` does not catch,
+-- since it must let pass that somebody cancels us. Only the context tells the two apart: it names the connection.
 create function once.remote(connection text, query text) returns setof text[]
 language plpgsql volatile
 set search_path = ''
 as $$
+declare
+  v_context text;
 begin
   return query execute format('select r.v from %s.dblink($1, $2) as r (v text[])', once.dblink_schema())
     using remote.connection, remote.query;
+exception when query_canceled then
+  get stacked diagnostics v_context = pg_exception_context;
+  if position(remote.connection in v_context) = 0 then
+    raise;
+  end if;
+  raise exception 'no answer in time' using
+    errcode = 'ONPER', detail = sqlerrm, hint = 'Look there for what it waits for: select * from pg_stat_activity;';
 end
 $$;
 
@@ -2347,10 +2522,19 @@ set search_path = ''
 as $$
 declare
   v_tag text;
+  v_context text;
 begin
   execute format('select %s.dblink_exec($1, $2)', once.dblink_schema())
     into v_tag using remote_exec.connection, remote_exec.statement;
   return v_tag;
+exception when query_canceled then
+  -- As once.remote.
+  get stacked diagnostics v_context = pg_exception_context;
+  if position(remote_exec.connection in v_context) = 0 then
+    raise;
+  end if;
+  raise exception 'no answer in time' using
+    errcode = 'ONPER', detail = sqlerrm, hint = 'Look there for what it waits for: select * from pg_stat_activity;';
 end
 $$;
 
@@ -2399,12 +2583,13 @@ comment on function once.prepare_connection(text) is 'Internal: session settings
 revoke all on function once.prepare_connection(text) from public;
 --! EndIncluded recovery/prepare_connection.sql
 --! Included recovery/quote_conninfo.sql
--- Internal: quotes a value for a libpq connection string.
+-- Internal: quotes a value for a libpq connection string. No backslash is written as such: in a literal it means
+-- what the caller's standard_conforming_strings says.
 create function once.quote_conninfo(value text) returns text
 language sql immutable parallel safe
 set search_path = ''
 as $$
-  select '''' || replace(replace(quote_conninfo.value, '\', '\\'), '''', '\''') || ''''
+  select '''' || replace(replace(quote_conninfo.value, chr(92), repeat(chr(92), 2)), '''', chr(92) || '''') || ''''
 $$;
 
 comment on function once.quote_conninfo(text) is 'Internal: quotes a value for a libpq connection string.';
@@ -2430,13 +2615,38 @@ declare
   v_local text;
   v_found uuid;
   v_owner name;
+  v_there boolean;
+  v_message text;
+  v_detail text;
 begin
-  select p.server into v_server from once.peer p where p.home = connect.home;
+  select p.server, exists (select from pg_catalog.pg_foreign_server s where s.srvname = p.server)
+    into v_server, v_there
+    from once.peer p where p.home = connect.home;
   -- Connections outlive a transaction that failed.
   perform once.disconnect(v_name);
   if v_server is not null then
-    execute format('select %s.dblink_connect($1, $2)', v_dblink) using v_name, v_server;
-    perform once.prepare_connection(v_name);
+    begin
+      -- dblink would take the name for a connection string.
+      if not v_there then
+        raise undefined_object using message = 'there is no such server any more';
+      end if;
+      execute format('select %s.dblink_connect($1, $2)', v_dblink) using v_name, v_server;
+      perform once.prepare_connection(v_name);
+      select (r.v)[1] into v_found from once.remote(v_name, 'select array[once.home_id()::text]') r (v);
+    exception when others then
+      get stacked diagnostics v_message = message_text, v_detail = pg_exception_detail;
+      perform once.disconnect(v_name);
+      if sqlstate like 'ON%' then
+        raise;
+      end if;
+      -- What is wrong with the password, the network or the server over there stands in dblink's detail, and
+      -- reports show messages only.
+      raise exception 'no connection by foreign server %: %', quote_ident(v_server),
+          regexp_replace(coalesce(nullif(v_detail, ''), v_message), '[[:space:]]+', ' ', 'g')
+        using errcode = 'ONPER', detail = format('It leads to database %s, says once.peer; dblink says: %s.', connect.home, v_message),
+              hint = format('grant usage on foreign server %1$I to %2$I; create user mapping for %2$I server %1$I '
+                            'options (user ''…'', password ''…''); the server there must ask for the password.', v_server, current_user);
+    end;
   else
     -- The settings that a role may not see are not there.
     select format('port=%s connect_timeout=5 user=%s host=%s',
@@ -2474,8 +2684,10 @@ begin
         end if;
       exception when others then
         if v_database = current_database() then
+          get stacked diagnostics v_message = message_text, v_detail = pg_exception_detail;
           perform once.disconnect(v_name);
-          raise exception 'no connection to this database itself: %', sqlerrm
+          raise exception 'no connection to this database itself: %',
+              regexp_replace(coalesce(nullif(v_detail, ''), v_message), '[[:space:]]+', ' ', 'g')
             using errcode = 'ONPER', detail = 'COMMIT PREPARED cannot run in a function, so it goes over a connection of its own.',
                   hint = 'select once.add_peer(''server'') with a foreign server that leads to this database, and a user mapping.';
         end if;
@@ -2489,8 +2701,8 @@ begin
         using errcode = 'ONPER', detail = 'It is no peer, and no other database of this cluster that could be looked into.',
               hint = 'Name a foreign server (wrapper dblink_fdw) that leads to it: select once.add_peer(''server'').';
     end if;
+    select (r.v)[1] into v_found from once.remote(v_name, 'select array[once.home_id()::text]') r (v);
   end if;
-  select (r.v)[1] into v_found from once.remote(v_name, 'select array[once.home_id()::text]') r (v);
   if v_found is distinct from connect.home then
     perform once.disconnect(v_name);
     raise exception 'foreign server % leads to database %, not to %', quote_ident(v_server), v_found, connect.home
@@ -2514,6 +2726,8 @@ declare
   v_dblink text := once.dblink_schema();
   v_name constant text := 'once new peer';
   v_home uuid;
+  v_message text;
+  v_detail text;
 begin
   -- Else dblink would take the name for a connection string.
   if not exists (select from pg_catalog.pg_foreign_server s where s.srvname = add_peer.server) then
@@ -2523,14 +2737,22 @@ begin
                    'create user mapping for current_user server billing options (user ''…'', password ''…'');';
   end if;
   perform once.disconnect(v_name);
-  execute format('select %s.dblink_connect($1, $2)', v_dblink) using v_name, add_peer.server;
   begin
+    execute format('select %s.dblink_connect($1, $2)', v_dblink) using v_name, add_peer.server;
     perform once.prepare_connection(v_name);
     select (r.v)[1] into v_home from once.remote(v_name, 'select array[once.home_id()::text]') r (v);
     perform once.disconnect(v_name);
   exception when others then
+    get stacked diagnostics v_message = message_text, v_detail = pg_exception_detail;
     perform once.disconnect(v_name);
-    raise;
+    if sqlstate like 'ON%' then
+      raise;
+    end if;
+    raise exception 'foreign server % does not lead to a database of pgonce: %', quote_ident(add_peer.server),
+        regexp_replace(coalesce(nullif(v_detail, ''), v_message), '[[:space:]]+', ' ', 'g')
+      using errcode = 'ONPER', detail = format('dblink says: %s.', v_message),
+            hint = format('grant usage on foreign server %1$I to %2$I; create user mapping for %2$I server %1$I '
+                          'options (user ''…'', password ''…''); and over there: npx pgonce migrate.', add_peer.server, current_user);
   end;
   insert into once.peer (home, server) values (v_home, add_peer.server)
   on conflict on constraint peer_pkey do update set server = excluded.server, added_at = now(), added_by = session_user;
@@ -2712,7 +2934,7 @@ revoke all on function once.judge_forced(uuid, text) from public;
 -- The whole sweep inside Postgres, for this database: finishes its branches as their homes decided, proves and
 -- forgets its decisions by the handshake, and now and then compares its evidence with its homes. The same laws
 -- and the same functions as the recovery in TypeScript (src/transaction/recovery.ts); both may run at once, and
--- several of each. With pg_cron: select cron.schedule('pgonce', '10 seconds', 'select once.recover()')
+-- several of each. By pg_cron: see docs/operations.md.
 --
 -- Everything goes over dblink, this database's own part over a loopback connection: COMMIT PREPARED cannot run
 -- in a function; each reading needs a snapshot newer than the one before; and "proven" must be committed
@@ -2741,39 +2963,64 @@ declare
   v_after_at text := '-infinity';
   v_after uuid := '00000000-0000-0000-0000-000000000000';
   v_audit boolean;
+  v_gids text[];
+  v_decisions text[];
+  v_reasons text[];
+  v_down uuid[] := '{}';
+  -- dblink heeds no connect_timeout since Postgres 16. So a new connection is tried in the loopback session first,
+  -- where statement_timeout ends it.
+  v_try constant text := 'select array[once.disconnect(once.connect(%L))::text]';
 begin
   perform once.check_home(v_self);
   v_me := once.connect(v_self);
   select coalesce(r.audited_at < clock_timestamp() - interval '1 minute', true) into v_audit from once.recovery r;
 
-  -- Finishing
-  for v_branch in
-    with branch as materialized (
-      select (r.v)[1] as gid, (r.v)[2]::uuid as id, (r.v)[3] as owner, (r.v)[4]::name as role, (r.v)[5]::boolean as allowed
-        from once.remote(v_me, format($q$
-          select array[b.gid, b.transaction_id::text, b.owner::text,
-                       case when b.owner <> current_user and not u.rolsuper then b.owner::text end, b.can_finish::text]
-            from once.branch b join pg_catalog.pg_roles u on u.rolname = current_user
-           where b.ours and b.age >= %L::interval
-           order by b.prepared_at$q$, recover.settle)) r (v)
-    )
-    select b.*, a.decision, a.reason
-      from branch b
-      join once.ask_homes((select array_agg(o.gid) from branch o)) a on a.gid = b.gid
+  -- Finishing, home by home: one that hangs must not keep the branches of the others.
+  for v_other in
+    select (r.v)[1]::uuid as home, (r.v)[2]::text[] as gids
+      from once.remote(v_me, format(
+             'select array[b.home::text, array_agg(b.gid)::text] from once.branch b where b.ours and b.age >= %L::interval '
+             'group by b.home order by b.home <> %L', recover.settle, v_self)) r (v)
   loop
-    if v_branch.decision is null then
-      return query select 'unfinished', 1::bigint, v_branch.gid, v_branch.reason;
-    elsif v_branch.decision = 'pending' then
-      return query select 'pending', 1::bigint, v_branch.gid, 'the home''s transaction still runs'::text;
-    elsif not v_branch.allowed then
-      return query select 'unfinished', 1::bigint, v_branch.gid,
-                          format('it belongs to role %s; as a superuser: grant %I to %I', v_branch.owner, v_branch.owner, current_user);
-    else
-      v_problem := once.finish_remote(v_me, v_branch.gid, v_branch.id, v_branch.decision, v_branch.role);
-      return query select case when v_problem is not null then 'unfinished'
-                               when v_branch.decision = 'committed' then 'committed' else 'rolled back' end,
-                          1::bigint, v_branch.gid, v_problem;
+    begin
+      select array_agg((r.v)[1]), array_agg((r.v)[2]), array_agg((r.v)[3])
+        into v_gids, v_decisions, v_reasons
+        from once.remote(v_me, format('select array[a.gid, a.decision, a.reason] from once.ask_homes(%L) a', v_other.gids)) r (v);
+    exception when others then
+      v_gids := v_other.gids;
+      v_decisions := '{}';
+      v_reasons := array_fill(sqlerrm, array[cardinality(v_gids)]);
+    end;
+    if v_reasons[1] is not null then
+      v_down := v_down || v_other.home;
     end if;
+    for v_branch in
+      select b.*, a.decision, a.reason
+        from (select (r.v)[1] as gid, (r.v)[2]::uuid as id, (r.v)[3] as owner, (r.v)[4]::name as role,
+                     (r.v)[5]::boolean as allowed, (r.v)[6] as recoverer, (r.v)[7]::timestamptz as prepared_at
+                from once.remote(v_me, format($q$
+                  select array[b.gid, b.transaction_id::text, b.owner::text,
+                               case when b.owner <> current_user and not u.rolsuper then b.owner::text end,
+                               b.can_finish::text, current_user::text, b.prepared_at::text]
+                    from once.branch b join pg_catalog.pg_roles u on u.rolname = current_user
+                   where b.ours and b.gid = any (%L)$q$, v_gids)) r (v)) b
+        join unnest(v_gids, v_decisions, v_reasons) a (gid, decision, reason) on a.gid = b.gid
+       order by b.prepared_at
+    loop
+      if v_branch.decision is null then
+        return query select 'unfinished', 1::bigint, v_branch.gid, v_branch.reason;
+      elsif v_branch.decision = 'pending' then
+        return query select 'pending', 1::bigint, v_branch.gid, 'the home''s transaction still runs'::text;
+      elsif not v_branch.allowed then
+        return query select 'unfinished', 1::bigint, v_branch.gid,
+                            format('it belongs to role %s; as a superuser: grant %I to %I', v_branch.owner, v_branch.owner, v_branch.recoverer);
+      else
+        v_problem := once.finish_remote(v_me, v_branch.gid, v_branch.id, v_branch.decision, v_branch.role);
+        return query select case when v_problem is not null then 'unfinished'
+                                 when v_branch.decision = 'committed' then 'committed' else 'rolled back' end,
+                            1::bigint, v_branch.gid, v_problem;
+      end if;
+    end loop;
   end loop;
 
   -- Proving. A decision read as unproven, whose branch is then neither prepared nor, after that, evident, and
@@ -2805,13 +3052,26 @@ begin
       v_after_at := v_other.last_at;
       v_after := v_other.last_id;
       continue when v_other.home is null;
+      if v_other.home = any (v_down) then
+        v_open := v_open || v_other.ids;
+        return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.home::text, 'not asked again'::text;
+        continue;
+      end if;
       begin
-        v_connection := once.connect(v_other.home);
+        -- An application writes the homes, so it may be this one: another connection by its id would replace ours.
+        if v_other.home = v_self then
+          v_connection := v_me;
+        else
+          perform once.remote(v_me, format(v_try, v_other.home));
+          v_connection := once.connect(v_other.home);
+        end if;
         select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_prepared
           from once.remote(v_connection, 'select array[b.transaction_id::text] from once.branch b where b.transaction_id is not null') r (v);
         select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_evident
           from once.remote(v_connection, format('select array[e::text] from once.find_evidence(%L::uuid[]) e', v_other.ids)) r (v);
-        perform once.disconnect(v_connection);
+        if v_connection <> v_me then
+          perform once.disconnect(v_connection);
+        end if;
         select v_open || coalesce(array_agg(i.id), '{}'),
                v_missing || coalesce(array_agg(i.id) filter (where i.id <> all (v_prepared)), '{}'),
                v_missing_names || coalesce(array_agg(i.name) filter (where i.id <> all (v_prepared)), '{}')
@@ -2820,6 +3080,7 @@ begin
          where i.id <> all (v_evident);
       exception when others then
         v_open := v_open || v_other.ids;
+        v_down := v_down || v_other.home;
         return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.home::text, sqlerrm;
       end;
     end loop;
@@ -2864,12 +3125,25 @@ begin
     loop
       v_ids := v_other.page;
       continue when v_other.home is null;
+      if v_other.home = any (v_down) then
+        v_open := v_open || v_other.ids;
+        return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.home::text, 'not asked again'::text;
+        continue;
+      end if;
       begin
-        v_connection := once.connect(v_other.home);
+        if v_other.home = v_self then
+          v_connection := v_me;
+        else
+          perform once.remote(v_me, format(v_try, v_other.home));
+          v_connection := once.connect(v_other.home);
+        end if;
         perform once.remote(v_connection, format('select array[once.delete_evidence(%L, %L::uuid[])::text]', v_self, v_other.ids));
-        perform once.disconnect(v_connection);
+        if v_connection <> v_me then
+          perform once.disconnect(v_connection);
+        end if;
       exception when others then
         v_open := v_open || v_other.ids;
+        v_down := v_down || v_other.home;
         return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.home::text, sqlerrm;
       end;
     end loop;
@@ -2899,10 +3173,15 @@ begin
           from evidence e group by e.home
       loop
         v_ids := v_other.page;
+        if v_other.home = any (v_down) then
+          return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.home::text, 'not asked again'::text;
+          continue;
+        end if;
         begin
           if v_other.home = v_self then
             v_connection := v_me;
           else
+            perform once.remote(v_me, format(v_try, v_other.home));
             v_connection := once.connect(v_other.home);
           end if;
           select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_known
@@ -2912,6 +3191,7 @@ begin
           end if;
         exception when others then
           v_known := v_other.ids;
+          v_down := v_down || v_other.home;
           return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.home::text, sqlerrm;
         end;
         v_missing := array(select i from unnest(v_other.ids) i where i <> all (v_known));
@@ -2936,7 +3216,8 @@ begin
     for v_branch in
       select f.transaction_id as id, a.decision
         from once.forced f
-        join once.ask_homes((select array_agg(u.gid) from once.forced u where u.judged_at is null)) a on a.gid = f.gid
+        join once.ask_homes((select array_agg(u.gid) from once.forced u
+                              where u.judged_at is null and u.home <> all (v_down))) a on a.gid = f.gid
        where f.judged_at is null and a.decision in ('committed', 'aborted')
     loop
       perform once.remote(v_me, format('select array[once.judge_forced(%L, %L)::text]', v_branch.id, v_branch.decision));
@@ -2956,7 +3237,7 @@ revoke all on function once.recover(interval, interval) from public;
 -- Internal: the decisions about branches as far as this database knows them, in words where it does not. It
 -- never fails, since a view shows it: at three in the morning a list without decisions is better than none.
 create function once.verdicts(homes uuid[], transaction_ids uuid[], home_xids text[])
-returns table (transaction_id uuid, home_xid text, verdict text)
+returns table (home uuid, transaction_id uuid, home_xid text, verdict text)
 language plpgsql volatile
 set search_path = ''
 -- As ever, whatever once.inspect has set for itself: decisions are found by index.
@@ -2983,14 +3264,16 @@ begin
   select array_agg(i.id), array_agg(i.xid::xid8) into v_ids, v_xids
     from unnest(verdicts.homes, verdicts.transaction_ids, verdicts.home_xids) i (home, id, xid)
    where i.home = v_self;
-  return query
-  select i.id, i.xid, 'unknown here: ask ' || i.home
-    from unnest(verdicts.homes, verdicts.transaction_ids, verdicts.home_xids) i (home, id, xid)
-   where i.home is distinct from v_self;
+  if cardinality(v_ids) is distinct from cardinality(verdicts.transaction_ids) then
+    return query
+    select i.home, i.id, i.xid, 'unknown here: ask ' || i.home
+      from unnest(verdicts.homes, verdicts.transaction_ids, verdicts.home_xids) i (home, id, xid)
+     where i.home is distinct from v_self;
+  end if;
   if v_why_not is not null then
-    return query select i.id, i.xid::text, v_why_not from unnest(v_ids, v_xids) i (id, xid);
+    return query select v_self, i.id, i.xid::text, v_why_not from unnest(v_ids, v_xids) i (id, xid);
   elsif v_ids is not null then
-    return query select d.transaction_id, d.home_xid::text, d.decision from once.decide_batch(v_self, v_ids, v_xids) d;
+    return query select v_self, d.transaction_id, d.home_xid::text, d.decision from once.decide_batch(v_self, v_ids, v_xids) d;
   end if;
 end
 $$;
@@ -3044,31 +3327,45 @@ as $$
 begin
   return query
   with recursive prepared as materialized (
-    select p.gid, p.transaction, p.owner, p.prepared, g.*
+    select p.gid, p.transaction, p.owner, p.prepared
       from pg_catalog.pg_prepared_xacts p
-     cross join lateral once.decode_gid(p.gid) g
      where p.database = current_database()
+  ), owner as materialized (
+    select o.owner, once.may_vote(o.owner) as may_vote, once.may_finish(o.owner) as can_finish
+      from (select distinct p.owner from prepared p) o
+  ), branch as materialized (
+    select p.transaction, p.owner, p.prepared, g.*, coalesce(o.can_finish, false) as can_finish,
+           g.manager = 'pgonce' and o.may_vote is true as ours
+      from prepared p
+      join once.decode_gids(array(select n.gid from prepared n)) g on g.gid = p.gid
+      left join owner o on o.owner = p.owner
   ), lock as materialized (
     select l.* from pg_catalog.pg_locks l
-  ), holder as materialized (
-    select p.transaction, l.virtualtransaction, row_number() over () as n
-      from prepared p
-      join lock l on l.locktype = 'transactionid' and l.transactionid = p.transaction
-     where l.pid is null and l.granted
-  ), relation as materialized (
-    -- A lock on an index always comes with one on its table.
-    select c.oid, c.oid::regclass::text as name, row_number() over (order by c.oid::regclass::text collate "C") as rank
-      from (select distinct l.relation from lock l where l.locktype = 'relation' and l.pid is null
-               and l.database in (0, (select d.oid from pg_catalog.pg_database d where d.datname = current_database()))) r
-      join pg_catalog.pg_class c on c.oid = r.relation and c.relkind not in ('i', 'I')
-  ), held as (
-    -- Sorted by numbers: by names it takes twice as long.
-    select h.n, array_agg(r.name || ' ' || l.mode order by r.rank, length(l.mode)) as locks
+  ), bundle as materialized (
+    -- What prepared transactions hold, by what it is: there are many locks, but few relations and modes.
+    select l.relation, l.mode, array_agg(l.virtualtransaction) as holders,
+           array_agg(l.transactionid) filter (where l.relation is null) as transactions
       from lock l
-      join relation r on r.oid = l.relation
-      join holder h on h.virtualtransaction = l.virtualtransaction
-     where l.locktype = 'relation' and l.pid is null and l.granted
-     group by h.n
+     where l.pid is null and l.granted
+       and (l.locktype = 'transactionid'
+            or l.locktype = 'relation'
+               and l.database in (0, (select d.oid from pg_catalog.pg_database d where d.datname = current_database())))
+     group by l.relation, l.mode
+  ), holder as materialized (
+    select u.transaction, u.virtualtransaction
+      from bundle b, unnest(b.transactions, b.holders) u (transaction, virtualtransaction)
+     where b.relation is null and b.mode = 'ExclusiveLock'
+  ), label as materialized (
+    -- A lock on an index always comes with one on its table.
+    select b.holders, c.oid::regclass::text || ' ' || b.mode as label
+      from bundle b
+      join pg_catalog.pg_class c on c.oid = b.relation and c.relkind not in ('i', 'I')
+     order by c.oid::regclass::text collate "C", length(b.mode)
+  ), held as materialized (
+    -- In the labels' order, for which no array is sorted: hashing keeps the order in which rows come.
+    select h.virtualtransaction, array_agg(h.label) as locks
+      from (select unnest(l.holders) as virtualtransaction, l.label from label l) h
+     group by h.virtualtransaction
   ), conflict (mode, with_modes) as (
     -- https://www.postgresql.org/docs/current/explicit-locking.html#TABLE-LOCK-COMPATIBILITY
     values ('AccessShareLock', '{AccessExclusiveLock}'::text[]),
@@ -3101,49 +3398,46 @@ begin
     select e.virtualtransaction, e.waiter from edge e where e.blocker is null
     union
     select b.virtualtransaction, e.waiter from blocked b join edge e on e.blocker = b.pid
-  ), blocks as (
-    select b.virtualtransaction, count(*)::integer as sessions, array_agg(b.pid order by b.pid) as pids,
-           max(clock_timestamp() - w.waitstart) as longest_wait
-      from blocked b
-      join waiting w on w.pid = b.pid
-     group by b.virtualtransaction
-  ), owner as materialized (
-    select o.owner, once.may_vote(o.owner) as may_vote, once.may_finish(o.owner) as can_finish
-      from (select distinct p.owner from prepared p) o
+  ), blocks as materialized (
+    select s.virtualtransaction, count(*)::integer as sessions, array_agg(s.pid) as pids,
+           clock_timestamp() - min(s.waitstart) as longest_wait
+      from (select b.virtualtransaction, b.pid, w.waitstart
+              from blocked b
+              join waiting w on w.pid = b.pid
+             order by b.pid) s
+     group by s.virtualtransaction
   ), ours as materialized (
-    select p.home, p.transaction_id, p.home_xid
-      from prepared p
-      join owner o on o.owner = p.owner and o.may_vote
-     where p.manager = 'pgonce'
+    select distinct b.home, b.transaction_id, b.home_xid from branch b where b.ours
   ), verdict as materialized (
-    select distinct v.transaction_id, v.home_xid, v.verdict
+    select v.home, v.transaction_id, v.home_xid, v.verdict
       from (select array_agg(o.home) as homes, array_agg(o.transaction_id) as ids, array_agg(o.home_xid) as xids from ours o) a,
            once.verdicts(a.homes, a.ids, a.xids) v
   )
-  select p.gid,
+  select b.gid,
          -- Whose gid has our form, but who could not have made it, is nobody we know.
-         case when p.manager = 'pgonce' and o.may_vote is not true then 'unknown' else p.manager end,
-         p.global_id,
-         p.participant,
-         p.transaction_id,
-         p.home,
-         p.home_xid,
-         p.owner,
-         p.manager = 'pgonce' and o.may_vote is true,
-         coalesce(o.can_finish, false),
-         p.prepared,
-         clock_timestamp() - p.prepared,
-         age(p.transaction),
+         case when b.manager = 'pgonce' and not b.ours then 'unknown' else b.manager end,
+         b.global_id,
+         b.participant,
+         b.transaction_id,
+         b.home,
+         b.home_xid,
+         b.owner,
+         b.ours,
+         b.can_finish,
+         b.prepared,
+         clock_timestamp() - b.prepared,
+         age(b.transaction),
          coalesce(held.locks, '{}'),
          coalesce(k.sessions, 0),
          coalesce(k.pids, '{}'),
          k.longest_wait,
-         case when p.manager = 'pgonce' and o.may_vote then v.verdict else 'not ours: ask its manager' end
-    from prepared p
-    left join owner o on o.owner = p.owner
-    left join verdict v on v.transaction_id = p.transaction_id and v.home_xid = p.home_xid
-    left join holder h on h.transaction = p.transaction
-    left join held on held.n = h.n
+         case when b.ours then v.verdict
+              when b.owner is null and b.manager = 'pgonce' then 'its owner was dropped: see once.audit()'
+              else 'not ours: ask its manager' end
+    from branch b
+    left join verdict v on v.home = b.home and v.transaction_id = b.transaction_id and v.home_xid = b.home_xid
+    left join holder h on h.transaction = b.transaction
+    left join held on held.virtualtransaction = h.virtualtransaction
     left join blocks k on k.virtualtransaction = h.virtualtransaction;
 end
 $$;
@@ -3212,6 +3506,9 @@ comment on view once.blocked is
 -- in progress; and shared catalogs and the wraparound limit belong to all. They are finished from their own
 -- database only.
 create view once.in_doubt_elsewhere as
+with prepared as materialized (
+  select p.* from pg_catalog.pg_prepared_xacts p where p.database <> current_database()
+)
 select p.database,
        p.gid,
        g.manager,
@@ -3220,9 +3517,8 @@ select p.database,
        p.prepared as prepared_at,
        clock_timestamp() - p.prepared as age,
        age(p.transaction) as xid_age
-  from pg_catalog.pg_prepared_xacts p
- cross join lateral once.decode_gid(p.gid) g
- where p.database <> current_database();
+  from prepared p
+  join once.decode_gids(array(select o.gid from prepared o)) g on g.gid = p.gid;
 
 comment on view once.in_doubt_elsewhere is
   'Prepared transactions of the cluster''s other databases, which hold vacuum back here too; finish them from their own database.';
@@ -3230,7 +3526,8 @@ comment on view once.in_doubt_elsewhere is
 --! Included operator/resolve.sql
 -- The statements that finish what is decided, for psql to run: select once.resolve() \gexec
 -- Only ours, only what the current user may finish, only with the decision of its home. Homes elsewhere are
--- asked through dblink; what cannot be asked is left out, and stands in once.in_doubt.
+-- asked through dblink; what cannot be asked is left out, and stands in once.in_doubt. A notice says why, since who
+-- types this and sees nothing happen would not know what is missing.
 --
 -- The reason stands before the statement, as a comment: a comment in front does not make it two statements,
 -- and one at the end would swallow a semicolon.
@@ -3238,12 +3535,32 @@ create function once.resolve() returns table (statement text)
 language plpgsql volatile
 set search_path = ''
 as $$
+declare
+  v_gids text[];
+  v_decisions text[];
+  v_reasons text[];
+  v_left record;
 begin
   if current_setting('transaction_isolation') <> 'read committed' then
     raise exception 'a decision cannot be read under %', current_setting('transaction_isolation')
       using errcode = 'ONISO', detail = 'The row must be read with a snapshot newer than the transaction''s status.',
             hint = 'begin transaction isolation level read committed;';
   end if;
+  select array_agg(a.gid), array_agg(a.decision), array_agg(a.reason)
+    into v_gids, v_decisions, v_reasons
+    from once.ask_homes((select array_agg(b.gid) from once.branch b where b.ours and b.can_finish)) a;
+  for v_left in
+    select b.gid, case when not b.can_finish then format('only role %1$I may finish it; a superuser can: grant %1$I to %2$I', b.owner, current_user)
+                       when a.decision = 'pending' then 'pending: the home''s transaction still runs'
+                       else a.reason end as reason
+      from once.branch b
+      left join unnest(v_gids, v_decisions, v_reasons) a (gid, decision, reason) on a.gid = b.gid
+     where b.ours
+       and (not b.can_finish or a.decision = 'pending' or a.reason is not null)
+     order by b.prepared_at
+  loop
+    raise notice 'no line for %: %', v_left.gid, v_left.reason;
+  end loop;
   return query
   with branch as materialized (
     select b.gid, b.owner, b.home, b.transaction_id, b.prepared_at, b.age,
@@ -3254,7 +3571,7 @@ begin
   ), decided as materialized (
     select b.*, a.decision
       from branch b
-      join once.ask_homes((select array_agg(o.gid) from branch o)) a on a.gid = b.gid
+      join unnest(v_gids, v_decisions) a (gid, decision) on a.gid = b.gid
      where a.decision in ('committed', 'aborted')
   ), line (owner, step, prepared_at, statement) as (
     select distinct d.owner, 1, '-infinity'::timestamptz, format('/* only its owner may finish it */ set role %I', d.owner)
@@ -3530,6 +3847,14 @@ begin
              'reach it: select once.add_peer(''server''); or recover from outside: npx pgonce recover';
     end;
   end loop;
+
+  -- Branches whose owner was dropped: nothing proves any more that they are ours, so nobody offers to finish them.
+  return query
+  select 'branch without an owner', b.transaction_id, b.participant, b.home, b.prepared_at,
+         'prepared by a role that was dropped: nothing proves any more that it is ours, so recovery leaves it, with its locks',
+         format('at its home: select once.decision(%1$L); then here, as a superuser: commit prepared %1$L, or rollback', b.gid)
+    from once.branch b
+   where b.owner is null and b.transaction_id is not null;
 end
 $$;
 
@@ -3557,10 +3882,9 @@ with prepared as materialized (
 ), unfinished as (
   -- A branch of ours that is prepared anywhere in this cluster, though it was decided here.
   select d.decided_at
-    from prepared p
-   cross join lateral once.decode_gid(p.gid) g
+    from once.decode_gids(array(select p.gid from prepared p where p.gid like 'once:%')) g
     join decision d on d.transaction_id = g.transaction_id
-   where p.gid like 'once:%' and g.home = (select i.id from once.identity i)
+   where g.home = (select i.id from once.identity i)
 ), partition as materialized (
   select i.inhrelid as oid, case when c.relname ~ '^message_[0-9]{8}$' then to_date(right(c.relname, 8), 'YYYYMMDD') end as day
     from pg_catalog.pg_inherits i join pg_catalog.pg_class c on c.oid = i.inhrelid
@@ -3632,6 +3956,11 @@ with prepared as materialized (
          'expired keys are kept too long: pgonce sweep, or select * from once.sweep() until no row says more'
     from once.scope s, once.identity i where s.retention is not null
   union all
+  select 'expired_claims_per_day', coalesce(sum(e.claims), 0), 1, null,
+         'messages came later than their scope remembers and were not processed: select * from once.expired_claims; '
+         'for longer from now on: select once.set_retention(''scope'', ''90 days'')'
+    from once.expired_claim e where e.answered_at > now() - interval '1 day'
+  union all
   select 'producer_gaps_ratio', max(p.gaps::double precision / nullif(p.max_gaps, 0)), 0.8, 1,
          'select * from once.producers order by gaps desc; deliver what is missing, or once.set_watermark(…)'
     from once.producers p
@@ -3693,6 +4022,7 @@ begin
     grant select, insert on once.message, once.message_timeless to %1$I;
     grant update (result) on once.message, once.message_timeless to %1$I;
     grant insert (scope) on once.scope to %1$I;
+    grant insert (scope_id, claims, oldest_day) on once.expired_claim to %1$I;
     grant insert (transaction_id, participants, participant_homes) on once.global_transaction to %1$I;
     grant insert (transaction_id, home, participant) on once.evidence to %1$I;
     grant execute on routine
@@ -3709,8 +4039,9 @@ begin
       once.open(uuid, integer, integer), once.check_open(uuid), once.vote(uuid, uuid, text),
       once.begin_global(uuid, text[], uuid[]), once.narrow_global(uuid, text[], uuid[]),
       once.check_home(uuid), once.decide_batch(uuid, uuid[], xid8[]), once.decide(uuid, uuid, xid8),
-      once.outcome(uuid, uuid, xid8), once.find_evidence(uuid[]), once.decode_gid(text), once.may_vote(name),
-      once.may_finish(name), once.inspect(), once.verdicts(uuid[], uuid[], text[])
+      once.outcome(uuid, uuid, xid8), once.find_evidence(uuid[]), once.decode_gid(text),
+      once.decode_gids(text[]), once.decode_foreign_gid(text), once.may_vote(name), once.may_finish(name),
+      once.inspect(), once.verdicts(uuid[], uuid[], text[])
     to %1$I
   $grant$, grant_app.role);
 end
@@ -3733,9 +4064,9 @@ begin
   perform once.check_role(grant_recover.role);
   execute format($grant$
     grant usage on schema once to %1$I;
-    grant select on once.identity, once.scope, once.global_transaction, once.evidence, once.heuristic,
-                    once.forced, once.heuristic_outcome, once.branch, once.in_doubt, once.in_doubt_elsewhere,
-                    once.blocked, once.health, once.peer, once.recovery, once.intervention to %1$I;
+    grant select on once.identity, once.scope, once.expired_claims, once.global_transaction, once.evidence,
+                    once.heuristic, once.forced, once.heuristic_outcome, once.branch, once.in_doubt,
+                    once.in_doubt_elsewhere, once.blocked, once.health, once.peer, once.recovery, once.intervention to %1$I;
     grant update (forgotten_xid) on once.identity to %1$I;
     grant update (proven_at), delete on once.global_transaction to %1$I;
     grant delete on once.evidence to %1$I;
@@ -3749,7 +4080,8 @@ begin
       once.proven(integer, interval), once.delete_evidence(uuid, uuid[]), once.forget_proven(uuid[]),
       once.evidence_page(integer, uuid), once.find_decisions(uuid[]),
       once.record_heuristic(uuid, text, uuid, text), once.sweep(integer), once.check_name(text, text),
-      once.decode_gid(text), once.may_vote(name), once.may_finish(name), once.inspect(),
+      once.decode_gid(text), once.decode_gids(text[]), once.decode_foreign_gid(text), once.may_vote(name),
+      once.may_finish(name), once.inspect(),
       once.verdicts(uuid[], uuid[], text[]), once.decide_batch(uuid, uuid[], xid8[]), once.decision(text),
       once.stamp_recovery(text, boolean), once.judge_forced(uuid, text), once.find_acknowledged(uuid[]),
       once.dblink_schema(), once.remote(text, text), once.remote_exec(text, text), once.disconnect(text),
@@ -3776,15 +4108,16 @@ begin
   perform once.check_role(grant_monitor.role);
   execute format($grant$
     grant usage on schema once to %1$I;
-    grant select on once.identity, once.producers, once.scope, once.message_floor, once.consumer_offset,
-                    once.topic_end, once.lag, once.branch, once.in_doubt, once.in_doubt_elsewhere, once.blocked,
-                    once.health, once.global_transaction, once.evidence, once.heuristic, once.forced,
+    grant select on once.identity, once.producers, once.scope, once.expired_claims, once.message_floor,
+                    once.consumer_offset, once.topic_end, once.lag, once.branch, once.in_doubt,
+                    once.in_doubt_elsewhere, once.blocked, once.health, once.global_transaction, once.evidence, once.heuristic, once.forced,
                     once.heuristic_outcome, once.intervention, once.recovery, once.peer to %1$I;
     grant execute on function
       once.schema_version(), once.home_id(), once.read_offset(text, text, integer),
       once.unproven(integer, timestamptz, uuid), once.check_primary(), once.check_home(uuid),
       once.decide_batch(uuid, uuid[], xid8[]), once.decide(uuid, uuid, xid8), once.decision(text),
-      once.decode_gid(text), once.may_vote(name), once.may_finish(name), once.inspect(),
+      once.decode_gid(text), once.decode_gids(text[]), once.decode_foreign_gid(text), once.may_vote(name),
+      once.may_finish(name), once.inspect(),
       once.verdicts(uuid[], uuid[], text[])
     to %1$I
   $grant$, grant_monitor.role);

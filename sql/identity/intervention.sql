@@ -25,6 +25,11 @@ begin
             detail = 'Got an empty reason.',
             hint = 'Say why in the argument "reason"; it is kept in once.intervention.';
   end if;
+  if record_intervention.action is null or record_intervention.subject is null then
+    raise exception 'null is not allowed as action or subject'
+      using errcode = 'ONARG', detail = 'They say what was done to what.',
+            hint = 'select once.record_intervention(''restore'', ''{"from": "the backup of Monday"}'', ''why'')';
+  end if;
   insert into once.intervention (action, subject, reason)
   values (record_intervention.action, record_intervention.subject, record_intervention.reason);
 end

@@ -107,8 +107,9 @@ begin
     raise exception 'producer % would have % gaps, the limit is %',
         quote_literal(claim_batch.producer), v_gaps, v_row.max_gaps
       using errcode = 'ONMAX',
-            detail = format('Every sequence up to %s is processed; %s separate ranges lie above it. '
-                            'Nothing was claimed.', v_row.watermark, v_gaps),
+            detail = case when v_row.watermark < 0 then format('Sequence 0 is not processed yet; %s separate ranges lie above it. ', v_gaps)
+                          else format('Every sequence up to %s is processed; %s separate ranges lie above it. ', v_row.watermark, v_gaps)
+                     end || 'Nothing was claimed.',
             hint = format('Deliver the missing messages, or give them up: '
                           'select once.set_watermark(%L, %s, ''reason''). Ids without order belong in the key ledger.',
                           claim_batch.producer, lower(v_ahead) - 1);

@@ -110,6 +110,13 @@ begin
     into v_statuses
     from item i left join claimed c on c.n = i.n;
 
+  if 'expired' = any (v_statuses) then
+    insert into once.expired_claim (scope_id, claims, oldest_day)
+    select v_scope.scope_id, count(*), min(i.day)
+      from unnest(v_days, v_statuses) i (day, status)
+     where i.status = 'expired';
+  end if;
+
   -- What the first claims of duplicates left behind, day by day. Executed, so that every query is planned
   -- for its one day: a plan for any day would open and lock all the partitions.
   if 'duplicate' = any (v_statuses) then

@@ -12,7 +12,7 @@ language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_name text := 'message_' || to_char(ensure_partition.day, 'YYYYMMDD');
+  v_name text;
   v_floor date;
   v_partitions bigint;
 begin
@@ -22,6 +22,7 @@ begin
       using errcode = 'ONARG', detail = 'Expected a day between 1970-01-01 and 2099-12-31.',
             hint = 'Is the time in seconds where milliseconds were meant, or the reverse?';
   end if;
+  v_name := 'message_' || to_char(ensure_partition.day, 'YYYYMMDD');
   select f.day into strict v_floor from once.message_floor f for update;
   if ensure_partition.day < v_floor then
     return false;

@@ -4,7 +4,7 @@ language sql immutable strict parallel safe
 set search_path = ''
 as $$
   select encode(substring(sha256(
-           convert_to(message_digest.scope, 'UTF8') || '\x00'::bytea || convert_to(message_digest.key, 'UTF8')
+           convert_to(message_digest.scope, 'UTF8') || decode('00', 'hex') || convert_to(message_digest.key, 'UTF8')
          ) for 16), 'hex')::uuid
 $$;
 

@@ -1,6 +1,6 @@
 -- One bounded step of retention: moves the horizons of scopes that have a retention, deletes a batch of
--- timeless keys, creates the partitions of the next days, drops partitions that are past every scope's
--- horizon. Call it again, each time in a transaction of its own, while a row says more.
+-- timeless keys and of the records of expired claims, creates the partitions of the next days, drops partitions
+-- that are past every scope's horizon. Call it again, each time in a transaction of its own, while a row says more.
 --
 -- It never holds claims up for long: deletes skip rows that are locked; a drop, which locks the whole
 -- ledger, comes last, and one that does not get its lock within 200 ms is left to the next call.
@@ -78,6 +78,15 @@ begin
       return query select 'delete', null::text, format('keys without time: at block %s of %s', v_sweep.next_block, v_end),
                           0::bigint, true;
     end if;
+  end if;
+
+  delete from once.expired_claim e
+   where e.ctid = any (array(select o.ctid from once.expired_claim o
+                              where o.answered_at < now() - interval '2 days'
+                              order by o.answered_at limit sweep.batch_size));
+  get diagnostics v_count = row_count;
+  if v_count > 0 then
+    return query select 'delete', null::text, 'records of expired claims'::text, v_count, v_count = sweep.batch_size;
   end if;
 
   begin

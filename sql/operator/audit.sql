@@ -155,6 +155,14 @@ begin
              'reach it: select once.add_peer(''server''); or recover from outside: npx pgonce recover';
     end;
   end loop;
+
+  -- Branches whose owner was dropped: nothing proves any more that they are ours, so nobody offers to finish them.
+  return query
+  select 'branch without an owner', b.transaction_id, b.participant, b.home, b.prepared_at,
+         'prepared by a role that was dropped: nothing proves any more that it is ours, so recovery leaves it, with its locks',
+         format('at its home: select once.decision(%1$L); then here, as a superuser: commit prepared %1$L, or rollback', b.gid)
+    from once.branch b
+   where b.owner is null and b.transaction_id is not null;
 end
 $$;
 

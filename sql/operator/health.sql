@@ -17,10 +17,9 @@ with prepared as materialized (
 ), unfinished as (
   -- A branch of ours that is prepared anywhere in this cluster, though it was decided here.
   select d.decided_at
-    from prepared p
-   cross join lateral once.decode_gid(p.gid) g
+    from once.decode_gids(array(select p.gid from prepared p where p.gid like 'once:%')) g
     join decision d on d.transaction_id = g.transaction_id
-   where p.gid like 'once:%' and g.home = (select i.id from once.identity i)
+   where g.home = (select i.id from once.identity i)
 ), partition as materialized (
   select i.inhrelid as oid, case when c.relname ~ '^message_[0-9]{8}$' then to_date(right(c.relname, 8), 'YYYYMMDD') end as day
     from pg_catalog.pg_inherits i join pg_catalog.pg_class c on c.oid = i.inhrelid
@@ -91,6 +90,11 @@ with prepared as materialized (
          extract(epoch from max(now() - s.retention - greatest(s.horizon, i.created_at - s.retention))), 172800, 604800,
          'expired keys are kept too long: pgonce sweep, or select * from once.sweep() until no row says more'
     from once.scope s, once.identity i where s.retention is not null
+  union all
+  select 'expired_claims_per_day', coalesce(sum(e.claims), 0), 1, null,
+         'messages came later than their scope remembers and were not processed: select * from once.expired_claims; '
+         'for longer from now on: select once.set_retention(''scope'', ''90 days'')'
+    from once.expired_claim e where e.answered_at > now() - interval '1 day'
   union all
   select 'producer_gaps_ratio', max(p.gaps::double precision / nullif(p.max_gaps, 0)), 0.8, 1,
          'select * from once.producers order by gaps desc; deliver what is missing, or once.set_watermark(…)'

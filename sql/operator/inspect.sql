@@ -42,31 +42,45 @@ as $$
 begin
   return query
   with recursive prepared as materialized (
-    select p.gid, p.transaction, p.owner, p.prepared, g.*
+    select p.gid, p.transaction, p.owner, p.prepared
       from pg_catalog.pg_prepared_xacts p
-     cross join lateral once.decode_gid(p.gid) g
      where p.database = current_database()
+  ), owner as materialized (
+    select o.owner, once.may_vote(o.owner) as may_vote, once.may_finish(o.owner) as can_finish
+      from (select distinct p.owner from prepared p) o
+  ), branch as materialized (
+    select p.transaction, p.owner, p.prepared, g.*, coalesce(o.can_finish, false) as can_finish,
+           g.manager = 'pgonce' and o.may_vote is true as ours
+      from prepared p
+      join once.decode_gids(array(select n.gid from prepared n)) g on g.gid = p.gid
+      left join owner o on o.owner = p.owner
   ), lock as materialized (
     select l.* from pg_catalog.pg_locks l
-  ), holder as materialized (
-    select p.transaction, l.virtualtransaction, row_number() over () as n
-      from prepared p
-      join lock l on l.locktype = 'transactionid' and l.transactionid = p.transaction
-     where l.pid is null and l.granted
-  ), relation as materialized (
-    -- A lock on an index always comes with one on its table.
-    select c.oid, c.oid::regclass::text as name, row_number() over (order by c.oid::regclass::text collate "C") as rank
-      from (select distinct l.relation from lock l where l.locktype = 'relation' and l.pid is null
-               and l.database in (0, (select d.oid from pg_catalog.pg_database d where d.datname = current_database()))) r
-      join pg_catalog.pg_class c on c.oid = r.relation and c.relkind not in ('i', 'I')
-  ), held as (
-    -- Sorted by numbers: by names it takes twice as long.
-    select h.n, array_agg(r.name || ' ' || l.mode order by r.rank, length(l.mode)) as locks
+  ), bundle as materialized (
+    -- What prepared transactions hold, by what it is: there are many locks, but few relations and modes.
+    select l.relation, l.mode, array_agg(l.virtualtransaction) as holders,
+           array_agg(l.transactionid) filter (where l.relation is null) as transactions
       from lock l
-      join relation r on r.oid = l.relation
-      join holder h on h.virtualtransaction = l.virtualtransaction
-     where l.locktype = 'relation' and l.pid is null and l.granted
-     group by h.n
+     where l.pid is null and l.granted
+       and (l.locktype = 'transactionid'
+            or l.locktype = 'relation'
+               and l.database in (0, (select d.oid from pg_catalog.pg_database d where d.datname = current_database())))
+     group by l.relation, l.mode
+  ), holder as materialized (
+    select u.transaction, u.virtualtransaction
+      from bundle b, unnest(b.transactions, b.holders) u (transaction, virtualtransaction)
+     where b.relation is null and b.mode = 'ExclusiveLock'
+  ), label as materialized (
+    -- A lock on an index always comes with one on its table.
+    select b.holders, c.oid::regclass::text || ' ' || b.mode as label
+      from bundle b
+      join pg_catalog.pg_class c on c.oid = b.relation and c.relkind not in ('i', 'I')
+     order by c.oid::regclass::text collate "C", length(b.mode)
+  ), held as materialized (
+    -- In the labels' order, for which no array is sorted: hashing keeps the order in which rows come.
+    select h.virtualtransaction, array_agg(h.label) as locks
+      from (select unnest(l.holders) as virtualtransaction, l.label from label l) h
+     group by h.virtualtransaction
   ), conflict (mode, with_modes) as (
     -- https://www.postgresql.org/docs/current/explicit-locking.html#TABLE-LOCK-COMPATIBILITY
     values ('AccessShareLock', '{AccessExclusiveLock}'::text[]),
@@ -99,49 +113,46 @@ begin
     select e.virtualtransaction, e.waiter from edge e where e.blocker is null
     union
     select b.virtualtransaction, e.waiter from blocked b join edge e on e.blocker = b.pid
-  ), blocks as (
-    select b.virtualtransaction, count(*)::integer as sessions, array_agg(b.pid order by b.pid) as pids,
-           max(clock_timestamp() - w.waitstart) as longest_wait
-      from blocked b
-      join waiting w on w.pid = b.pid
-     group by b.virtualtransaction
-  ), owner as materialized (
-    select o.owner, once.may_vote(o.owner) as may_vote, once.may_finish(o.owner) as can_finish
-      from (select distinct p.owner from prepared p) o
+  ), blocks as materialized (
+    select s.virtualtransaction, count(*)::integer as sessions, array_agg(s.pid) as pids,
+           clock_timestamp() - min(s.waitstart) as longest_wait
+      from (select b.virtualtransaction, b.pid, w.waitstart
+              from blocked b
+              join waiting w on w.pid = b.pid
+             order by b.pid) s
+     group by s.virtualtransaction
   ), ours as materialized (
-    select p.home, p.transaction_id, p.home_xid
-      from prepared p
-      join owner o on o.owner = p.owner and o.may_vote
-     where p.manager = 'pgonce'
+    select distinct b.home, b.transaction_id, b.home_xid from branch b where b.ours
   ), verdict as materialized (
-    select distinct v.transaction_id, v.home_xid, v.verdict
+    select v.home, v.transaction_id, v.home_xid, v.verdict
       from (select array_agg(o.home) as homes, array_agg(o.transaction_id) as ids, array_agg(o.home_xid) as xids from ours o) a,
            once.verdicts(a.homes, a.ids, a.xids) v
   )
-  select p.gid,
+  select b.gid,
          -- Whose gid has our form, but who could not have made it, is nobody we know.
-         case when p.manager = 'pgonce' and o.may_vote is not true then 'unknown' else p.manager end,
-         p.global_id,
-         p.participant,
-         p.transaction_id,
-         p.home,
-         p.home_xid,
-         p.owner,
-         p.manager = 'pgonce' and o.may_vote is true,
-         coalesce(o.can_finish, false),
-         p.prepared,
-         clock_timestamp() - p.prepared,
-         age(p.transaction),
+         case when b.manager = 'pgonce' and not b.ours then 'unknown' else b.manager end,
+         b.global_id,
+         b.participant,
+         b.transaction_id,
+         b.home,
+         b.home_xid,
+         b.owner,
+         b.ours,
+         b.can_finish,
+         b.prepared,
+         clock_timestamp() - b.prepared,
+         age(b.transaction),
          coalesce(held.locks, '{}'),
          coalesce(k.sessions, 0),
          coalesce(k.pids, '{}'),
          k.longest_wait,
-         case when p.manager = 'pgonce' and o.may_vote then v.verdict else 'not ours: ask its manager' end
-    from prepared p
-    left join owner o on o.owner = p.owner
-    left join verdict v on v.transaction_id = p.transaction_id and v.home_xid = p.home_xid
-    left join holder h on h.transaction = p.transaction
-    left join held on held.n = h.n
+         case when b.ours then v.verdict
+              when b.owner is null and b.manager = 'pgonce' then 'its owner was dropped: see once.audit()'
+              else 'not ours: ask its manager' end
+    from branch b
+    left join verdict v on v.home = b.home and v.transaction_id = b.transaction_id and v.home_xid = b.home_xid
+    left join holder h on h.transaction = b.transaction
+    left join held on held.virtualtransaction = h.virtualtransaction
     left join blocks k on k.virtualtransaction = h.virtualtransaction;
 end
 $$;

@@ -1,6 +1,7 @@
 -- The statements that finish what is decided, for psql to run: select once.resolve() \gexec
 -- Only ours, only what the current user may finish, only with the decision of its home. Homes elsewhere are
--- asked through dblink; what cannot be asked is left out, and stands in once.in_doubt.
+-- asked through dblink; what cannot be asked is left out, and stands in once.in_doubt. A notice says why, since who
+-- types this and sees nothing happen would not know what is missing.
 --
 -- The reason stands before the statement, as a comment: a comment in front does not make it two statements,
 -- and one at the end would swallow a semicolon.
@@ -8,12 +9,32 @@ create function once.resolve() returns table (statement text)
 language plpgsql volatile
 set search_path = ''
 as $$
+declare
+  v_gids text[];
+  v_decisions text[];
+  v_reasons text[];
+  v_left record;
 begin
   if current_setting('transaction_isolation') <> 'read committed' then
     raise exception 'a decision cannot be read under %', current_setting('transaction_isolation')
       using errcode = 'ONISO', detail = 'The row must be read with a snapshot newer than the transaction''s status.',
             hint = 'begin transaction isolation level read committed;';
   end if;
+  select array_agg(a.gid), array_agg(a.decision), array_agg(a.reason)
+    into v_gids, v_decisions, v_reasons
+    from once.ask_homes((select array_agg(b.gid) from once.branch b where b.ours and b.can_finish)) a;
+  for v_left in
+    select b.gid, case when not b.can_finish then format('only role %1$I may finish it; a superuser can: grant %1$I to %2$I', b.owner, current_user)
+                       when a.decision = 'pending' then 'pending: the home''s transaction still runs'
+                       else a.reason end as reason
+      from once.branch b
+      left join unnest(v_gids, v_decisions, v_reasons) a (gid, decision, reason) on a.gid = b.gid
+     where b.ours
+       and (not b.can_finish or a.decision = 'pending' or a.reason is not null)
+     order by b.prepared_at
+  loop
+    raise notice 'no line for %: %', v_left.gid, v_left.reason;
+  end loop;
   return query
   with branch as materialized (
     select b.gid, b.owner, b.home, b.transaction_id, b.prepared_at, b.age,
@@ -24,7 +45,7 @@ begin
   ), decided as materialized (
     select b.*, a.decision
       from branch b
-      join once.ask_homes((select array_agg(o.gid) from branch o)) a on a.gid = b.gid
+      join unnest(v_gids, v_decisions) a (gid, decision) on a.gid = b.gid
      where a.decision in ('committed', 'aborted')
   ), line (owner, step, prepared_at, statement) as (
     select distinct d.owner, 1, '-infinity'::timestamptz, format('/* only its owner may finish it */ set role %I', d.owner)

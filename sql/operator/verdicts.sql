@@ -1,7 +1,7 @@
 -- Internal: the decisions about branches as far as this database knows them, in words where it does not. It
 -- never fails, since a view shows it: at three in the morning a list without decisions is better than none.
 create function once.verdicts(homes uuid[], transaction_ids uuid[], home_xids text[])
-returns table (transaction_id uuid, home_xid text, verdict text)
+returns table (home uuid, transaction_id uuid, home_xid text, verdict text)
 language plpgsql volatile
 set search_path = ''
 -- As ever, whatever once.inspect has set for itself: decisions are found by index.
@@ -28,14 +28,16 @@ begin
   select array_agg(i.id), array_agg(i.xid::xid8) into v_ids, v_xids
     from unnest(verdicts.homes, verdicts.transaction_ids, verdicts.home_xids) i (home, id, xid)
    where i.home = v_self;
-  return query
-  select i.id, i.xid, 'unknown here: ask ' || i.home
-    from unnest(verdicts.homes, verdicts.transaction_ids, verdicts.home_xids) i (home, id, xid)
-   where i.home is distinct from v_self;
+  if cardinality(v_ids) is distinct from cardinality(verdicts.transaction_ids) then
+    return query
+    select i.home, i.id, i.xid, 'unknown here: ask ' || i.home
+      from unnest(verdicts.homes, verdicts.transaction_ids, verdicts.home_xids) i (home, id, xid)
+     where i.home is distinct from v_self;
+  end if;
   if v_why_not is not null then
-    return query select i.id, i.xid::text, v_why_not from unnest(v_ids, v_xids) i (id, xid);
+    return query select v_self, i.id, i.xid::text, v_why_not from unnest(v_ids, v_xids) i (id, xid);
   elsif v_ids is not null then
-    return query select d.transaction_id, d.home_xid::text, d.decision from once.decide_batch(v_self, v_ids, v_xids) d;
+    return query select v_self, d.transaction_id, d.home_xid::text, d.decision from once.decide_batch(v_self, v_ids, v_xids) d;
   end if;
 end
 $$;

@@ -7,6 +7,8 @@ declare
   v_dblink text := once.dblink_schema();
   v_name constant text := 'once new peer';
   v_home uuid;
+  v_message text;
+  v_detail text;
 begin
   -- Else dblink would take the name for a connection string.
   if not exists (select from pg_catalog.pg_foreign_server s where s.srvname = add_peer.server) then
@@ -16,14 +18,22 @@ begin
                    'create user mapping for current_user server billing options (user ''…'', password ''…'');';
   end if;
   perform once.disconnect(v_name);
-  execute format('select %s.dblink_connect($1, $2)', v_dblink) using v_name, add_peer.server;
   begin
+    execute format('select %s.dblink_connect($1, $2)', v_dblink) using v_name, add_peer.server;
     perform once.prepare_connection(v_name);
     select (r.v)[1] into v_home from once.remote(v_name, 'select array[once.home_id()::text]') r (v);
     perform once.disconnect(v_name);
   exception when others then
+    get stacked diagnostics v_message = message_text, v_detail = pg_exception_detail;
     perform once.disconnect(v_name);
-    raise;
+    if sqlstate like 'ON%' then
+      raise;
+    end if;
+    raise exception 'foreign server % does not lead to a database of pgonce: %', quote_ident(add_peer.server),
+        regexp_replace(coalesce(nullif(v_detail, ''), v_message), '[[:space:]]+', ' ', 'g')
+      using errcode = 'ONPER', detail = format('dblink says: %s.', v_message),
+            hint = format('grant usage on foreign server %1$I to %2$I; create user mapping for %2$I server %1$I '
+                          'options (user ''…'', password ''…''); and over there: npx pgonce migrate.', add_peer.server, current_user);
   end;
   insert into once.peer (home, server) values (v_home, add_peer.server)
   on conflict on constraint peer_pkey do update set server = excluded.server, added_at = now(), added_by = session_user;

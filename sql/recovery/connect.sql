@@ -17,13 +17,38 @@ declare
   v_local text;
   v_found uuid;
   v_owner name;
+  v_there boolean;
+  v_message text;
+  v_detail text;
 begin
-  select p.server into v_server from once.peer p where p.home = connect.home;
+  select p.server, exists (select from pg_catalog.pg_foreign_server s where s.srvname = p.server)
+    into v_server, v_there
+    from once.peer p where p.home = connect.home;
   -- Connections outlive a transaction that failed.
   perform once.disconnect(v_name);
   if v_server is not null then
-    execute format('select %s.dblink_connect($1, $2)', v_dblink) using v_name, v_server;
-    perform once.prepare_connection(v_name);
+    begin
+      -- dblink would take the name for a connection string.
+      if not v_there then
+        raise undefined_object using message = 'there is no such server any more';
+      end if;
+      execute format('select %s.dblink_connect($1, $2)', v_dblink) using v_name, v_server;
+      perform once.prepare_connection(v_name);
+      select (r.v)[1] into v_found from once.remote(v_name, 'select array[once.home_id()::text]') r (v);
+    exception when others then
+      get stacked diagnostics v_message = message_text, v_detail = pg_exception_detail;
+      perform once.disconnect(v_name);
+      if sqlstate like 'ON%' then
+        raise;
+      end if;
+      -- What is wrong with the password, the network or the server over there stands in dblink's detail, and
+      -- reports show messages only.
+      raise exception 'no connection by foreign server %: %', quote_ident(v_server),
+          regexp_replace(coalesce(nullif(v_detail, ''), v_message), '[[:space:]]+', ' ', 'g')
+        using errcode = 'ONPER', detail = format('It leads to database %s, says once.peer; dblink says: %s.', connect.home, v_message),
+              hint = format('grant usage on foreign server %1$I to %2$I; create user mapping for %2$I server %1$I '
+                            'options (user ''…'', password ''…''); the server there must ask for the password.', v_server, current_user);
+    end;
   else
     -- The settings that a role may not see are not there.
     select format('port=%s connect_timeout=5 user=%s host=%s',
@@ -61,8 +86,10 @@ begin
         end if;
       exception when others then
         if v_database = current_database() then
+          get stacked diagnostics v_message = message_text, v_detail = pg_exception_detail;
           perform once.disconnect(v_name);
-          raise exception 'no connection to this database itself: %', sqlerrm
+          raise exception 'no connection to this database itself: %',
+              regexp_replace(coalesce(nullif(v_detail, ''), v_message), '[[:space:]]+', ' ', 'g')
             using errcode = 'ONPER', detail = 'COMMIT PREPARED cannot run in a function, so it goes over a connection of its own.',
                   hint = 'select once.add_peer(''server'') with a foreign server that leads to this database, and a user mapping.';
         end if;
@@ -76,8 +103,8 @@ begin
         using errcode = 'ONPER', detail = 'It is no peer, and no other database of this cluster that could be looked into.',
               hint = 'Name a foreign server (wrapper dblink_fdw) that leads to it: select once.add_peer(''server'').';
     end if;
+    select (r.v)[1] into v_found from once.remote(v_name, 'select array[once.home_id()::text]') r (v);
   end if;
-  select (r.v)[1] into v_found from once.remote(v_name, 'select array[once.home_id()::text]') r (v);
   if v_found is distinct from connect.home then
     perform once.disconnect(v_name);
     raise exception 'foreign server % leads to database %, not to %', quote_ident(v_server), v_found, connect.home

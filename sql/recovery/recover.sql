@@ -1,7 +1,7 @@
 -- The whole sweep inside Postgres, for this database: finishes its branches as their homes decided, proves and
 -- forgets its decisions by the handshake, and now and then compares its evidence with its homes. The same laws
 -- and the same functions as the recovery in TypeScript (src/transaction/recovery.ts); both may run at once, and
--- several of each. With pg_cron: select cron.schedule('pgonce', '10 seconds', 'select once.recover()')
+-- several of each. By pg_cron: see docs/operations.md.
 --
 -- Everything goes over dblink, this database's own part over a loopback connection: COMMIT PREPARED cannot run
 -- in a function; each reading needs a snapshot newer than the one before; and "proven" must be committed
@@ -30,39 +30,64 @@ declare
   v_after_at text := '-infinity';
   v_after uuid := '00000000-0000-0000-0000-000000000000';
   v_audit boolean;
+  v_gids text[];
+  v_decisions text[];
+  v_reasons text[];
+  v_down uuid[] := '{}';
+  -- dblink heeds no connect_timeout since Postgres 16. So a new connection is tried in the loopback session first,
+  -- where statement_timeout ends it.
+  v_try constant text := 'select array[once.disconnect(once.connect(%L))::text]';
 begin
   perform once.check_home(v_self);
   v_me := once.connect(v_self);
   select coalesce(r.audited_at < clock_timestamp() - interval '1 minute', true) into v_audit from once.recovery r;
 
-  -- Finishing
-  for v_branch in
-    with branch as materialized (
-      select (r.v)[1] as gid, (r.v)[2]::uuid as id, (r.v)[3] as owner, (r.v)[4]::name as role, (r.v)[5]::boolean as allowed
-        from once.remote(v_me, format($q$
-          select array[b.gid, b.transaction_id::text, b.owner::text,
-                       case when b.owner <> current_user and not u.rolsuper then b.owner::text end, b.can_finish::text]
-            from once.branch b join pg_catalog.pg_roles u on u.rolname = current_user
-           where b.ours and b.age >= %L::interval
-           order by b.prepared_at$q$, recover.settle)) r (v)
-    )
-    select b.*, a.decision, a.reason
-      from branch b
-      join once.ask_homes((select array_agg(o.gid) from branch o)) a on a.gid = b.gid
+  -- Finishing, home by home: one that hangs must not keep the branches of the others.
+  for v_other in
+    select (r.v)[1]::uuid as home, (r.v)[2]::text[] as gids
+      from once.remote(v_me, format(
+             'select array[b.home::text, array_agg(b.gid)::text] from once.branch b where b.ours and b.age >= %L::interval '
+             'group by b.home order by b.home <> %L', recover.settle, v_self)) r (v)
   loop
-    if v_branch.decision is null then
-      return query select 'unfinished', 1::bigint, v_branch.gid, v_branch.reason;
-    elsif v_branch.decision = 'pending' then
-      return query select 'pending', 1::bigint, v_branch.gid, 'the home''s transaction still runs'::text;
-    elsif not v_branch.allowed then
-      return query select 'unfinished', 1::bigint, v_branch.gid,
-                          format('it belongs to role %s; as a superuser: grant %I to %I', v_branch.owner, v_branch.owner, current_user);
-    else
-      v_problem := once.finish_remote(v_me, v_branch.gid, v_branch.id, v_branch.decision, v_branch.role);
-      return query select case when v_problem is not null then 'unfinished'
-                               when v_branch.decision = 'committed' then 'committed' else 'rolled back' end,
-                          1::bigint, v_branch.gid, v_problem;
+    begin
+      select array_agg((r.v)[1]), array_agg((r.v)[2]), array_agg((r.v)[3])
+        into v_gids, v_decisions, v_reasons
+        from once.remote(v_me, format('select array[a.gid, a.decision, a.reason] from once.ask_homes(%L) a', v_other.gids)) r (v);
+    exception when others then
+      v_gids := v_other.gids;
+      v_decisions := '{}';
+      v_reasons := array_fill(sqlerrm, array[cardinality(v_gids)]);
+    end;
+    if v_reasons[1] is not null then
+      v_down := v_down || v_other.home;
     end if;
+    for v_branch in
+      select b.*, a.decision, a.reason
+        from (select (r.v)[1] as gid, (r.v)[2]::uuid as id, (r.v)[3] as owner, (r.v)[4]::name as role,
+                     (r.v)[5]::boolean as allowed, (r.v)[6] as recoverer, (r.v)[7]::timestamptz as prepared_at
+                from once.remote(v_me, format($q$
+                  select array[b.gid, b.transaction_id::text, b.owner::text,
+                               case when b.owner <> current_user and not u.rolsuper then b.owner::text end,
+                               b.can_finish::text, current_user::text, b.prepared_at::text]
+                    from once.branch b join pg_catalog.pg_roles u on u.rolname = current_user
+                   where b.ours and b.gid = any (%L)$q$, v_gids)) r (v)) b
+        join unnest(v_gids, v_decisions, v_reasons) a (gid, decision, reason) on a.gid = b.gid
+       order by b.prepared_at
+    loop
+      if v_branch.decision is null then
+        return query select 'unfinished', 1::bigint, v_branch.gid, v_branch.reason;
+      elsif v_branch.decision = 'pending' then
+        return query select 'pending', 1::bigint, v_branch.gid, 'the home''s transaction still runs'::text;
+      elsif not v_branch.allowed then
+        return query select 'unfinished', 1::bigint, v_branch.gid,
+                            format('it belongs to role %s; as a superuser: grant %I to %I', v_branch.owner, v_branch.owner, v_branch.recoverer);
+      else
+        v_problem := once.finish_remote(v_me, v_branch.gid, v_branch.id, v_branch.decision, v_branch.role);
+        return query select case when v_problem is not null then 'unfinished'
+                                 when v_branch.decision = 'committed' then 'committed' else 'rolled back' end,
+                            1::bigint, v_branch.gid, v_problem;
+      end if;
+    end loop;
   end loop;
 
   -- Proving. A decision read as unproven, whose branch is then neither prepared nor, after that, evident, and
@@ -94,13 +119,26 @@ begin
       v_after_at := v_other.last_at;
       v_after := v_other.last_id;
       continue when v_other.home is null;
+      if v_other.home = any (v_down) then
+        v_open := v_open || v_other.ids;
+        return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.home::text, 'not asked again'::text;
+        continue;
+      end if;
       begin
-        v_connection := once.connect(v_other.home);
+        -- An application writes the homes, so it may be this one: another connection by its id would replace ours.
+        if v_other.home = v_self then
+          v_connection := v_me;
+        else
+          perform once.remote(v_me, format(v_try, v_other.home));
+          v_connection := once.connect(v_other.home);
+        end if;
         select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_prepared
           from once.remote(v_connection, 'select array[b.transaction_id::text] from once.branch b where b.transaction_id is not null') r (v);
         select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_evident
           from once.remote(v_connection, format('select array[e::text] from once.find_evidence(%L::uuid[]) e', v_other.ids)) r (v);
-        perform once.disconnect(v_connection);
+        if v_connection <> v_me then
+          perform once.disconnect(v_connection);
+        end if;
         select v_open || coalesce(array_agg(i.id), '{}'),
                v_missing || coalesce(array_agg(i.id) filter (where i.id <> all (v_prepared)), '{}'),
                v_missing_names || coalesce(array_agg(i.name) filter (where i.id <> all (v_prepared)), '{}')
@@ -109,6 +147,7 @@ begin
          where i.id <> all (v_evident);
       exception when others then
         v_open := v_open || v_other.ids;
+        v_down := v_down || v_other.home;
         return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.home::text, sqlerrm;
       end;
     end loop;
@@ -153,12 +192,25 @@ begin
     loop
       v_ids := v_other.page;
       continue when v_other.home is null;
+      if v_other.home = any (v_down) then
+        v_open := v_open || v_other.ids;
+        return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.home::text, 'not asked again'::text;
+        continue;
+      end if;
       begin
-        v_connection := once.connect(v_other.home);
+        if v_other.home = v_self then
+          v_connection := v_me;
+        else
+          perform once.remote(v_me, format(v_try, v_other.home));
+          v_connection := once.connect(v_other.home);
+        end if;
         perform once.remote(v_connection, format('select array[once.delete_evidence(%L, %L::uuid[])::text]', v_self, v_other.ids));
-        perform once.disconnect(v_connection);
+        if v_connection <> v_me then
+          perform once.disconnect(v_connection);
+        end if;
       exception when others then
         v_open := v_open || v_other.ids;
+        v_down := v_down || v_other.home;
         return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.home::text, sqlerrm;
       end;
     end loop;
@@ -188,10 +240,15 @@ begin
           from evidence e group by e.home
       loop
         v_ids := v_other.page;
+        if v_other.home = any (v_down) then
+          return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.home::text, 'not asked again'::text;
+          continue;
+        end if;
         begin
           if v_other.home = v_self then
             v_connection := v_me;
           else
+            perform once.remote(v_me, format(v_try, v_other.home));
             v_connection := once.connect(v_other.home);
           end if;
           select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_known
@@ -201,6 +258,7 @@ begin
           end if;
         exception when others then
           v_known := v_other.ids;
+          v_down := v_down || v_other.home;
           return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.home::text, sqlerrm;
         end;
         v_missing := array(select i from unnest(v_other.ids) i where i <> all (v_known));
@@ -225,7 +283,8 @@ begin
     for v_branch in
       select f.transaction_id as id, a.decision
         from once.forced f
-        join once.ask_homes((select array_agg(u.gid) from once.forced u where u.judged_at is null)) a on a.gid = f.gid
+        join once.ask_homes((select array_agg(u.gid) from once.forced u
+                              where u.judged_at is null and u.home <> all (v_down))) a on a.gid = f.gid
        where f.judged_at is null and a.decision in ('committed', 'aborted')
     loop
       perform once.remote(v_me, format('select array[once.judge_forced(%L, %L)::text]', v_branch.id, v_branch.decision));

@@ -19,6 +19,7 @@ begin
     grant select, insert on once.message, once.message_timeless to %1$I;
     grant update (result) on once.message, once.message_timeless to %1$I;
     grant insert (scope) on once.scope to %1$I;
+    grant insert (scope_id, claims, oldest_day) on once.expired_claim to %1$I;
     grant insert (transaction_id, participants, participant_homes) on once.global_transaction to %1$I;
     grant insert (transaction_id, home, participant) on once.evidence to %1$I;
     grant execute on routine
@@ -35,8 +36,9 @@ begin
       once.open(uuid, integer, integer), once.check_open(uuid), once.vote(uuid, uuid, text),
       once.begin_global(uuid, text[], uuid[]), once.narrow_global(uuid, text[], uuid[]),
       once.check_home(uuid), once.decide_batch(uuid, uuid[], xid8[]), once.decide(uuid, uuid, xid8),
-      once.outcome(uuid, uuid, xid8), once.find_evidence(uuid[]), once.decode_gid(text), once.may_vote(name),
-      once.may_finish(name), once.inspect(), once.verdicts(uuid[], uuid[], text[])
+      once.outcome(uuid, uuid, xid8), once.find_evidence(uuid[]), once.decode_gid(text),
+      once.decode_gids(text[]), once.decode_foreign_gid(text), once.may_vote(name), once.may_finish(name),
+      once.inspect(), once.verdicts(uuid[], uuid[], text[])
     to %1$I
   $grant$, grant_app.role);
 end

@@ -8,15 +8,16 @@ begin
   perform once.check_role(grant_monitor.role);
   execute format($grant$
     grant usage on schema once to %1$I;
-    grant select on once.identity, once.producers, once.scope, once.message_floor, once.consumer_offset,
-                    once.topic_end, once.lag, once.branch, once.in_doubt, once.in_doubt_elsewhere, once.blocked,
-                    once.health, once.global_transaction, once.evidence, once.heuristic, once.forced,
+    grant select on once.identity, once.producers, once.scope, once.expired_claims, once.message_floor,
+                    once.consumer_offset, once.topic_end, once.lag, once.branch, once.in_doubt,
+                    once.in_doubt_elsewhere, once.blocked, once.health, once.global_transaction, once.evidence, once.heuristic, once.forced,
                     once.heuristic_outcome, once.intervention, once.recovery, once.peer to %1$I;
     grant execute on function
       once.schema_version(), once.home_id(), once.read_offset(text, text, integer),
       once.unproven(integer, timestamptz, uuid), once.check_primary(), once.check_home(uuid),
       once.decide_batch(uuid, uuid[], xid8[]), once.decide(uuid, uuid, xid8), once.decision(text),
-      once.decode_gid(text), once.may_vote(name), once.may_finish(name), once.inspect(),
+      once.decode_gid(text), once.decode_gids(text[]), once.decode_foreign_gid(text), once.may_vote(name),
+      once.may_finish(name), once.inspect(),
       once.verdicts(uuid[], uuid[], text[])
     to %1$I
   $grant$, grant_monitor.role);

@@ -10,9 +10,9 @@ begin
   perform once.check_role(grant_recover.role);
   execute format($grant$
     grant usage on schema once to %1$I;
-    grant select on once.identity, once.scope, once.global_transaction, once.evidence, once.heuristic,
-                    once.forced, once.heuristic_outcome, once.branch, once.in_doubt, once.in_doubt_elsewhere,
-                    once.blocked, once.health, once.peer, once.recovery, once.intervention to %1$I;
+    grant select on once.identity, once.scope, once.expired_claims, once.global_transaction, once.evidence,
+                    once.heuristic, once.forced, once.heuristic_outcome, once.branch, once.in_doubt,
+                    once.in_doubt_elsewhere, once.blocked, once.health, once.peer, once.recovery, once.intervention to %1$I;
     grant update (forgotten_xid) on once.identity to %1$I;
     grant update (proven_at), delete on once.global_transaction to %1$I;
     grant delete on once.evidence to %1$I;
@@ -26,7 +26,8 @@ begin
       once.proven(integer, interval), once.delete_evidence(uuid, uuid[]), once.forget_proven(uuid[]),
       once.evidence_page(integer, uuid), once.find_decisions(uuid[]),
       once.record_heuristic(uuid, text, uuid, text), once.sweep(integer), once.check_name(text, text),
-      once.decode_gid(text), once.may_vote(name), once.may_finish(name), once.inspect(),
+      once.decode_gid(text), once.decode_gids(text[]), once.decode_foreign_gid(text), once.may_vote(name),
+      once.may_finish(name), once.inspect(),
       once.verdicts(uuid[], uuid[], text[]), once.decide_batch(uuid, uuid[], xid8[]), once.decision(text),
       once.stamp_recovery(text, boolean), once.judge_forced(uuid, text), once.find_acknowledged(uuid[]),
       once.dblink_schema(), once.remote(text, text), once.remote_exec(text, text), once.disconnect(text),

@@ -18,6 +18,19 @@ begin
   if v_xid is null then
     return null;
   end if;
+  -- A participant without an identity would never be asked for its evidence: the decision could be forgotten
+  -- while its branch is still prepared.
+  if begin_global.transaction_id is null or begin_global.participants is null or begin_global.participant_homes is null
+     or cardinality(begin_global.participants) <> cardinality(begin_global.participant_homes)
+     or (case when array_ndims(begin_global.participants) > 1 or array_ndims(begin_global.participant_homes) > 1 then true
+              else array_position(begin_global.participants, null) is not null
+                   or array_position(begin_global.participant_homes, null) is not null end) then
+    raise exception 'bad participants: % names, % homes', coalesce(cardinality(begin_global.participants)::text, 'null'),
+        coalesce(cardinality(begin_global.participant_homes)::text, 'null')
+      using errcode = 'ONARG',
+            detail = 'Expected an id, and as many identities as names, none of them null.',
+            hint = 'Name each database but this one: array[''billing''], and what once.home_id() says there.';
+  end if;
   if current_setting('synchronous_commit') not in ('on', 'remote_apply') then
     perform set_config('synchronous_commit', 'on', true);
   end if;

@@ -10,6 +10,8 @@ with prepared as materialized (
 ), owner as materialized (
   select o.owner, once.may_vote(o.owner) as may_vote, once.may_finish(o.owner) as may_finish
     from (select distinct p.owner from prepared p) o
+), decoded as materialized (
+  select g.* from once.decode_gids(array(select p.gid from prepared p)) g
 )
 select p.gid,
        g.transaction_id,
@@ -23,7 +25,7 @@ select p.gid,
        o.may_finish as can_finish
   from prepared p
   join owner o on o.owner is not distinct from p.owner
- cross join lateral once.decode_gid(p.gid) g;
+  join decoded g on g.gid = p.gid;
 
 comment on view once.branch is
   'Prepared transactions of this database with pgonce''s prefix: gid taken apart, owner, age, whether it is ours and whether you may finish it.';

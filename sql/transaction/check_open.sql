@@ -10,11 +10,11 @@ begin
   if v_mark = check_open.transaction_id || ' ' || current_user then
     return;
   end if;
-  if v_mark not like check_open.transaction_id || ' %' then
+  if (v_mark like check_open.transaction_id || ' %') is not true then
     raise exception 'the handler ended the transaction it was given'
       using errcode = 'ONEND',
             detail = format('Transaction %s is not open any more; what its handler committed stays committed.',
-                            check_open.transaction_id),
+                            coalesce(check_open.transaction_id::text, 'null')),
             hint = 'Remove COMMIT, ROLLBACK or PREPARE TRANSACTION from the handler: return to commit, throw to roll back.';
   end if;
   raise exception 'the handler changed the role to %', quote_ident(current_user)

@@ -22,8 +22,8 @@ declare
 begin
   perform once.check_home(decide_batch.home);
   if cardinality(decide_batch.transaction_ids) is distinct from cardinality(decide_batch.home_xids)
-     or array_position(decide_batch.transaction_ids, null) is not null
-     or array_position(decide_batch.home_xids, null) is not null then
+     or exists (select from unnest(decide_batch.transaction_ids, decide_batch.home_xids) i (id, xid)
+                 where i.id is null or i.xid is null) then
     raise exception 'transaction_id and home_xid must not be null'
       using errcode = 'ONARG', detail = 'Both stand in the gid.', hint = 'select * from once.in_doubt';
   end if;

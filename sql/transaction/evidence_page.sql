@@ -7,6 +7,10 @@ language plpgsql volatile
 set search_path = ''
 as $$
 begin
+  if evidence_page.batch_size < 0 then
+    raise exception 'bad batch_size: %', evidence_page.batch_size
+      using errcode = 'ONARG', detail = 'Expected a number of at least 0, or null for all.', hint = 'Leave it out for 1000.';
+  end if;
   perform once.check_primary();
   return query
   select e.transaction_id, e.home, e.participant

@@ -9,9 +9,14 @@ as $$
 declare
   v_xid constant bigint := pg_current_xact_id_if_assigned()::text::bigint;
 begin
-  if narrow_global.participants is null or narrow_global.participant_homes is null then
-    raise exception 'null is not allowed as participants or participant_homes'
-      using errcode = 'ONARG', detail = 'Null would be taken for "nobody is left", which removes the decision.',
+  if narrow_global.participants is null or narrow_global.participant_homes is null
+     or cardinality(narrow_global.participants) <> cardinality(narrow_global.participant_homes)
+     or exists (select from unnest(narrow_global.participants, narrow_global.participant_homes) p (name, home)
+                 where p.name is null or p.home is null) then
+    raise exception 'bad participants: % names, % homes', coalesce(cardinality(narrow_global.participants)::text, 'null'),
+        coalesce(cardinality(narrow_global.participant_homes)::text, 'null')
+      using errcode = 'ONARG',
+            detail = 'Expected as many identities as names. Null would be taken for "nobody is left", which removes the decision.',
             hint = 'Pass empty arrays if every other participant wrote nothing.';
   end if;
   if cardinality(narrow_global.participants) > 0 then

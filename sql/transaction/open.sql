@@ -10,6 +10,12 @@ language plpgsql
 set search_path = ''
 as $$
 begin
+  if open.transaction_id is null or open.lock_timeout < 0 or open.idle_timeout < 0 then
+    raise exception 'bad arguments: transaction %, lock_timeout %, idle_timeout %',
+        coalesce(open.transaction_id::text, 'null'), open.lock_timeout, open.idle_timeout
+      using errcode = 'ONARG', detail = 'Expected an id, and timeouts of 0 to 2147483647 milliseconds.',
+            hint = 'call once.open(gen_random_uuid(), 10000, 60000); null: as the session has it.';
+  end if;
   perform set_config('once.transaction', open.transaction_id || ' ' || current_user, true),
           case when open.lock_timeout is not null
                then set_config('lock_timeout', open.lock_timeout::text, true) end,

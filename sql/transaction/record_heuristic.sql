@@ -4,6 +4,13 @@ language plpgsql volatile
 set search_path = ''
 as $$
 begin
+  if record_heuristic.transaction_id is null or record_heuristic.home is null
+     or coalesce(record_heuristic.kind, '') not in ('lost decision', 'lost branch') then
+    raise exception 'bad loss: transaction %, home %, kind %', coalesce(record_heuristic.transaction_id::text, 'null'),
+        coalesce(record_heuristic.home::text, 'null'), quote_nullable(left(record_heuristic.kind, 40))
+      using errcode = 'ONARG', detail = 'Expected two ids, and lost decision or lost branch.',
+            hint = 'Recovery records losses by itself: select * from once.audit()';
+  end if;
   -- An application writes the name: one that does not fit must not keep the audit from what comes after it.
   insert into once.heuristic (transaction_id, participant, home, kind)
   values (record_heuristic.transaction_id, coalesce(left(record_heuristic.participant, 200), ''),

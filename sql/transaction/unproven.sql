@@ -4,15 +4,22 @@ create function once.unproven(
   after_decided_at timestamptz default '-infinity',
   after_id uuid default '00000000-0000-0000-0000-000000000000'
 ) returns table (transaction_id uuid, participants text[], participant_homes uuid[], decided_at timestamptz)
-language sql stable
+language plpgsql stable
 set search_path = ''
 as $$
+begin
+  if unproven.batch_size < 0 then
+    raise exception 'bad batch_size: %', unproven.batch_size
+      using errcode = 'ONARG', detail = 'Expected a number of at least 0, or null for all.', hint = 'Leave it out for 1000.';
+  end if;
+  return query
   select g.transaction_id, g.participants, g.participant_homes, g.decided_at
     from once.global_transaction g
    where g.proven_at is null
      and (g.decided_at, g.transaction_id) > (unproven.after_decided_at, unproven.after_id)
    order by g.decided_at, g.transaction_id
-   limit unproven.batch_size
+   limit unproven.batch_size;
+end
 $$;
 
 comment on function once.unproven(integer, timestamptz, uuid) is

@@ -12,6 +12,11 @@ begin
   if pg_current_xact_id_if_assigned() is null then
     return false;
   end if;
+  if vote.transaction_id is null or vote.home is null or vote.participant is null then
+    raise exception 'null is not allowed as transaction_id, home or participant'
+      using errcode = 'ONARG', detail = 'All three stand in the gid, and in the evidence of the branch.',
+            hint = 'select once.vote(<transaction>, <once.home_id() of the home>, ''billing'')';
+  end if;
   insert into once.evidence (transaction_id, home, participant)
   values (vote.transaction_id, vote.home, vote.participant)
   on conflict on constraint evidence_pkey do nothing;

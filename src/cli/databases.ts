@@ -4,9 +4,9 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Command } from 'commander'
 import { createDatabase, type Database } from '../database/database.ts'
-import { describeTarget } from '../database/open.ts'
+import { checkUrl, describeTarget } from '../database/open.ts'
 import { InvalidInputError } from '../errors.ts'
-import { checkDatabaseName } from '../names.ts'
+import { checkDatabaseName, show } from '../names.ts'
 
 /** The variable that is read if the command line names no database. */
 export const databasesVariable = 'PGONCE_DATABASES'
@@ -39,7 +39,7 @@ export function withDatabases(command: Command): Command {
 /**
  * The databases that the command line names, or else the environment.
  *
- * @throws InvalidInputError `ONARG` if there is none, or two have one name
+ * @throws InvalidInputError `ONARG` if there is none, two have one name, or something is no URL of Postgres
  */
 export function chooseDatabases(urls: readonly string[], flags: DatabaseFlags): readonly ChosenDatabase[] {
   const given = givenDatabases(urls, flags)
@@ -55,7 +55,16 @@ export function chooseDatabases(urls: readonly string[], flags: DatabaseFlags): 
 /** As {@link chooseDatabases}, without the environment; empty if the command line names none. */
 export function givenDatabases(urls: readonly string[], flags: DatabaseFlags): readonly ChosenDatabase[] {
   const named = (flags.database ?? []).map((text) => parseNamed(text, '--database'))
-  const bare = urls.map((url) => ({ name: nameFrom(url), url, named: false, inEnvironment: false }))
+  const bare = urls.map((url) => {
+    refuseSeveral(url, 'a URL')
+    const [, name] = /^([A-Za-z0-9._-]+)=\w+:\/\//.exec(url) ?? []
+    if (name !== undefined) {
+      throw new InvalidInputError('ONARG', `Expected a URL, got one with the name ${name} before it`, {
+        hint: `Type --database before it: --database ${name}=postgres://…`,
+      })
+    }
+    return { name: nameFrom(checkUrl(url)), url, named: false, inEnvironment: false }
+  })
   return distinct([...bare, ...named])
 }
 
@@ -102,11 +111,35 @@ function parseNamed(text: string, source: string): ChosenDatabase {
   // never taken for a name and shown.
   const [, name, url] = /^([^=:/@?]*)=(.*)$/s.exec(text) ?? []
   if (name === undefined || url === undefined || name === '') {
-    throw new InvalidInputError('ONARG', `Expected ${source} to have the form name=URL`, {
-      hint: 'For example: orders=postgres://app@localhost/orders',
-    })
+    throw new InvalidInputError(
+      'ONARG',
+      `Expected ${source} to have the form name=URL${sayGiven(text, source)}`,
+      {
+        hint: 'For example: orders=postgres://app@localhost/orders',
+      },
+    )
   }
-  return { name: checkDatabaseName(name), url, named: true, inEnvironment: source === databasesVariable }
+  refuseSeveral(url, source)
+  return {
+    name: checkDatabaseName(name),
+    url: checkUrl(url),
+    named: true,
+    inEnvironment: source === databasesVariable,
+  }
+}
+
+/** Only what cannot hold a password, nor be a part of one that has spaces. */
+function sayGiven(text: string, source: string): string {
+  if (/^\w+:\/\//.test(text)) return ', got a URL without a name'
+  return source === databasesVariable || /[=:@]/.test(text) ? '' : `, got ${show(text)}`
+}
+
+/** A comma is no separator: it would become a part of the first URL's database name. */
+function refuseSeveral(url: string, source: string): void {
+  if (!/[,;][A-Za-z0-9._-]*=?postgres(ql)?:\/\//.test(url)) return
+  throw new InvalidInputError('ONARG', `Expected one database in ${source}, got several in one word`, {
+    hint: `Separate them by spaces: ${databasesVariable}='orders=postgres://… billing=postgres://…'`,
+  })
 }
 
 function nameFrom(url: string): string {

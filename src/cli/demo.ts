@@ -44,6 +44,7 @@ async function demo(flags: DemoFlags): Promise<void> {
   const seed = flags.seed ?? Math.floor(Math.random() * 2 ** 32)
   const shown = display()
   shown.event(`seed ${seed}`)
+  shown.event('every message counts a departure and an arrival, each in the database of its place')
   let report: DemoReport
   try {
     report = await runDemo({

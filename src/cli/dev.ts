@@ -55,7 +55,8 @@ export async function runDev(flags: DevFlags): Promise<void> {
     throw new InvalidInputError('ONARG', `${count(wanted, 'server')} from port ${port} on go beyond 65535`)
   }
   // Servers are for this command and the demo only, so nobody else loads what starts them.
-  const { startServer } = await import('../embedded.ts')
+  const { checkInstalled, startServer } = await import('../embedded.ts')
+  await checkInstalled()
   const stop = interruption()
   const shown = progress()
   const servers: EmbeddedServer[] = []

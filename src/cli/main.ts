@@ -4,17 +4,10 @@
  * 2 the command line is wrong, and nothing was done.
  */
 import { readFileSync } from 'node:fs'
-import { Command, CommanderError } from 'commander'
+import { CommanderError } from 'commander'
 import { InvalidInputError, PgonceError } from '../errors.ts'
-import { demoCommand } from './demo.ts'
-import { devCommand } from './dev.ts'
-import { doctorCommand } from './doctor.ts'
-import { inDoubtCommand } from './in-doubt.ts'
-import { metricsCommand } from './metrics.ts'
-import { migrateCommand } from './migrate.ts'
 import { printable } from './output.ts'
-import { recoverCommand } from './recover.ts'
-import { sweepCommand } from './sweep.ts'
+import { createProgram } from './program.ts'
 
 // `pgonce doctor | head`: whoever reads has had enough.
 for (const stream of [process.stdout, process.stderr]) {
@@ -24,20 +17,7 @@ for (const stream of [process.stdout, process.stderr]) {
   })
 }
 
-const program = new Command('pgonce')
-  .description('Every message takes effect once, in one Postgres or atomically in several.')
-  .version(ownVersion())
-  .showHelpAfterError('(add --help for what there is)')
-  .exitOverride()
-
-migrateCommand(program)
-doctorCommand(program)
-inDoubtCommand(program)
-recoverCommand(program)
-sweepCommand(program)
-metricsCommand(program)
-devCommand(program)
-demoCommand(program)
+const program = createProgram(ownVersion())
 
 try {
   await program.parseAsync()

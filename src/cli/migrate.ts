@@ -2,6 +2,7 @@
  * `pgonce migrate`: installs schema once, or brings it up to date, in any number of databases.
  */
 import type { Command } from 'commander'
+import { hostIn } from '../database/open.ts'
 import { InvalidInputError } from '../errors.ts'
 import { type MigrateResult, migrate, migrationSql } from '../migrate.ts'
 import {
@@ -11,7 +12,7 @@ import {
   givenDatabases,
   withDatabases,
 } from './databases.ts'
-import { print, printJson } from './output.ts'
+import { print, printable, printJson } from './output.ts'
 
 interface MigrateFlags extends DatabaseFlags {
   readonly dryRun?: boolean
@@ -24,7 +25,10 @@ export function migrateCommand(program: Command): void {
   withDatabases(program.command('migrate'))
     .description('install schema once into databases that exist, or bring it up to date')
     .option('--dry-run', 'show what would run, change nothing')
-    .option('--sql', 'print the SQL that a database lacks (all of it without a URL) instead of running it')
+    .option(
+      '--sql',
+      'print the SQL that a database lacks (all of it without a URL), for psql -1 -v ON_ERROR_STOP=1 -f',
+    )
     .option('--json', 'print one JSON object')
     .action(runMigrate)
 }
@@ -41,7 +45,7 @@ export async function runMigrate(urls: readonly string[], flags: MigrateFlags): 
   for (const { name, url, named } of chooseDatabases(urls, flags)) {
     const result = await migrate(url, { dryRun: flags.dryRun ?? false })
     results.push({ name: named ? name : null, ...result })
-    if (!flags.json) print(summary(named ? name : result.database, result))
+    if (!flags.json) print(summary(named ? name : result.database, hostIn(url), result))
   }
   if (flags.json) printJson({ databases: results })
 }
@@ -58,8 +62,10 @@ async function printSql(targets: readonly ChosenDatabase[]): Promise<void> {
   process.stdout.write(await migrationSql({ from }))
 }
 
-function summary(name: string, { schemaVersion, migrations }: MigrateResult): string {
+/** Says which database it was, as it says itself: a name here, or a default, may stand for another than was meant. */
+function summary(name: string, host: string, { database, schemaVersion, migrations }: MigrateResult): string {
+  const place = `database ${printable(database)} on ${host}`
   const news = migrations.filter(({ status }) => status !== 'present')
-  if (news.length === 0) return `${name}: schema once is up to date, version ${schemaVersion}`
-  return news.map(({ name: step, status }) => `${name}: ${step} ${status}`).join('\n')
+  if (news.length === 0) return `${name}: schema once is up to date, version ${schemaVersion} (${place})`
+  return news.map(({ name: step, status }) => `${name}: ${step} ${status} (${place})`).join('\n')
 }

@@ -51,8 +51,7 @@ export async function runRecover(urls: readonly string[], flags: RecoverFlags): 
 }
 
 async function recoverOnce(recovery: Recovery, names: readonly string[], flags: RecoverFlags): Promise<void> {
-  const swept = await recovery.sweep(keepOf(flags))
-  const report = { ...swept, losses: [...swept.losses, ...(await recovery.audit())] }
+  const report = await recovery.sweep({ ...keepOf(flags), audit: true })
   if (report.unfinished.length + report.unreachable.length + report.losses.length > 0) process.exitCode = 1
   if (flags.json) return printJson(report)
   for (const { said } of troubles(report)) print(paint(said, 'red'))

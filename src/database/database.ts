@@ -3,7 +3,15 @@
  */
 import { type ConnectionProvider, DummyDriver, type Kysely, PostgresIntrospector, Transaction } from 'kysely'
 import { environment } from '../environment.ts'
-import { AbortedError, codeOf, DatabaseError, fromSql, isServerError, LimitError } from '../errors.ts'
+import {
+  AbortedError,
+  codeOf,
+  DatabaseError,
+  fromSql,
+  isServerError,
+  LimitError,
+  PgonceError,
+} from '../errors.ts'
 import { type DatabaseTarget, type OpenDatabase, open } from './open.ts'
 import { type Semaphore, semaphore } from './semaphore.ts'
 import { acquire, type Session } from './session.ts'
@@ -24,7 +32,11 @@ export interface Database {
   readonly identity: string | undefined
   /** Whether its driver sends several statements without parameters in one text, as found by {@link identify}. */
   readonly takesSeveral: boolean
-  /** A connection from the pool. @throws AbortedError `CONNECTION_LOST`, LimitError `NO_CONNECTION` */
+  /**
+   * A connection from the pool.
+   * @throws AbortedError `CONNECTION_LOST`; LimitError `NO_CONNECTION`, `TOO_MANY_CONNECTIONS`; DatabaseError
+   *   `NO_DATABASE`, `LOGIN_REFUSED`, `NO_PRIVILEGE`
+   */
   connect(timeout?: number): Promise<Session>
   /** As {@link connect}, but from a connection apart that handlers cannot use up, where there is one. */
   connectApart(timeout?: number): Promise<Session>
@@ -41,9 +53,24 @@ export function createDatabase(
   name: string,
   order: number,
   target: DatabaseTarget<unknown>,
+  options: DatabaseOptions,
+): Database {
+  const { maxConnections, connectTimeout } = options
+  return databaseOver(
+    name,
+    order,
+    open(target, { max: maxConnections, applicationName: 'pgonce', connectTimeout }),
+    options,
+  )
+}
+
+/** As {@link createDatabase}, over what is open already: the simulation opens databases of its own kind. */
+export function databaseOver(
+  name: string,
+  order: number,
+  main: OpenDatabase<unknown>,
   { maxConnections, connectTimeout }: DatabaseOptions,
 ): Database {
-  const main = open(target, { max: maxConnections, applicationName: 'pgonce', connectTimeout })
   let apart: OpenDatabase<unknown> | undefined
   let identity: string | undefined
   let takesSeveral = false
@@ -136,6 +163,12 @@ export async function withReadCommitted<T>(
   )
 }
 
+/** What is no answer of the server is the loss of it, in whatever words the driver says so. */
+export function asConnectionLost(name: string, error: unknown): unknown {
+  if (isServerError(error) || error instanceof PgonceError) return error
+  return new AbortedError('CONNECTION_LOST', `The connection to ${name} was lost`, { cause: error })
+}
+
 /** Rejects if there is no answer in time; the answer, should it come, is dropped. */
 export function inTime<T>(milliseconds: number, answer: Promise<T>): Promise<T> {
   return new Promise((resolve, reject) => {
@@ -193,7 +226,7 @@ async function identify(database: Database): Promise<{ home: string; several: bo
         cause: error,
       })
     }
-    throw fromSql(error)
+    throw asConnectionLost(name, fromSql(error))
   }
   if (found === undefined) throw new DatabaseError('NOT_INSTALLED', `Database ${name} did not say who it is`)
   if (Number(found.version) !== schemaVersion) {
@@ -216,29 +249,53 @@ async function identify(database: Database): Promise<{ home: string; several: bo
   return { home: found.home, several }
 }
 
+/** A refusal of the server's meets whoever tries again, other than a server or a network that is down. */
+function unreachable(name: string, cause: unknown): PgonceError {
+  const { message } = cause as Error
+  switch (codeOf(cause)) {
+    case '3D000':
+      return new DatabaseError('NO_DATABASE', `Database ${name} does not exist: ${message}`, {
+        hint: 'Correct the name at the end of its URL, or create it: create database …',
+        cause,
+      })
+    case '28000':
+    case '28P01':
+      return new DatabaseError('LOGIN_REFUSED', `Database ${name} does not let this user in: ${message}`, {
+        hint: 'Check user and password in its URL, and pg_hba.conf on its server',
+        cause,
+      })
+    case '42501':
+      return new DatabaseError('NO_PRIVILEGE', `Not allowed to connect to database ${name}: ${message}`, {
+        hint: 'As its owner: grant connect on database … to the role of this application',
+        cause,
+      })
+    case '53300':
+      return new LimitError('TOO_MANY_CONNECTIONS', `The server of database ${name} is full: ${message}`, {
+        hint: 'Make the pools of all processes together (maxConnections) smaller than its max_connections, or raise that',
+        cause,
+      })
+    default:
+      return new AbortedError('CONNECTION_LOST', `Database ${name} could not be reached: ${message}`, {
+        cause,
+      })
+  }
+}
+
 /** Gives up waiting for a connection after a while; one that comes later goes straight back. */
 function within(timeout: number, name: string, session: Promise<Session>): Promise<Session> {
   return new Promise((resolve, reject) => {
-    const timer = setTimeout(() => {
+    const stopTimer = environment.after(timeout, () => {
       reject(
         new LimitError('NO_CONNECTION', `Database ${name} gave no connection within ${timeout} ms`, {
           hint: 'Is the server up, and is the pool large enough for everybody who uses it? See maxConnections.',
         }),
       )
       session.then((late) => late.release()).catch(() => {})
-    }, timeout)
+    })
     session
       .then(resolve, (error: unknown) => {
-        reject(
-          new AbortedError(
-            'CONNECTION_LOST',
-            `Database ${name} could not be reached: ${(error as Error).message}`,
-            {
-              cause: error,
-            },
-          ),
-        )
+        reject(unreachable(name, error))
       })
-      .finally(() => clearTimeout(timer))
+      .finally(stopTimer)
   })
 }

@@ -16,6 +16,7 @@ import {
   type TransactionSettings,
 } from 'kysely'
 import type postgres from 'postgres'
+import { environment } from '../environment.ts'
 import { AbortedError, codeOf, isServerError } from '../errors.ts'
 
 /** A query result that also says what the server did: `INSERT`, `COMMIT`, `ROLLBACK`, … */
@@ -244,7 +245,7 @@ export class PostgresJsConnection implements DatabaseConnection {
     if (this.#lost !== undefined) return
     this.#lose(error)
     // After what postgres.js is about to write: left in its buffer, it would spoil the next session.
-    setImmediate(() => {
+    environment.soon(() => {
       if (!this.#closed) this.#physical?.terminate()
     })
   }

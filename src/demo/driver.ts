@@ -76,7 +76,8 @@ export async function runDemo(options: DemoOptions): Promise<DemoReport> {
   const { onEvent, signal } = options
   const messages = await readMessages(options)
   const plan = makePlan(messages, options)
-  onEvent(`${messages.length} messages in ${plan.deliveries} deliveries; starting two servers`)
+  const [many, all] = [messages.length, plan.deliveries].map((n) => n.toLocaleString('en-US'))
+  onEvent(`${many} messages in ${all} deliveries; starting two servers`)
   await using environment = await startEnvironment(options.package)
   signal.throwIfAborted()
   onEvent('west and central are on server 1, east is on server 2; two workers start')

@@ -69,7 +69,9 @@ function messagesOf(deliveries: readonly Delivery[], fresh: readonly bigint[]): 
 function isPassing(error: unknown): boolean {
   if (error instanceof AbortedError || error instanceof OutcomeUnknownError) return true
   const code = codeOf(error) ?? ''
-  return code === 'NO_CONNECTION' || /^(08...|57P0.|53300|55P03|CONNECT\w+|E[A-Z]+)$/.test(code)
+  return /^(NO_CONNECTION|TOO_MANY_CONNECTIONS|LOCK_TIMEOUT|08...|57P0.|53300|55P03|CONNECT\w+|E[A-Z]+)$/.test(
+    code,
+  )
 }
 
 function describe(error: unknown): string {

@@ -2,25 +2,13 @@
  * The audit: puts all evidence beside the decisions at its homes, and decisions beside what was forced by hand.
  */
 import { type Database, withReadCommitted, withSession } from '../database/database.ts'
-import {
-  arrayOf,
-  attempt,
-  findHomes,
-  type Loss,
-  page,
-  patience,
-  type RecoveryReport,
-  record,
-  type Tally,
-} from './report.ts'
+import { arrayOf, attempt, findHomes, type Loss, page, patience, record, type Tally } from './report.ts'
 
 /**
  * Finds evidence whose home has no decision. A decision goes only after its evidence, so if evidence is still
  * there after its decision was not, the home has lost it.
  */
-export async function audit(
-  databases: readonly Database[],
-): Promise<{ losses: Loss[]; unreachable: RecoveryReport['unreachable'] }> {
+export async function audit(databases: readonly Database[]): Promise<Pick<Tally, 'losses' | 'unreachable'>> {
   const report = { unreachable: [] as { database: string; reason: string }[] } as Tally
   const losses: Loss[] = []
   const homes = await findHomes(databases, report)

@@ -6,8 +6,9 @@ import type { DatabaseConnection, Transaction } from 'kysely'
 import { type Database, transactionOver } from '../database/database.ts'
 import { isFatal } from '../database/dialect.ts'
 import { commandOf, type Session, type SessionResult } from '../database/session.ts'
-import { AbortedError, codeOf, fromSql, HandlerError, isErrorAnswer, PgonceError } from '../errors.ts'
+import { AbortedError, codeOf, fromOwn, HandlerError, isErrorAnswer, PgonceError } from '../errors.ts'
 import { traced } from './channels.ts'
+import { swallowed } from './explain.ts'
 
 export interface BranchSettings {
   readonly transactionId: string
@@ -15,14 +16,21 @@ export interface BranchSettings {
   readonly lockTimeout: number
   readonly idleTimeout: number
   readonly isolationLevel: string | undefined
+  readonly progress: Progress
 }
 
 export interface Branch {
   readonly database: Database
+  readonly transactionId: string
   readonly session: Session
+  /** Settles with the answer to BEGIN: until then what the handler did not wait for is not sent. */
+  readonly opened: Promise<unknown>
   /** For the handler: a connection that watches what the handler does. */
   readonly connection: DatabaseConnection
-  /** For all but the decision: that the connection is lost is told as an AbortedError. */
+  /**
+   * For all but the decision: that the connection is lost is told as an AbortedError. It does not wait for BEGIN:
+   * what changes anything has to ask for the transaction's mark (`once.check_open`, or what asks it).
+   */
   query<R>(text: string, parameters?: readonly unknown[]): Promise<SessionResult<R>>
   /** Sends a statement whose answer {@link settle} waits for: behind it may come another in the same round trip. */
   send(text: string, parameters?: readonly unknown[]): Promise<void>
@@ -41,7 +49,7 @@ export interface Branch {
   readonly wrote: boolean
   /** Whether the handler may have ended the transaction or changed the role, so that we must look. */
   readonly suspect: boolean
-  /** The first statement of the handler that failed, if one did. */
+  /** What failed first among the handler's statements, unless a savepoint before it was rolled back to. */
   readonly failure: unknown
 }
 
@@ -51,12 +59,12 @@ const harmless =
 
 /**
  * Opens a transaction on a connection of its own. Where the dialect lets us, neither BEGIN nor what follows is
- * waited for: whatever comes next travels with them.
+ * waited for: a claim of ours, which asks whether it is inside, travels with them.
  */
 export async function openBranch(database: Database, settings: BranchSettings): Promise<Branch> {
   const { transactionId, lockTimeout, idleTimeout, isolationLevel } = settings
   return await traced('begin', { database: database.name, transactionId }, async () => {
-    const branch = branchOver(database, await database.connect(), transactionId)
+    const branch = branchOver(database, await database.connect(), settings)
     try {
       const begin = isolationLevel === undefined ? 'begin' : `begin isolation level ${isolationLevel}`
       if (branch.session.pipelines) {
@@ -73,63 +81,104 @@ export async function openBranch(database: Database, settings: BranchSettings): 
       }
     } catch (error) {
       branch.session.abandon()
-      throw fromSql(error)
+      throw fromOwn(database.name, error)
     }
     return branch
   })
 }
 
-function branchOver(database: Database, session: Session, transactionId: string): Branch {
+function branchOver(
+  database: Database,
+  session: Session,
+  { transactionId, progress }: BranchSettings,
+): Branch {
   const sent: Promise<unknown>[] = []
   let xid: Promise<string | null> | undefined
   let wrote = false
   let suspect = false
   let failure: unknown
 
+  /**
+   * The answer to BEGIN. A request to cancel, meant for what was before, may hit BEGIN itself; whatever is sent
+   * before it is answered would then be a transaction of its own, and commit.
+   */
+  let opened: Promise<unknown> | undefined
+
   const connection: DatabaseConnection = {
     async executeQuery(query) {
       try {
+        await opened
+        refuseIf(progress.committing, database)
         const result = await session.connection.executeQuery<never>(query)
         if (!harmless.test(commandOf(result) ?? '')) suspect = true
         if (result.numAffectedRows !== undefined && result.numAffectedRows > 0n) wrote = true
+        // After a failure nothing succeeds but ROLLBACK TO SAVEPOINT, which heals it.
+        failure = undefined
         return result
       } catch (error) {
-        failure ??= error
-        // "The transaction is aborted": by something of ours that was sent ahead, if anything was.
-        if (codeOf(error) === '25P02') await settle()
-        throw isFatal(error) ? asAborted(database, error) : error
+        throw await failed(error)
       }
     },
-    streamQuery: (query, chunkSize) => session.connection.streamQuery(query, chunkSize),
+    async *streamQuery(query, chunkSize) {
+      try {
+        await opened
+        refuseIf(progress.committing, database)
+        yield* session.connection.streamQuery<never>(query, chunkSize)
+      } catch (error) {
+        throw await failed(error)
+      }
+    },
+  }
+  /** A statement of the handler failed: what it gets to see. */
+  const failed = async (error: unknown): Promise<unknown> => {
+    const first = failure
+    failure ??= error
+    if (codeOf(error) !== '25P02') return isFatal(error) ? asAborted(database, error) : error
+    // "The transaction is aborted": by something of ours that was sent ahead, if anything was; else by what the
+    // handler had caught, and that would say more than this.
+    await settle()
+    return first === undefined || codeOf(first) === '25P02' ? error : swallowed({ database, failure: first })
   }
   const settle = async () => {
     const waiting = sent.splice(0)
     const outcomes = await Promise.allSettled(waiting)
     for (const outcome of outcomes)
-      if (outcome.status === 'rejected') throw asAborted(database, fromSql(outcome.reason))
+      if (outcome.status === 'rejected') throw asAborted(database, fromOwn(database.name, outcome.reason))
   }
+  const ours = (error: unknown): unknown =>
+    codeOf(error) === '25P02' && failure !== undefined
+      ? swallowed({ database, failure })
+      : asAborted(database, fromOwn(database.name, error))
   const query = <R>(text: string, parameters?: readonly unknown[]) =>
     session.query<R>(text, parameters).catch((error: unknown) => {
       throw asAborted(database, error)
     })
   return {
     database,
+    transactionId,
     session,
+    get opened() {
+      return Promise.allSettled([opened])
+    },
     connection,
     settle,
     query,
     async send(text, parameters) {
       const answer = session.query(text, parameters)
       answer.catch(() => {})
+      opened ??= answer
       if (session.pipelines) sent.push(answer)
-      else await answer
+      else
+        await answer.catch((error: unknown) => {
+          throw ours(error)
+        })
     },
     async checkOpen() {
       if (!suspect) return
       try {
         await query('select once.check_open($1::uuid)', [transactionId])
       } catch (error) {
-        throw fromSql(error)
+        throw ours(error)
       }
     },
     noteXid() {
@@ -174,29 +223,30 @@ export interface Progress {
   committing: boolean
 }
 
+function refuseIf(over: boolean, { name }: Database): void {
+  if (!over) return
+  throw new HandlerError('ENDED', `The transaction on ${name} is over`, {
+    hint: 'Await every query inside the handler; for queries outside it use a Kysely instance of your own',
+  })
+}
+
 /** A handle for handlers: begins the branch at its first query, and refuses to work after the end. */
 export function lazyTransaction<DB>(
   database: Database,
   begin: () => Promise<Branch>,
   progress: Progress,
 ): Transaction<DB> {
-  const refuseIf = (over: boolean) => {
-    if (!over) return
-    throw new HandlerError('ENDED', `The transaction on ${database.name} is over`, {
-      hint: 'Await every query inside the handler; for queries outside it use a Kysely instance of your own',
-    })
-  }
   const provide = async <T>(consumer: (connection: DatabaseConnection) => Promise<T>): Promise<T> => {
-    refuseIf(progress.returned)
+    refuseIf(progress.returned, database)
     const { connection } = await begin()
     // A query that the handler did not wait for still counts, but not behind the COMMIT.
     return await consumer({
       async executeQuery(query) {
-        refuseIf(progress.committing)
+        refuseIf(progress.committing, database)
         return await connection.executeQuery(query)
       },
       async *streamQuery(query, chunkSize) {
-        refuseIf(progress.committing)
+        refuseIf(progress.committing, database)
         yield* connection.streamQuery<never>(query, chunkSize)
       },
     })

@@ -91,6 +91,7 @@ export async function commit(work: Work): Promise<Committed> {
  */
 async function knownHome({
   branches,
+  aborted,
   preferredHome,
 }: Work): Promise<{ home: Branch; xid: string; others: readonly Branch[] } | undefined> {
   const home = branches.find(
@@ -104,7 +105,7 @@ async function knownHome({
   const others = branches.filter((branch) => branch !== home)
   if (home === undefined || home.suspect) return undefined
   if (others.some(({ wrote, suspect, session }) => !wrote || suspect || !session.pipelines)) return undefined
-  const xid = await home.xid
+  const xid = await aborted.race(Promise.resolve(home.xid))
   return xid == null ? undefined : { home, xid, others }
 }
 
@@ -405,7 +406,7 @@ async function decide({ transactionId, patience }: Work, branch: Branch): Promis
     { database: branch.database.name, transactionId },
     async (): Promise<Decision> => {
       const [before, commit] = await Promise.allSettled([
-        branch.settle(),
+        inTime(patience, branch.settle()),
         inTime(patience, branch.session.query(commitOf(branch, transactionId))),
       ])
       if (before.status === 'rejected' && isRefusal(before.reason)) {
@@ -457,12 +458,14 @@ export async function readOutcome(
   home: Database,
   { home: homeId, transactionId, homeXid }: GlobalId,
 ): Promise<string> {
-  const { rows } = await withReadCommitted(home.connectApart(), (session) =>
-    session.query<{ outcome: string }>('select once.outcome($1::uuid, $2::uuid, $3::text::xid8) as outcome', [
-      homeId,
-      transactionId,
-      homeXid,
-    ]),
+  const { rows } = await withReadCommitted(
+    home.connectApart(),
+    (session) =>
+      session.query<{ outcome: string }>(
+        'select once.outcome($1::uuid, $2::uuid, $3::text::xid8) as outcome',
+        [homeId, transactionId, homeXid],
+      ),
+    patience,
   )
   return rows[0]?.outcome ?? 'pending'
 }

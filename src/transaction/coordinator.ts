@@ -6,7 +6,7 @@
  * A coordinator that dies anywhere leaves branches in doubt; recovery asks the home and finishes them.
  */
 import { AsyncLocalStorage } from 'node:async_hooks'
-import type { IsolationLevel, Transaction } from 'kysely'
+import type { Transaction } from 'kysely'
 import type { Database } from '../database/database.ts'
 import { environment } from '../environment.ts'
 import {
@@ -19,6 +19,14 @@ import {
 } from '../errors.ts'
 import { type Branch, lazyTransaction, openBranch } from './branch.ts'
 import { type Abortion, candidateAmong, commit, rollBack, Settled } from './commit.ts'
+
+/** Postgres's, of which it takes the first for the second. */
+export const isolationLevels = [
+  'read uncommitted',
+  'read committed',
+  'repeatable read',
+  'serializable',
+] as const
 
 export interface TransactionOptions {
   /** Gives up and rolls back, up to the decision; afterwards it has no effect. */
@@ -33,7 +41,7 @@ export interface TransactionOptions {
    */
   readonly idleTimeout?: number
   /** @defaultValue as the sessions have it, in Postgres read committed */
-  readonly isolationLevel?: IsolationLevel
+  readonly isolationLevel?: (typeof isolationLevels)[number]
   /**
    * Whether to wait until every branch is committed (`await`), or only for the decision (`background`): it
    * stands either way, but until the branch is finished other transactions do not see its effects there.
@@ -78,7 +86,7 @@ export type TransactionBody<T> = (
   transactionId: string,
 ) => Promise<T>
 
-const defaults = {
+export const defaults = {
   timeout: 60_000,
   lockTimeout: 10_000,
   idleTimeout: 60_000,
@@ -167,6 +175,8 @@ async function runOnce<T>(
   const { lockTimeout = defaults.lockTimeout, idleTimeout = defaults.idleTimeout, isolationLevel } = options
   const permits = takePermits()
   const begun = new Map<Database, Promise<Branch>>()
+  const opened: Branch[] = []
+  let givenUp = false
   const progress = { returned: false, committing: false }
 
   const begin = (database: Database): Promise<Branch> => {
@@ -175,7 +185,17 @@ async function runOnce<T>(
       branch = (async () => {
         await permits.take(database, signal)
         await checkDistinct(context, database)
-        return await openBranch(database, { transactionId, lockTimeout, idleTimeout, isolationLevel })
+        const open = await openBranch(database, {
+          transactionId,
+          lockTimeout,
+          idleTimeout,
+          isolationLevel,
+          progress,
+        })
+        // Nobody waited for it any more.
+        if (givenUp) open.session.abandon()
+        opened.push(open)
+        return open
       })()
       branch.catch(() => {})
       begun.set(database, branch)
@@ -212,6 +232,7 @@ async function runOnce<T>(
     progress.returned = true
     scope.over = true
     branches = await aborted.race(Promise.all(begun.values()))
+    await aborted.race(Promise.all(branches.map((branch) => branch.opened)))
     progress.committing = true
     const { id, unfinished } = await commit({
       transactionId,
@@ -236,8 +257,10 @@ async function runOnce<T>(
     progress.returned = true
     progress.committing = true
     scope.over = true
-    const outcomes = await Promise.allSettled(begun.values())
-    branches = outcomes.flatMap((outcome) => (outcome.status === 'fulfilled' ? [outcome.value] : []))
+    // A server that does not answer to BEGIN holds up nobody once the transaction is given up.
+    const outcomes = await aborted.race(Promise.allSettled(begun.values())).catch(() => [])
+    givenUp = true
+    branches = opened
     if (error instanceof Settled) context.poke()
     else await rollBack(branches, signal.aborted)
     release(branches, permits)
@@ -256,6 +279,7 @@ async function runOnce<T>(
 
 function takePermits() {
   const held = new Set<Database>()
+  let over = false
   // One after the other, or two waits of one transaction could be out of order among themselves.
   let last: Promise<unknown> = Promise.resolve()
 
@@ -274,6 +298,10 @@ function takePermits() {
         })
       }
     }
+    if (over) {
+      database.permits.give()
+      throw new AbortedError('ABORTED', 'The transaction was given up')
+    }
     held.add(database)
   }
   return {
@@ -286,6 +314,7 @@ function takePermits() {
       for (const database of [...databases].sort((a, b) => a.order - b.order)) await takeOne(database, signal)
     },
     giveAll() {
+      over = true
       for (const database of held) database.permits.give()
       held.clear()
     },

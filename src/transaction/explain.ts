@@ -5,7 +5,7 @@ import {
   AbortedError,
   codeOf,
   DatabaseError,
-  fromSql,
+  fromOwn,
   HandlerError,
   LimitError,
   OutcomeUnknownError,
@@ -37,7 +37,7 @@ export function reasonOf(branch: Branch, error: unknown): unknown {
         },
       )
     default:
-      return fromSql(error)
+      return fromOwn(branch.database.name, error)
   }
 }
 
@@ -82,7 +82,7 @@ export function refusalOf(branch: Branch, error: unknown): unknown {
   }
 }
 
-export function swallowed(branch: Branch): HandlerError {
+export function swallowed(branch: Pick<Branch, 'database' | 'failure'>): HandlerError {
   return new HandlerError(
     'SWALLOWED',
     `A statement in database ${branch.database.name} failed, and the handler went on`,
@@ -92,6 +92,22 @@ export function swallowed(branch: Branch): HandlerError {
       cause: branch.failure,
     },
   )
+}
+
+/** What a handler returned. A query that it only built was never sent, and nothing would say so. */
+export function refuseUnexecuted<T>(result: T): T {
+  if (!isUnexecuted(result) && !(Array.isArray(result) && result.some(isUnexecuted))) return result
+  throw new HandlerError('NOT_EXECUTED', 'The handler returned a query that it did not execute', {
+    detail: 'A query of Kysely does nothing until it is executed. Everything was rolled back.',
+    hint: 'Add .execute() and await it: await trx.updateTable(…).set(…).execute()',
+  })
+}
+
+/** By what it can do, as Kysely's builders have it: the handler's may be another copy of the module than ours. */
+function isUnexecuted(value: unknown): boolean {
+  if (typeof value !== 'object' || value === null) return false
+  const { toOperationNode, execute } = value as { toOperationNode?: unknown; execute?: unknown }
+  return typeof toOperationNode === 'function' && typeof execute === 'function'
 }
 
 export function lost(branch: Branch, cause: unknown): AbortedError {

@@ -14,7 +14,8 @@ interface BranchInDoubt {
   readonly transactionId: string
   readonly home: string
   readonly homeXid: string
-  readonly owner: string
+  /** Null: the role was dropped. Then nothing proves any more that the branch is ours, and it is reported only. */
+  readonly owner: string | null
   /** Null: as we are; else the role to take first. */
   readonly role: string | null
   readonly allowed: boolean
@@ -29,14 +30,15 @@ export async function listInDoubt(database: Database, settle: number): Promise<B
         id: string
         home: string
         xid: string
-        owner: string
+        owner: string | null
         role: string | null
         allowed: boolean
       }>(
         `select d.gid, d.transaction_id::text as id, d.home::text as home, d.home_xid as xid, d.owner,
                 case when d.owner <> current_user and not r.rolsuper then d.owner end as role, d.can_finish as allowed
            from once.branch d join pg_catalog.pg_roles r on r.rolname = current_user
-          where d.ours and d.age >= $1::int * interval '1 millisecond'
+          where (d.ours or d.owner is null and d.transaction_id is not null)
+            and d.age >= $1::int * interval '1 millisecond'
           order by d.prepared_at`,
         [settle],
       ),
@@ -114,6 +116,16 @@ export async function finishBranches(
     const decision = decisions.get(keyOf(branch))
     if (decision === 'pending') report.pending += 1
     if (decision !== 'committed' && decision !== 'aborted') continue
+    if (branch.owner === null) {
+      report.unfinished.push({
+        database: database.name,
+        gid: branch.gid,
+        reason:
+          `its owner was dropped, and its home says ${decision}; if it is yours, as a superuser: ` +
+          `${decision === 'committed' ? 'commit' : 'rollback'} prepared ${quoteGid(branch.gid)}`,
+      })
+      continue
+    }
     if (!branch.allowed) {
       report.unfinished.push({
         database: database.name,

@@ -13,7 +13,7 @@
  */
 import { type Database, withSession } from '../database/database.ts'
 import { environment } from '../environment.ts'
-import { checkMilliseconds } from '../names.ts'
+import { checkBoolean, checkFunction, checkMilliseconds, checkObject } from '../names.ts'
 import { audit } from './audit.ts'
 import { askHomes, finishBranches, listInDoubt } from './finishing.ts'
 import { forget, prove } from './forgetting.ts'
@@ -26,6 +26,8 @@ export interface SweepOptions {
   readonly keep?: number
   /** Prove and forget, too. @defaultValue true */
   readonly forget?: boolean
+  /** Compare all evidence with the decisions at its homes, as {@link Recovery.audit} does. @defaultValue false */
+  readonly audit?: boolean
 }
 
 export interface StartOptions extends Pick<SweepOptions, 'keep'> {
@@ -48,7 +50,10 @@ export interface Recovery {
   sweep(options?: SweepOptions): Promise<RecoveryReport>
   /** Looks again and again, through outages, until stopped or the client is closed. */
   start(options?: StartOptions): RunningRecovery
-  /** Compares all evidence with the decisions at its homes; new losses are recorded and returned. */
+  /**
+   * Compares all evidence with the decisions at its homes; new losses are recorded and returned. What does not
+   * answer is passed over; a sweep with `audit` tells which.
+   */
   audit(): Promise<readonly Loss[]>
 }
 
@@ -62,8 +67,11 @@ export async function sweep(
   databases: readonly Database[],
   options: SweepOptions = {},
 ): Promise<RecoveryReport> {
+  checkObject('options', options)
   const settle = checkMilliseconds('settle', options.settle ?? defaults.settle)
   const keep = checkMilliseconds('keep', options.keep ?? defaults.keep)
+  const forgets = checkBoolean('forget', options.forget, true)
+  const audits = checkBoolean('audit', options.audit, false)
   const report: Tally = {
     committed: 0,
     rolledBack: 0,
@@ -90,14 +98,23 @@ export async function sweep(
       }),
     )
   }
-  if (options.forget ?? true) {
+  if (forgets) {
     for (const [home, database] of homes) {
       await attempt(report, database, () => prove(home, database, homes, report))
       await attempt(report, database, () => forget(home, database, homes, keep, report))
     }
     await Promise.all(reachable.map(stamp))
   }
+  if (audits) merge(report, await audit(databases))
   return report
+}
+
+/** Adds what an audit found: each database that was passed over once. */
+function merge(report: Tally, { losses, unreachable }: Pick<Tally, 'losses' | 'unreachable'>): void {
+  report.losses.push(...losses)
+  for (const one of unreachable) {
+    if (!report.unreachable.some(({ database }) => database === one.database)) report.unreachable.push(one)
+  }
 }
 
 /** Notes that somebody looked after this database. That the role may not, or no more, is no fault of recovery. */
@@ -112,6 +129,8 @@ async function stamp(database: Database): Promise<void> {
 // Running
 
 export function startRecovery(databases: readonly Database[], options: StartOptions = {}): RunningRecovery {
+  checkObject('options', options)
+  if (options.onReport !== undefined) checkFunction('onReport', options.onReport)
   const interval = checkMilliseconds('interval', options.interval ?? defaults.interval)
   const keep = checkMilliseconds('keep', options.keep ?? defaults.keep)
   let stopped = false
@@ -125,16 +144,17 @@ export function startRecovery(databases: readonly Database[], options: StartOpti
       const now = environment.now()
       const forgetNow = now - forgotten >= forgetEvery
       if (forgetNow) forgotten = now
-      const report = await sweep(databases, { settle: runningSettle, keep, forget: forgetNow })
-      const losses = [...report.losses]
-      if (now - audited >= auditEvery) {
-        audited = now
-        losses.push(...(await audit(databases)).losses)
-      }
-      const full = { ...report, losses }
-      const news = isNews(full)
+      const auditNow = now - audited >= auditEvery
+      if (auditNow) audited = now
+      const report = await sweep(databases, {
+        settle: runningSettle,
+        keep,
+        forget: forgetNow,
+        audit: auditNow,
+      })
+      const news = isNews(report)
       try {
-        if (news || hadNews) options.onReport?.(full)
+        if (news || hadNews) options.onReport?.(report)
       } catch (error) {
         // What the listener does wrong must not leave branches in doubt.
         process.emitWarning(error as Error)

@@ -15,7 +15,7 @@ import { createDatabase, inTime, transactionOver, withSession } from '../databas
 import type { DatabaseTarget } from '../database/open.ts'
 import type { Session } from '../database/session.ts'
 import { codeOf, HandlerError, isErrorAnswer } from '../errors.ts'
-import { checkInteger } from '../names.ts'
+import { checkInteger, checkObject, show } from '../names.ts'
 import {
   TMENDRSCAN,
   TMFAIL,
@@ -164,6 +164,7 @@ export function xaResource<DB = unknown>(
   target: DatabaseTarget<DB>,
   options: XaOptions = {},
 ): XaResource<DB> {
+  checkObject('options', options)
   const maxConnections = Number(checkInteger('maxConnections', options.maxConnections ?? 10, 1n, 10_000n))
   const milliseconds = (what: 'connectTimeout' | 'timeout', byDefault: number) =>
     Number(checkInteger(what, options[what] ?? byDefault, 1n, 2147483647n))
@@ -517,7 +518,7 @@ export function xaResource<DB = unknown>(
 
     async recover(flags = TMSTARTRSCAN | TMENDRSCAN) {
       checkOpen()
-      if ((flags & ~(TMSTARTRSCAN | TMENDRSCAN)) !== 0)
+      if (!Number.isInteger(flags) || (flags & ~(TMSTARTRSCAN | TMENDRSCAN)) !== 0)
         throw badFlags('recover', flags, 'a combination of TMSTARTRSCAN and TMENDRSCAN')
       const starts = (flags & TMSTARTRSCAN) !== 0
       if (!starts && !scanning) {
@@ -608,7 +609,7 @@ async function isInTransaction(session: Session): Promise<boolean> {
 // Saying what went wrong
 
 function badFlags(verb: string, flags: unknown, expected: string): XaError {
-  return new XaError('XAER_INVAL', `Expected the flags of ${verb} to be ${expected}, got ${String(flags)}`)
+  return new XaError('XAER_INVAL', `Expected the flags of ${verb} to be ${expected}, got ${show(flags)}`)
 }
 
 function noSuspension(): XaError {

@@ -58,8 +58,11 @@ export function formatXid(xid: XidInput): string {
  *
  * A gid counts as an xid only if that xid is written exactly so. Decoders are lenient about padding, line
  * breaks, leading zeros; but an xid that is written in another way than it was read names another transaction.
+ *
+ * @throws XaError `XAER_INVAL` if it is no string
  */
 export function parseXid(gid: string): Xid | RawXid {
+  if (typeof gid !== 'string') refuse('gid', gid, 'a string as in pg_prepared_xacts')
   const [, formatId, gtrid, bqual] = /^(-?\d{1,10})_([A-Za-z0-9+/=]+)_([A-Za-z0-9+/=]*)$/.exec(gid) ?? []
   if (formatId === undefined || gtrid === undefined || bqual === undefined) return { gid }
   const xid = { formatId: Number(formatId), gtrid: bytes(gtrid), bqual: bytes(bqual) }

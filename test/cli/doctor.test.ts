@@ -203,6 +203,40 @@ test('orphans, losses and gaps are found, and what to type for each', async (t) 
   t.is(find(checks, 'recovery', 'orders').status, 'warn')
 })
 
+test('what to type for an orphan names its home where that is not among the databases given', async (t) => {
+  const [orders, billing] = [await testDatabase(t), await testDatabase(t, { server: 'b' })]
+  await makeOrphan({ home: orders, participant: billing, decision: 'committed' })
+  const [{ id }] = await orders.sql<[{ id: string }]>`select once.home_id()::text as id`
+  const alone = find((await doctor(...named({ billing }), '--orphan-age', '0')).checks, 'in doubt')
+  t.is(alone.status, 'critical')
+  t.true(
+    alone.hint?.startsWith(`# first name the home too: no database given here answers ${id} to`),
+    `${alone.hint}`,
+  )
+  t.regex(alone.hint ?? '', /\npgonce recover --database billing=/)
+  const both = find(
+    (await doctor(...named({ orders, billing }), '--orphan-age', '0')).checks,
+    'in doubt',
+    'billing',
+  )
+  t.true(both.hint?.startsWith('pgonce recover'))
+})
+
+test('what a role may not look at is skipped, not called well', async (t) => {
+  const database = await testDatabase(t)
+  const role = await testRole(t, database)
+  await database.sql`select once.grant_app(${role})`
+  await database.sql.unsafe(`revoke select on once.heuristic from ${role}`)
+  const { exitCode, ok, checks } = await doctor(database.urlAs(role))
+  t.is(exitCode, 0)
+  t.true(ok)
+  const skipped = checks.filter(({ found }) => found.startsWith('not looked at'))
+  t.true(skipped.length > 0)
+  t.true(skipped.every(({ status }) => status === 'skipped'))
+  const { stdout } = await pgonceCli(['doctor', database.urlAs(role)])
+  t.regex(stdout, / {2}skipped +not looked at: this role may not$/m)
+})
+
 test('consumers that lag and do not move are worth a warning', async (t) => {
   const { sql, url } = await testDatabase(t)
   await sql`select once.take_partition('group', 'topic', 0)`

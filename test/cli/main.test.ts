@@ -28,10 +28,21 @@ test('a wrong command line exits with 2, says what was expected, and shows neith
   const url = 'postgres://joe:secret@localhost/x'
   for (const [args, said] of [
     [[], /Usage/],
+    [[url], /^pgonce: unknown command/],
+    [['doctor', `--databse=orders=${url}`], /^pgonce: unknown option/],
+    [
+      ['doctor', '--database', `orders=${url.replace('secret', 'se/secret')}`],
+      /^pgonce: This URL cannot be read/,
+    ],
+    [['doctor', url.replace('secret', '1/secret')], /^pgonce: This URL cannot be read/],
     [['heal'], /unknown command/],
     [['doctor', '--jsno'], /unknown option/],
     [['doctor'], /Which databases\?[\s\S]*PGONCE_DATABASES/],
-    [['in-doubt', '--database', url], /name=URL/],
+    [['in-doubt', '--database', url], /name=URL, got a URL without a name/],
+    [['in-doubt', '--database', 'orders'], /name=URL, got "orders"/],
+    [['in-doubt', `orders=${url}`], /--database orders=/],
+    [['in-doubt', '--database', `orders=${url},billing=${url}`], /by spaces/],
+    [['in-doubt', `${url},${url}`], /by spaces/],
     [['in-doubt', '--database', `a b=${url}`], /database name/],
     [['in-doubt', '--database', `a=${url}`, '--database', `a=${url}`], /Two databases are named a/],
     [['recover', 'mysql://joe:secret@localhost/x'], /Expected a URL/],

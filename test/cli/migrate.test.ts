@@ -6,6 +6,7 @@ import { serverUrl } from '../support/servers.ts'
 
 const names = (await readMigrations()).map(({ name }) => name)
 const newest = names.at(-1)
+const { host } = new URL(serverUrl('a'))
 
 test('pgonce migrate installs into every database given, by URL and by name', async (t) => {
   const [one, two] = [await emptyDatabase(t), await emptyDatabase(t)]
@@ -17,9 +18,28 @@ test('pgonce migrate installs into every database given, by URL and by name', as
   t.is(second.exitCode, 0)
   t.is(
     second.stdout,
-    `${one.name}: schema once is up to date, version ${names.length}\n` +
-      `billing: schema once is up to date, version ${names.length}\n`,
+    `${one.name}: schema once is up to date, version ${names.length} (database ${one.name} on ${host})\n` +
+      `billing: schema once is up to date, version ${names.length} (database ${two.name} on ${host})\n`,
   )
+})
+
+test('pgonce migrate does not take a default for the database that a URL leaves out', async (t) => {
+  const { name } = await emptyDatabase(t)
+  const without = new URL(serverUrl('a'))
+  for (const path of ['', '/']) {
+    without.pathname = path
+    const { exitCode, stdout, stderr } = await pgonceCli(['migrate', without.href], { PGDATABASE: '' })
+    t.is(exitCode, 2)
+    t.is(stdout, '')
+    t.regex(
+      stderr,
+      /^pgonce: Which database\? postgres:.* names none\n {2}→ Add its name .*\/orders; or set PGDATABASE/,
+    )
+  }
+  // A default that somebody set is meant.
+  const meant = await pgonceCli(['migrate', without.href], { PGDATABASE: name })
+  t.is(meant.exitCode, 0, meant.stderr)
+  t.is(meant.stdout, `${name}: ${newest} installed (database ${name} on ${host})\n`)
 })
 
 test('pgonce migrate --dry-run --json tells programs what would run, and changes nothing', async (t) => {
@@ -64,6 +84,7 @@ test('pgonce migrate says what is wrong; only a wrong command line exits with 2'
   for (const [args, said, expected] of [
     [[], /Which databases\?/, 2],
     [['mysql://joe:secret@localhost/x'], /Expected a URL/, 2],
+    [['postgres://joe:se/secret@localhost/x'], /cannot be read[\s\S]*Percent-encode the password/, 2],
     [[serverUrl('a', randomName('missing'))], /does not exist/, 1],
     [['--database', url], /name=URL/, 2],
     [['--sql', url, url], /one database/, 2],

@@ -1,6 +1,6 @@
 import test from 'ava'
 import { connect, installSchema, ownServer, testDatabase, testRole } from '../support/database.ts'
-import { oneValue, openSession, rowsOf } from '../support/sql.ts'
+import { oneValue, openSession, refused, rowsOf } from '../support/sql.ts'
 import { leaveOrphan, placeWithEffects, prepare } from '../support/strangers.ts'
 
 type Sql = Parameters<typeof rowsOf>[0]
@@ -122,4 +122,96 @@ test('A monitor may look at all of it, and read what it cannot change', async (t
   for (const view of views) t.true(Array.isArray(await session.rows(`select * from once.${view}`)), view)
   t.deepEqual(await session.rows('select ours, can_finish from once.in_doubt'), [[true, false]])
   t.is(await oneValue(b.sql, `select status from once.health where name = 'in_doubt'`), 'ok')
+})
+
+test('Claims that are answered expired are counted by scope, until a day has passed', async (t) => {
+  const { sql, ...database } = await testDatabase(t)
+  const name = 'expired_claims_per_day'
+  await sql`select once.set_retention('s', '10 days')`
+  await sql`update once.scope set horizon = '2024-01-10 12:00Z'`
+  const records = () => rowsOf(sql, 'select claims, oldest_day::text from once.expired_claim order by 1')
+  await sql`select once.claim_key('s', 'new', '2024-01-11')`
+  await sql`select once.claim_key('s', 'new', '2024-01-11')`
+  t.deepEqual(await records(), [], 'neither a claim nor a duplicate is recorded')
+  t.like(await check(sql, name), { status: 'ok', value: 0, hint: null })
+
+  await sql`select once.claim_key('s', 'old', '2024-01-09')`
+  await sql`select once.claim_key_batch('s', array['a', 'b', 'c', 'no time'], array['2023-12-24', '2024-01-12', '2024-01-01', null]::timestamptz[])`
+  t.deepEqual(await records(), [
+    [1, '2024-01-09'],
+    [2, '2023-12-24'],
+  ])
+  const found = await check(sql, name)
+  t.like(found, { status: 'warn', value: 3 })
+  t.true(String(found.hint).includes('select * from once.expired_claims'))
+  const summary = `select scope, claims::int, oldest_day::text, retention::text, first_at < last_at from once.expired_claims`
+  t.deepEqual(await rowsOf(sql, summary), [['s', 3, '2023-12-24', '10 days', true]])
+
+  // Who goes back has given up nothing.
+  const session = await openSession(t, database.url)
+  await session.rows(`begin; select once.claim_key('s', 'old', '2024-01-09')`)
+  await session.rows('rollback')
+  t.is((await check(sql, name)).value, 3)
+
+  await sql`update once.expired_claim set answered_at = answered_at - interval '25 hours'`
+  t.like(await check(sql, name), { status: 'ok', value: 0, hint: null })
+  t.deepEqual(await rowsOf(sql, summary), [])
+  const swept = () =>
+    rowsOf(
+      sql,
+      `select action, count::int, more from once.sweep(1) where detail = 'records of expired claims'`,
+    )
+  t.deepEqual(await swept(), [], 'kept for two days')
+  await sql`update once.expired_claim set answered_at = answered_at - interval '1 day'`
+  t.deepEqual(await swept(), [['delete', 1, true]])
+  t.deepEqual(await swept(), [['delete', 1, true]])
+  t.deepEqual(await swept(), [])
+  t.deepEqual(await records(), [])
+})
+
+test('Claims that are answered expired wait for nobody and fail for nobody, at any isolation level', async (t) => {
+  const { sql, ...database } = await testDatabase(t)
+  for (const scope of ['x', 'y']) await sql`select once.set_retention(${scope}, '10 days')`
+  await sql`update once.scope set horizon = '2024-01-10 12:00Z'`
+  for (const level of ['read committed', 'repeatable read', 'serializable']) {
+    const sessions = [await openSession(t, database.url), await openSession(t, database.url)]
+    for (const { rows } of sessions)
+      await rows(`set statement_timeout = '5s'; begin isolation level ${level}`)
+    // Two scopes, each first in one of them: over a counter they would deadlock.
+    for (const scopes of [
+      ['x', 'y'],
+      ['y', 'x'],
+    ])
+      for (const [index, scope] of scopes.entries())
+        t.is(
+          await sessions[index]?.value(`select status from once.claim_key('${scope}', 'old', '2024-01-09')`),
+          'expired',
+          level,
+        )
+    for (const { rows } of sessions) await rows('commit')
+  }
+  t.deepEqual(await rowsOf(sql, 'select scope, claims::int from once.expired_claims order by 1'), [
+    ['x', 6],
+    ['y', 6],
+  ])
+})
+
+test('An application adds to the expired claims and can neither read nor take back, a monitor sees them', async (t) => {
+  const { sql, ...database } = await testDatabase(t)
+  const whole = { sql, ...database }
+  const [app, monitor] = [await testRole(t, whole), await testRole(t, whole)]
+  await sql.unsafe(`select once.grant_app('${app}'), once.grant_monitor('${monitor}')`)
+  await sql`select once.set_retention('s', '10 days')`
+  await sql`update once.scope set horizon = '2024-01-10 12:00Z'`
+  const session = await openSession(t, database.urlAs(app))
+  t.is(await session.value(`select status from once.claim_key('s', 'old', '2024-01-09')`), 'expired')
+  for (const forbidden of [
+    'select * from once.expired_claim',
+    'delete from once.expired_claim',
+    `insert into once.expired_claim (answered_at, scope_id, claims, oldest_day) values ('2000-01-01', 1, 1, '2000-01-01')`,
+  ])
+    await refused(t, session.rows(forbidden), '42501')
+  const watcher = await openSession(t, database.urlAs(monitor))
+  t.deepEqual(await watcher.rows('select scope, claims::int from once.expired_claims'), [['s', 1]])
+  await refused(t, watcher.rows('select * from once.expired_claim'), '42501')
 })

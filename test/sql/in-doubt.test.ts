@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto'
 import test from 'ava'
 import { connect, installSchema, ownServer, testDatabase, testRole } from '../support/database.ts'
 import { oneValue, openSession, rowsOf, type Session, until, untilBlocked } from '../support/sql.ts'
@@ -240,4 +241,82 @@ test('The decision is shown where this database is the home, and never makes the
   await a.sql`update once.identity set database_oid = 1`
   await prepare(t, a.url, orphans[0]?.gid ?? '', 'insert into effect values (50)')
   t.regex(String((await decisions())[0]), /^unknown here: this database is a copy/)
+})
+
+test('in_doubt reads locks and prepared transactions once each, and takes all gids apart in one call', async (t) => {
+  const [a, b] = [await placeWithEffects(t), await placeWithEffects(t)]
+  for (const effect of [1, 2, 3]) await leaveOrphan(a, b, effect)
+  await prepare(t, b.url, `${base64('7')}_ in ${b.name}`, 'insert into effect values (4)')
+  const waiter = await openSession(t, b.url)
+  const waiting = waiter.sql.unsafe('insert into effect values (1)').execute()
+  waiting.catch(() => {})
+  await untilBlocked(b.sql, waiter)
+
+  const plans: string[] = []
+  const session = connect(t, b.url, { onnotice: ({ message = '' }) => plans.push(message) })
+  await session.unsafe(`load 'auto_explain'`)
+  for (const [name, value] of Object.entries({
+    log_min_duration: 0,
+    log_nested_statements: 'on',
+    log_analyze: 'on',
+    log_timing: 'off',
+    log_level: 'notice',
+  }))
+    await session.unsafe(`set auto_explain.${name} = ${value}`)
+  const rows = await session`select gid, blocks from once.in_doubt order by blocks`
+  t.deepEqual(
+    rows.map(({ blocks }) => blocks),
+    [0, 0, 0, 1],
+  )
+  const text = plans.join('\n')
+  for (const source of ['pg_lock_status', 'pg_prepared_xact', 'decode_gids', 'verdicts']) {
+    const scans = text.match(new RegExp(`Function Scan on ${source}.*`, 'g')) ?? []
+    t.is(scans.length, 1, `${source}: ${scans}`)
+    t.regex(scans[0] ?? '', /\bloops=1\)/)
+  }
+
+  for (const gid of (await rowsOf(b.sql, 'select gid from once.in_doubt')).flat())
+    await b.sql.unsafe(`rollback prepared '${gid}'`)
+  await waiting
+})
+
+test('With 1,000 prepared transactions and 10,000 locks in_doubt takes at most 3 times the bare join', async (t) => {
+  const server = await ownServer(t, { max_prepared_transactions: 1000, max_locks_per_transaction: 256 })
+  await installSchema(server.url())
+  const sql = connect(t, server.url())
+  const tables = Array.from({ length: 9 }, (_, n) => `held_${n}`)
+  for (const table of tables) await sql.unsafe(`create table ${table} (id int)`)
+  const [row] = await sql`select once.home_id() as home, pg_current_xact_id()::text as xid`
+  for (let made = 0; made < 1000; made++) {
+    await sql.unsafe(
+      `begin; lock table ${tables.join(', ')} in row exclusive mode; select pg_current_xact_id()`,
+    )
+    await sql.unsafe(`prepare transaction 'once:1:${row?.home}:${randomUUID()}:${row?.xid}:p'`)
+  }
+  t.deepEqual(
+    await rowsOf(
+      sql,
+      `select count(*)::int, count(*) filter (where ours and decision = 'aborted' and cardinality(locks) = 9)::int from once.in_doubt`,
+    ),
+    [[1000, 1000]],
+  )
+
+  const timed = async (query: string) => {
+    const began = performance.now()
+    await sql.unsafe(query)
+    return performance.now() - began
+  }
+  const ratios: number[] = []
+  for (let round = 0; round < 21; round++) {
+    const bare = await timed(
+      `select count(l.mode)
+         from pg_prepared_xacts p
+         join pg_locks t on t.transactionid = p.transaction
+         join pg_locks l on l.virtualtransaction = t.virtualtransaction`,
+    )
+    ratios.push((await timed('select count(*) from once.in_doubt')) / bare)
+  }
+  const median = ratios.toSorted((x, y) => x - y)[10] ?? Number.NaN
+  t.log(`${median.toFixed(2)} times`)
+  t.true(median <= 3, `${median} times`)
 })

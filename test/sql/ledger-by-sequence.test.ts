@@ -233,6 +233,7 @@ test('Gaps are bounded, and one that closes is welcome even beyond the limit', a
     claim(sql, `'p', 9999`),
     'ONMAX',
     `'p' would have 1001 gaps, the limit is 1000`,
+    'Sequence 0 is not processed',
   )
   t.is(await claim(sql, `'p', 2000`), 'duplicate', 'a duplicate needs no room')
   t.is(await claim(sql, `'p', 2001`), 'claimed', 'what touches a range neither')
@@ -249,7 +250,13 @@ test('Gaps are bounded, and one that closes is welcome even beyond the limit', a
 test('The hint of a first batch with too many gaps names its first gap', async (t) => {
   const { sql } = await testDatabase(t)
   const call = `'p', array(select 2 * g::bigint from generate_series(3, 1003) g)`
-  await refused(t, claimBatch(sql, call), 'ONMAX', `once.set_watermark('p', 5, 'reason')`)
+  await refused(
+    t,
+    claimBatch(sql, call),
+    'ONMAX',
+    `once.set_watermark('p', 5, 'reason')`,
+    'Sequence 0 is not processed',
+  )
   t.is(await producer(sql, 'p'), undefined)
 })
 

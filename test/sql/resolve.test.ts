@@ -35,7 +35,39 @@ test('select once.resolve() \\gexec finishes what is decided, says why, and touc
   t.deepEqual(await gexec(b.sql, 'select statement from once.resolve()'), [], 'nothing is left to do')
 })
 
-test('Without dblink, resolve is silent about homes elsewhere and asking one says what to type', async (t) => {
+test('What resolve has no line for, it names in a notice with the reason', async (t) => {
+  const [a, b] = [await placeWithEffects(t), await placeWithEffects(t)]
+  const said: string[] = []
+  const resolve = async (url = b.url) => {
+    said.length = 0
+    const sql = connect(t, url, { onnotice: ({ message }) => void said.push(String(message)) })
+    const rows = await rowsOf(sql, 'select once.resolve()')
+    return rows.length
+  }
+  const pending = await leaveOrphan(b, b, 1, 'pending')
+  const { gid } = await leaveOrphan(a, b, 2)
+  t.is(await resolve(), 0)
+  t.deepEqual(said, [
+    `no line for ${pending.gid}: pending: the home's transaction still runs`,
+    `no line for ${gid}: the extension dblink is not installed in this database`,
+  ])
+  await b.sql`create extension dblink`
+  t.is(await resolve(), 1)
+  t.is(said.length, 1, 'of what it has a line for it says nothing')
+  const operator = await testRole(t, b)
+  await b.sql.unsafe(`select once.grant_operator('${operator}')`)
+  t.is(await resolve(b.urlAs(operator)), 0)
+  t.deepEqual(
+    said.sort(),
+    [
+      `no line for ${gid}: only role postgres may finish it; a superuser can: grant postgres to ${operator}`,
+      `no line for ${pending.gid}: only role postgres may finish it; a superuser can: grant postgres to ${operator}`,
+    ].sort(),
+  )
+  await pending.endHome('rollback')
+})
+
+test('Without dblink, resolve has no lines for homes elsewhere and asking one says what to type', async (t) => {
   const [a, b] = [await placeWithEffects(t), await placeWithEffects(t)]
   const { gid } = await leaveOrphan(a, b, 1)
   t.deepEqual(await rowsOf(b.sql, 'select once.resolve()'), [])

@@ -338,7 +338,7 @@ test('A branch has the lock and idle timeouts that it was opened with, for its t
   t.deepEqual(await settings(), [['7s', '0']], 'null leaves the session’s own')
   await a.rows(`call once.open('${id}', 0, 0)`)
   t.deepEqual(await settings(), [['0', '0']])
-  await refused(t, a.rows(`call once.open('${id}', -1)`), '22023')
+  await refused(t, a.rows(`call once.open('${id}', -1)`), 'ONARG')
   await a.sql`rollback`
 })
 
@@ -465,9 +465,9 @@ test('The decision row carries the home’s own xid, and its participants in pai
   const id = randomUUID()
   await openBranch(a, id)
   await a.sql`savepoint s`
-  await refused(t, a.rows(`select once.begin_global('${id}', '{b,c}', '{${someHome}}')`), '23514')
+  await refused(t, a.rows(`select once.begin_global('${id}', '{b,c}', '{${someHome}}')`), 'ONARG')
   await a.sql`rollback to s`
-  await refused(t, a.rows(`select once.begin_global('${id}', null, '{}')`), '23502')
+  await refused(t, a.rows(`select once.begin_global('${id}', null, '{}')`), 'ONARG')
   await a.sql`rollback to s`
   const xid = await a.value(`select once.begin_global('${id}', '{b}', '{${someHome}}')`)
   t.is(xid, await a.value('select pg_current_xact_id()'))
@@ -516,7 +516,7 @@ test('A decision is narrowed only in its own transaction, and never by a null', 
     )
     await a.sql`rollback to s`
   }
-  await refused(t, a.rows(`select once.narrow_global('${id}', '{b}', '{}')`), '23514')
+  await refused(t, a.rows(`select once.narrow_global('${id}', '{b}', '{}')`), 'ONARG')
   await a.sql`rollback to s`
   await a.sql`commit`
   for (const before of ['select', 'select pg_current_xact_id()']) {
@@ -900,7 +900,7 @@ test('A loss is recorded once, and only an operator with a reason puts it to res
   t.true(await record('lost branch'))
   t.false(await record('lost branch'))
   t.true(await record('lost decision'))
-  await refused(t, record('bad luck'), '23514')
+  await refused(t, record('bad luck'), 'ONARG')
   await refused(t, forget(`''`), 'ONARG', 'reason')
   await refused(t, forget('null'), 'ONARG', 'reason')
   await refused(t, oneValue(sql, `select once.forget(null, 'x')`), 'ONARG')

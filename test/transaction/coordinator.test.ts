@@ -29,6 +29,10 @@ test.before(async () => {
 let last = 0
 const fresh = () => ++last
 
+async function drain(rows: AsyncIterable<unknown>): Promise<void> {
+  for await (const _ of rows);
+}
+
 /** Writes the effect in each of the named databases. */
 async function write(handles: Handles, id: number, ...names: (keyof Three)[]): Promise<void> {
   for (const name of names) await handles[name].insertInto('effect').values({ id }).execute()
@@ -281,6 +285,71 @@ for (const [driver, over] of Object.entries(drivers)) {
       'SWALLOWED',
       /database b/,
     )
+  })
+
+  test(`A statement after one whose failure was caught tells the first failure, until a savepoint heals it (${driver})`, async (t) => {
+    const once = over(t, shared)
+    const id = fresh()
+    const goOn = async (trx: Handles['a']) => {
+      await sql`select 1 / 0`.execute(trx).catch(() => {})
+      await sql`select 2`.execute(trx)
+    }
+    const caused = async (attempt: Promise<unknown>) => {
+      const error = await t.throwsAsync(attempt, { instanceOf: HandlerError, code: 'SWALLOWED' })
+      t.like(error?.cause, { code: '22012' })
+      t.truthy((error as HandlerError).hint)
+    }
+    await caused(once.transaction((tx) => goOn(tx.a)))
+    await caused(
+      once.transaction(async (tx) => {
+        await write(tx, id, 'a')
+        await goOn(tx.b)
+      }),
+    )
+    // Whatever the handler makes of that, and what it streams, is no different.
+    await caused(
+      once.transaction(async (tx) => {
+        await write(tx, id, 'a')
+        await caused(goOn(tx.a))
+        await caused(write(tx, id, 'a'))
+        if (driver === 'postgres.js') await caused(drain(tx.a.selectFrom('effect').selectAll().stream()))
+      }),
+    )
+    // Also what fails while it is streamed.
+    if (driver === 'postgres.js') {
+      await caused(
+        once.transaction(async (tx) => {
+          const broken = tx.a.selectFrom('effect').select(sql`1 / (id - id)`.as('x')).stream()
+          await write(tx, id, 'a')
+          await drain(broken).catch(() => {})
+          await write(tx, fresh(), 'a')
+        }),
+      )
+    }
+    t.is(await seen(shared, id), '')
+
+    await once.transaction(async (tx) => {
+      await write(tx, id, 'a', 'b')
+      await sql`savepoint before`.execute(tx.a)
+      await t.throwsAsync(sql`select 1 / 0`.execute(tx.a), { code: '22012' })
+      await caused(sql`select 2`.execute(tx.a))
+      await sql`rollback to savepoint before`.execute(tx.a)
+      await sql`select 3`.execute(tx.a)
+    })
+    t.is(await seen(shared, id), 'ab')
+    // A failure that was healed is not what a later one is blamed on.
+    await t
+      .throwsAsync(
+        once.transaction(async (tx) => {
+          await sql`savepoint before`.execute(tx.a)
+          await sql`select 1 / 0`.execute(tx.a).catch(() => {})
+          await sql`rollback to savepoint before`.execute(tx.a)
+          await sql`select 'x'::int`.execute(tx.a).catch(() => {})
+          await sql`select 4`.execute(tx.a)
+        }),
+        { code: 'SWALLOWED' },
+      )
+      .then((error) => t.like(error?.cause, { code: '22P02' }))
   })
 
   test(`A query that is not awaited counts: its error is noticed, its effect is part of the transaction (${driver})`, async (t) => {

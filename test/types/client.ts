@@ -2,6 +2,7 @@
 import type { Kysely } from 'kysely'
 import postgres from 'postgres'
 import {
+  type Jsonified,
   type Outcome,
   type Processed,
   pgonce,
@@ -78,6 +79,17 @@ export async function messages(): Promise<void> {
   await once.process('orders', { key: 'k' }, handler)
   // @ts-expect-error: a string is no sequence
   await once.process('orders', { producer: 'p', sequence: '1' }, handler)
+  // @ts-expect-error: results are kept by key
+  await once.process('orders', { producer: 'p', sequence: 1, keepResult: true }, handler)
+  // @ts-expect-error: of both kinds
+  await once.process('orders', { producer: 'p', sequence: 1, scope: 's', key: 'k' }, handler)
+  // @ts-expect-error: only sequences can be strict
+  await once.process('orders', { scope: 's', key: 'k', strict: true }, handler)
+  await once.process('orders', { scope: 's', key: 'k', payload: 'x' }, handler)
+  await once.process('orders', { scope: 's', key: 'k', payloadHash: new Uint8Array(32) }, handler)
+  const payloadHash = new Uint8Array(32)
+  // @ts-expect-error: the payload or its hash
+  await once.process('orders', { scope: 's', key: 'k', payload: 'x', payloadHash }, handler)
   // @ts-expect-error: a time is a Date
   await once.process('orders', { scope: 's', key: 'k', occurredAt: '2026-01-01' }, handler)
   // @ts-expect-error: the home of a process is the database of its claim
@@ -91,6 +103,10 @@ export async function messages(): Promise<void> {
   await once.processBatch('orders', { scope: 's', messages: ['k'] }, async (_, fresh) => {
     fresh satisfies readonly string[]
   })
+  await once.processBatch('orders', { scope: 's', messages: ['k', { key: 'l', payload: 'x' }] }, handler)
+  const keepResult = { key: 'k', keepResult: true }
+  // @ts-expect-error: results of a batch are not kept
+  await once.processBatch('orders', { scope: 's', messages: [keepResult] }, handler)
   // @ts-expect-error: a batch of one kind
   await once.processBatch('orders', { producer: 'p', messages: ['k'] }, async () => 1)
 }
@@ -108,6 +124,25 @@ export async function answers(): Promise<void> {
   // @ts-expect-error: a duplicate's result may not have been kept
   if (answer.status === 'duplicate') answer.result satisfies number
 
+  const kept = await once.process('orders', { scope: 's', key: 'k', keepResult: true }, async () => ({
+    at: new Date(),
+    list: [new Date(), null],
+    maybe: undefined as number | undefined,
+    run: () => 1,
+  }))
+  if (kept.status === 'processed') kept.result.at satisfies Date
+  if (kept.status === 'duplicate' && kept.result !== undefined) {
+    kept.result.at satisfies string
+    kept.result.list satisfies (string | null)[]
+    kept.result.maybe satisfies number | undefined
+    // @ts-expect-error: a Date is a string in JSON
+    kept.result.at satisfies Date
+    // @ts-expect-error: JSON has no functions
+    void kept.result.run
+  }
+  const nothing: Jsonified<undefined> = null
+  nothing satisfies Jsonified<void>
+
   const { id, finished } = await once.transaction(async () => 1)
   finished satisfies boolean
   // @ts-expect-error: one database alone leaves no id
@@ -116,6 +151,9 @@ export async function answers(): Promise<void> {
 
   // @ts-expect-error: await or background
   await once.transaction(async () => 1, { finish: 'later' })
+  await once.transaction(async () => 1, { isolationLevel: 'repeatable read' })
+  // @ts-expect-error: Postgres has no such level
+  await once.transaction(async () => 1, { isolationLevel: 'snapshot' })
   const options: TransactionOptions = { retries: 1 }
   // @ts-expect-error: options are for reading
   options.retries = 2

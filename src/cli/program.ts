@@ -1,0 +1,54 @@
+/**
+ * The commands of `pgonce`, put together.
+ */
+import { Command } from 'commander'
+import { describeTarget } from '../database/open.ts'
+import { demoCommand } from './demo.ts'
+import { devCommand } from './dev.ts'
+import { doctorCommand } from './doctor.ts'
+import { inDoubtCommand } from './in-doubt.ts'
+import { metricsCommand } from './metrics.ts'
+import { migrateCommand } from './migrate.ts'
+import { recoverCommand } from './recover.ts'
+import { sweepCommand } from './sweep.ts'
+
+interface Output {
+  writeOut(text: string): void
+  writeErr(text: string): void
+}
+
+/** @param output where help goes, and complaints about the command line */
+export function createProgram(
+  version: string,
+  { writeOut, writeErr }: Output = {
+    writeOut: (text) => void process.stdout.write(text),
+    writeErr: (text) => void process.stderr.write(text),
+  },
+): Command {
+  const program = new Command('pgonce')
+    .description('Every message takes effect once, in one Postgres or atomically in several.')
+    .version(version)
+    .showHelpAfterError('(add --help for what there is)')
+    .exitOverride()
+    .configureOutput({ writeOut, writeErr, outputError: (text, write) => write(inOurWords(text)) })
+  migrateCommand(program)
+  doctorCommand(program)
+  inDoubtCommand(program)
+  recoverCommand(program)
+  sweepCommand(program)
+  metricsCommand(program)
+  devCommand(program)
+  demoCommand(program)
+  return program
+}
+
+/** Commander quotes what it does not know: a URL in place of a command, or behind a mistyped option. */
+function inOurWords(text: string): string {
+  return (
+    text
+      .replace(/^error: /, 'pgonce: ')
+      .replace(/'(.*)'/s, (_, quoted: string) => `'${describeTarget(quoted)}'`)
+      // Arguments that are too many stand without quotes.
+      .replaceAll(/:(?!\/\/)[^@\s]*@/g, ':…@')
+  )
+}
