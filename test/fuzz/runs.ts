@@ -1,0 +1,56 @@
+/**
+ * How the fuzz tests run: with a new seed each time, printed when something fails.
+ *
+ * PGONCE_FUZZ_SEED runs them with that seed again. PGONCE_FUZZ_RUNS multiplies how often each property is tried:
+ * 1 is what CI does.
+ */
+import { randomInt } from 'node:crypto'
+import type { ExecutionContext } from 'ava'
+import fc from 'fast-check'
+
+const seed = numberOf('PGONCE_FUZZ_SEED') ?? randomInt(2 ** 31)
+const factor = numberOf('PGONCE_FUZZ_RUNS') ?? 1
+
+function numberOf(variable: string): number | undefined {
+  const text = process.env[variable]
+  if (text === undefined || text === '') return undefined
+  const value = Number(text)
+  if (!Number.isFinite(value)) throw new Error(`${variable}: expected a number, got ${text}`)
+  return value
+}
+
+/** Tries a property; what it says of the smallest failing case, or undefined if it held. */
+export async function tryProperty<T>(
+  what: string,
+  values: fc.Arbitrary<T>,
+  property: (value: T) => Promise<void> | void,
+  runs: number,
+): Promise<string | undefined> {
+  const found = await fc.check(
+    fc.asyncProperty(values, async (value) => property(value)),
+    {
+      seed,
+      numRuns: Math.max(1, Math.round(runs * factor)),
+      // Each case costs round trips; the first hundred steps of shrinking say what matters.
+      interruptAfterTimeLimit: 120_000,
+      markInterruptAsFailure: true,
+    },
+  )
+  if (!found.failed) return undefined
+  const said = found.errorInstance instanceof Error ? found.errorInstance.message : 'interrupted: too slow'
+  const again = `PGONCE_FUZZ_SEED=${seed}${factor === 1 ? '' : ` PGONCE_FUZZ_RUNS=${factor}`}`
+  return `${what}: ${said}\n  case: ${fc.stringify(found.counterexample?.[0])}\n  again: ${again}`
+}
+
+/** Asserts a property. */
+export async function holds<T>(
+  t: ExecutionContext,
+  what: string,
+  values: fc.Arbitrary<T>,
+  property: (value: T) => Promise<void> | void,
+  runs: number,
+): Promise<void> {
+  const failure = await tryProperty(what, values, property, runs)
+  if (failure === undefined) t.pass()
+  else t.fail(failure)
+}
