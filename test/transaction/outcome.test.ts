@@ -226,3 +226,23 @@ for (const driver of ['postgres.js', 'pg']) {
     },
   )
 }
+
+test('A connection that is lost outside of a transaction is told as lost', async (t) => {
+  const { a, once, toA } = await lossy(t, 'postgres.js')
+  const partition = { group: 'readers', topic: 'numbers' }
+  const { id } = await write(once, 9, 'ab')
+  const tries: Record<string, () => Promise<unknown>> = {
+    'taking a partition': () => once.takePartition('a', partition),
+    'reading a position': () => once.readOffset('a', partition),
+    'asking for an outcome': () => once.outcome(id ?? ''),
+  }
+  for (const [what, attempt] of Object.entries(tries)) {
+    // On a connection that is open already; one that is lost while it is being opened is opened again.
+    await attempt()
+    toA.muteServer()
+    setTimeout(() => toA.cut(), 50)
+    const error = await t.throwsAsync(attempt(), { instanceOf: AbortedError }, what)
+    t.is(error?.code, 'CONNECTION_LOST', what)
+  }
+  t.deepEqual(await a.effects(), [9])
+})
