@@ -1,8 +1,8 @@
 /**
  * A phase of its own: the server of database `b` dies, and a standby takes over that lacks the last of what it had
  * acknowledged. No protocol can bring that back. What is asked here is that nothing is lost in silence: each
- * transaction of which one database kept its part and another lost it is found by the audits, and no other is.
- * The one exception is documented: a branch whose evidence recovery had seen already is not looked for again.
+ * transaction of which one database kept its part and another lost it is found by recovery and the audits, and no
+ * other is; also those that recovery had proven before, since it looks again before it forgets.
  *
  * A transaction that is gone from every database is consistent, and no audit can find it: that is what an
  * asynchronous standby costs, with or without pgonce. It is counted.
@@ -37,7 +37,7 @@ export interface FailoverReport {
   /** Acknowledged transactions of which a part is gone, and those among them that the audits reported. */
   readonly lostInPart: number
   readonly detected: number
-  /** Those that were not reported because recovery had seen the evidence before it was lost: docs/guarantees.md. */
+  /** Those among them whose evidence recovery had seen before it was lost: found when it looked again. */
   readonly provenBefore: number
   /** Acknowledged transactions that are gone from every database: consistent, and nothing that could be found. */
   readonly lostWhole: number
@@ -134,7 +134,8 @@ export async function failover(seed: number, say: (text: string) => void): Promi
       if (attempt.completion?.type !== 'info' || id == null || attempt.outcome !== undefined) continue
       attempt.outcome = await once.outcome(id)
     }
-    await once.recovery.sweep()
+    // With `keep` they would be looked for again in ten minutes.
+    await once.recovery.sweep({ keep: 0 })
     await once.recovery.audit()
     const reported = new Set<string>()
     const proven = new Set<string>()
@@ -171,9 +172,8 @@ export async function failover(seed: number, say: (text: string) => void): Promi
       const example = { attempt: attempt.attempt, databases, present, completion, outcome }
       if (present.length > 0) {
         inPart.add(transaction ?? attempt.attempt)
-        if (transaction !== undefined && reported.has(transaction)) continue
-        if (transaction !== undefined && proven.has(transaction)) provenBefore += 1
-        else found.undetected.push(example)
+        if (transaction === undefined || !reported.has(transaction)) found.undetected.push(example)
+        else if (proven.has(transaction)) provenBefore += 1
       } else if (told) {
         if (databases.includes('b')) lostWhole += 1
         else found['lost-write'].push(example)

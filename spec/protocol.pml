@@ -82,7 +82,7 @@ bit commit_sent;
 #define NONE     0
 #define UNPROVEN 1
 #define PROVEN   2
-#define LEAVING  3 /* only with TWICE: see there */
+#define CONFIRMED 3
 byte row = NONE;
 /* once.identity.forgotten_xid has reached our xid */
 bit forgotten;
@@ -124,11 +124,13 @@ bit squat; /* a row with our id and another xid */
 
 #if FAILOVERS > 0
 byte failed;   /* servers that have failed over, each at most once: a bit for each branch, then the home's */
-bit aged;      /* a transaction that was proven for `keep` is being forgotten */
-byte observed; /* evidence that a recoverer has read: a bit for each branch */
+bit aged;      /* the transaction was proven half of `keep` ago */
+bit settled;   /* and confirmed the other half ago */
 #define FAILED_OVER (failed != 0)
+#define HAS_FAILED(i) HAS(failed, i)
 #else
 #define FAILED_OVER false
+#define HAS_FAILED(i) false
 #endif
 
 #ifdef MUTANT_ASYNC_HOME
@@ -137,7 +139,7 @@ bit soft;      /* the home's commit is visible but not flushed */
 #ifdef MUTANT_STANDBY
 bit replicated; /* the standby has the row */
 #endif
-#ifdef MUTANT_ASYNC_PROVEN
+#ifdef MUTANT_ASYNC_MARK
 bit soft;      /* the mark is visible but not flushed */
 #endif
 #ifdef MUTANT_ASYNC_DELETE
@@ -186,15 +188,15 @@ byte soft;     /* deletions of evidence that are not flushed: a bit for each bra
 #define CALL(server) before = HAS(failed, server);
 #define BROKEN(server) (before != HAS(failed, server))
 #define HANG_UP before = 0;
-#define OBSERVE(i) observed = (i < FAILOVERS -> observed | (1 << (i)) : observed);
 #define AGE aged = 1;
+#define SETTLE settled = 1;
 #else
 #define REMEMBER
 #define CALL(server)
 #define BROKEN(server) false
 #define HANG_UP
-#define OBSERVE(i)
 #define AGE
+#define SETTLE
 #endif
 
 /* COMMIT PREPARED and ROLLBACK PREPARED. With them the law is checked: all committed, or all rolled back. */
@@ -280,10 +282,10 @@ end:
 #ifdef MUTANT_STANDBY
   :: atomic { row != NONE && !replicated -> replicated = 1; printf("home: replicated\n") }
 #endif
-#ifdef MUTANT_ASYNC_PROVEN
+#ifdef MUTANT_ASYNC_MARK
   :: atomic { soft -> soft = 0; printf("home: flushed\n") }
-  :: atomic { soft && row == PROVEN && crashes > 0 ->
-       crashes--; soft = 0; row = UNPROVEN; printf("home: CRASH, the mark is lost\n") }
+  :: atomic { soft && (row == PROVEN || row == CONFIRMED) && crashes > 0 ->
+       crashes--; soft = 0; row = row - 1; printf("home: CRASH, the mark is lost\n") }
 #endif
   od
 }
@@ -416,7 +418,7 @@ stop:
 /* ---------------------------------------------------------------------------------------------------------- */
 
 /* What a recoverer has seen of a branch: two bits each. */
-#ifdef TWICE
+#ifndef MUTANT_ONE_LOOK
 #define FORGET_SEEN seen = 0; second = 0
 #else
 #define FORGET_SEEN seen = 0
@@ -457,7 +459,7 @@ stop:
   if \
   :: IS_MISSING(i) -> \
        lost_branch = lost_branch | (1 << i); printf("%d: records a lost branch, %d\n", _pid, i); \
-       REQUIRE(!IS_COMMITTED(i) || FAILED_OVER, false_alarm) \
+       REQUIRE(!IS_COMMITTED(i) || HAS_FAILED(i), false_alarm) \
   :: else \
   fi;
 
@@ -498,7 +500,7 @@ active [2] proctype Recoverer() {
   byte which;
   bit listed;
   REMEMBER
-#ifdef TWICE
+#ifndef MUTANT_ONE_LOOK
   bit second;
 #endif
 
@@ -511,9 +513,9 @@ end:
   :: goto sweep
 #ifdef FORGETTING
   :: atomic { row == UNPROVEN -> printf("%d: reads an unproven decision\n", _pid); goto prove }
-#ifdef TWICE
+#ifndef MUTANT_ONE_LOOK
   :: atomic { row == PROVEN -> AGE second = 1; printf("%d: reads a proven decision\n", _pid); goto prove }
-  :: atomic { row == LEAVING -> printf("%d: reads a leaving decision\n", _pid); goto forget }
+  :: atomic { row == CONFIRMED -> SETTLE printf("%d: reads a confirmed decision\n", _pid); goto forget }
 #else
   :: atomic { row == PROVEN -> AGE printf("%d: reads a proven decision\n", _pid); goto forget }
 #endif
@@ -591,7 +593,7 @@ proving:
 #ifdef LIVE
   if
   :: atomic { row == UNPROVEN -> printf("%d: reads an unproven decision\n", _pid); goto prove }
-#ifdef TWICE
+#ifndef MUTANT_ONE_LOOK
   :: atomic { row == PROVEN -> AGE second = 1; printf("%d: reads a proven decision\n", _pid); goto prove }
 #endif
   :: else -> goto forgetting
@@ -611,27 +613,32 @@ prove:
   EACH(LOOK)
 #endif
   :: atomic { EVERY(IS_EVIDENT) ->
-       /* once.mark_proven */
-       FORGET_SEEN;
+       /* once.mark_proven, once.mark_confirmed */
        if
        :: row == UNPROVEN ->
             row = PROVEN; printf("%d: marks the decision proven\n", _pid);
-#ifdef MUTANT_ASYNC_PROVEN
+#ifdef MUTANT_ASYNC_MARK
             soft = 1;
 #endif
             REQUIRE(EVERY(IS_COMMITTED) || FAILED_OVER, premature)
-#ifdef TWICE
-       :: row == PROVEN && second -> row = LEAVING; printf("%d: marks the decision as leaving\n", _pid)
+#ifndef MUTANT_ONE_LOOK
+       :: row == PROVEN && second ->
+            row = CONFIRMED; printf("%d: marks the decision confirmed\n", _pid);
+#ifdef MUTANT_ASYNC_MARK
+            soft = 1;
+#endif
+            REQUIRE(EVERY(IS_COMMITTED) || FAILED_OVER, premature)
 #endif
        :: else
        fi;
+       FORGET_SEEN;
        NEXT(forgetting) }
   :: atomic { EVERY(IS_SEEN) && !EVERY(IS_EVIDENT) ->
        /* once.find_decisions: still unproven? */
        if
 #if defined(MUTANT_NO_RECHECK)
        :: true ->
-#elif defined(TWICE)
+#elif !defined(MUTANT_ONE_LOOK)
        :: row == UNPROVEN || row == PROVEN ->
 #else
        :: row == UNPROVEN ->
@@ -657,7 +664,7 @@ evidence:
     :: !BROKEN(which) && !listed && IS_PREPARED(which) -> seen = seen | (WAITING << (2 * which))
 #else
     :: !BROKEN(which) && EVIDENT(which) ->
-         seen = seen | (EVIDENCE << (2 * which)); OBSERVE(which) printf("%d: branch %d is evident\n", _pid, which)
+         seen = seen | (EVIDENCE << (2 * which)); printf("%d: branch %d is evident\n", _pid, which)
     :: !BROKEN(which) && !EVIDENT(which) && listed -> seen = seen | (WAITING << (2 * which))
 #endif
 #ifdef MUTANT_42704
@@ -675,8 +682,8 @@ evidence:
 #ifdef LIVE
 forgetting:
   if
-#ifdef TWICE
-  :: atomic { row == LEAVING -> printf("%d: reads a leaving decision\n", _pid); goto forget }
+#ifndef MUTANT_ONE_LOOK
+  :: atomic { row == CONFIRMED -> SETTLE printf("%d: reads a confirmed decision\n", _pid); goto forget }
 #else
   :: atomic { row == PROVEN -> AGE printf("%d: reads a proven decision\n", _pid); goto forget }
 #endif
@@ -686,14 +693,14 @@ forgetting:
 forget:
   do
 #ifdef MUTANT_FORGET_ORDER
-  :: atomic { row == PROVEN -> row = NONE; forgotten = 1; printf("%d: deletes the decision\n", _pid) }
+  :: atomic { row == CONFIRMED -> row = NONE; forgotten = 1; printf("%d: deletes the decision\n", _pid) }
 #endif
   EACH(DELETE)
   :: atomic { EVERY(IS_SEEN) ->
        /* once.forget_proven: unproven rows are never touched */
        FORGET_SEEN;
        if
-       :: row == PROVEN || row == LEAVING ->
+       :: row == PROVEN || row == CONFIRMED ->
             row = NONE; forgotten = 1; printf("%d: deletes the decision\n", _pid);
             REQUIRE(EVERY(IS_CLEAN) || FAILED_OVER, premature)
        :: else
@@ -742,16 +749,19 @@ audit_row:
 /*
  * An asynchronous standby takes over: of one server, the newest transactions are lost, any number of them.
  *
- * But for two assumptions, which LIMIT_LAG drops. `keep` (ten minutes) is longer than the standby lags: what is
- * proven for so long that it is being forgotten is not lost any more (`aged`). And evidence that a recoverer has
- * read is not lost (`observed`), except with TWICE.
+ * But for one assumption, which LIMIT_LAG drops: half of `keep` (five minutes) is longer than the standby lags, so what
+ * was proven for so long that it is looked at again is not lost any more (`aged`), nor is the mark of what was
+ * confirmed for so long that it is being deleted (`settled`).
  */
-#if defined(LIMIT_LAG)
-#define MAY_LOSE(i) (!aged)
-#elif defined(TWICE)
-#define MAY_LOSE(i) (!aged)
+#if defined(LIMIT_LAG) || defined(MUTANT_ONE_WAIT)
+#define MAY_LOSE_MARK true
 #else
-#define MAY_LOSE(i) (!HAS(observed, i))
+#define MAY_LOSE_MARK (!settled)
+#endif
+#ifdef LIMIT_LAG
+#define MAY_LOSE(i) true
+#else
+#define MAY_LOSE(i) (!aged)
 #endif
 
 #define CAN_FAIL(server) (failovers > 0 && !HAS(failed, server))
@@ -801,12 +811,12 @@ end:
        drop() }
   :: atomic { CAN_FAIL(BRANCHES) && row == PROVEN && !aged ->
        end_home(); row = UNPROVEN; printf("home: FAILOVER, the mark is lost\n") }
-  :: atomic { CAN_FAIL(BRANCHES) && row == LEAVING ->
+  :: atomic { CAN_FAIL(BRANCHES) && row == CONFIRMED && MAY_LOSE_MARK ->
        end_home(); row = PROVEN; printf("home: FAILOVER, the last mark is lost\n") }
   :: atomic { CAN_FAIL(BRANCHES) && row == NONE && forgotten ->
        end_home(); forgotten = 0;
-#ifdef TWICE
-       row = LEAVING;
+#ifndef MUTANT_ONE_LOOK
+       row = CONFIRMED;
 #else
        row = PROVEN;
 #endif
@@ -836,7 +846,7 @@ end:
 #define IS_UNRECORDED_EVIDENCE(i) (branch[i] == DONE && !HAS(lost_decision, i))
 #define IS_ABSENT(i) (!IS_COMMITTED(i))
 #define IS_UNRECORDED_ABSENT(i) (!IS_COMMITTED(i) && !HAS(lost_branch, i))
-#ifdef TWICE
+#ifndef MUTANT_ONE_LOOK
 #define HAS_UNPROVEN (row == UNPROVEN || row == PROVEN)
 #else
 #define HAS_UNPROVEN (row == UNPROVEN)

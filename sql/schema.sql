@@ -56,6 +56,8 @@
 --!include transaction/find_evidence.sql
 --!include transaction/mark_proven.sql
 --!include transaction/proven.sql
+--!include transaction/mark_confirmed.sql
+--!include transaction/confirmed.sql
 --!include transaction/delete_evidence.sql
 --!include transaction/forget_proven.sql
 --!include transaction/evidence_page.sql

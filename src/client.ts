@@ -418,13 +418,9 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
     }
     const failed = identities.find((identity) => identity.status === 'rejected')
     if (failed?.status === 'rejected') throw failed.reason
-    throw new InvalidInputError(
-      'ONARG',
-      `None of the databases is the home ${global.home} of this transaction`,
-      {
-        hint: 'Add it: in that database once.identity has this id',
-      },
-    )
+    throw new InvalidInputError('ONARG', `None of the databases is the home of transaction ${id}`, {
+      hint: `Add it: in that database once.identity has the id ${global.home}`,
+    })
   }
 }
 

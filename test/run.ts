@@ -2,16 +2,26 @@
  * Runs the tests: `npm test [-- ava's arguments]`. Starts two servers that all test files share, each file
  * with databases of its own in them, and stops them afterwards.
  *
- * PGONCE_TEST_POSTGRES=15|16|17|18 picks the version. `--versions 15,18` runs the suite on each in turn, and
- * prints what passed and failed in all as the last line.
+ * PGONCE_TEST_POSTGRES=15|16|17|18 picks the version. `--versions 18,15` runs the suite on each in turn, what does
+ * not depend on the version on the first only, and prints what passed and failed in all as the last line.
  */
 import { spawn } from 'node:child_process'
+import { glob } from 'node:fs/promises'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { stripVTControlCharacters } from 'node:util'
 import { startServer } from '../src/embedded.ts'
 import { chosenVersion, type PostgresVersion, packageOf, parseVersion } from './support/postgres-version.ts'
 import { serverVariables } from './support/servers.ts'
+
+/** They talk to no server, or are long and about what all versions do alike. */
+const independent: ReadonlySet<string> = new Set([
+  'test/chaos/chaos.test.ts',
+  'test/chaos/checker.test.ts',
+  'test/chaos/proxy-matrix.test.ts',
+  'test/simulation/simulation.test.ts',
+  'test/spec.test.ts',
+])
 
 interface Result {
   readonly version: PostgresVersion
@@ -42,7 +52,7 @@ if (first === '--versions') {
   const results: Result[] = []
   for (const version of (second ?? '').split(',').map(parseVersion)) {
     console.log(`# Postgres ${version}`)
-    results.push(await runOn(version, rest, true))
+    results.push(await runOn(version, results.length === 0 ? rest : await withoutIndependent(rest), true))
     if (interrupted) break
   }
   console.log('')
@@ -56,6 +66,17 @@ if (first === '--versions') {
 } else {
   const { exitCode } = await runOn(chosenVersion(), process.argv.slice(2), false)
   process.exitCode = interrupted || exitCode
+}
+
+/** The arguments for a further version: all files but those to which the version makes no difference. */
+async function withoutIndependent(rest: readonly string[]): Promise<readonly string[]> {
+  if (rest.some((argument) => argument.includes('.test.ts'))) return rest
+  const files: string[] = []
+  for await (const path of glob('test/**/*.test.ts', { cwd: root })) {
+    const file = path.replaceAll('\\', '/')
+    if (!independent.has(file)) files.push(file)
+  }
+  return [...files.sort(), ...rest]
 }
 
 async function runOn(

@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:f061ff18b35e37689f6d03ab5d53b46c331f6596
+--! Hash: sha1:b7d423b4bb645515f3515961ef0c28af4fa85b32
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -1428,12 +1428,16 @@ create table once.global_transaction (
   decided_at timestamptz not null default clock_timestamp(),
   -- When every participant's evidence had been seen; null: not yet.
   proven_at timestamptz,
+  -- When all of it was seen once more, a while later; from then on it may be deleted.
+  confirmed_at timestamptz check (confirmed_at is null or proven_at is not null),
   check (cardinality(participants) = cardinality(participant_homes))
 );
 
 -- What the clean-up still has to look at, oldest first; and what it may forget.
 create index global_transaction_unproven on once.global_transaction (decided_at, transaction_id) where proven_at is null;
-create index global_transaction_proven on once.global_transaction (proven_at) where proven_at is not null;
+create index global_transaction_proven on once.global_transaction (proven_at, transaction_id)
+ where proven_at is not null and confirmed_at is null;
+create index global_transaction_confirmed on once.global_transaction (confirmed_at, transaction_id) where confirmed_at is not null;
 
 comment on table once.global_transaction is
   'Home: one row a committed global transaction, until every branch is proven to have committed.';
@@ -1449,7 +1453,7 @@ create table once.evidence (
 );
 
 comment on table once.evidence is
-  'Participant: one row a committed branch, until the home has marked the transaction proven.';
+  'Participant: one row a committed branch, until the home has confirmed the transaction.';
 --! EndIncluded transaction/evidence.sql
 --! Included transaction/heuristic.sql
 -- Losses: one side committed, the other did not, and no protocol can repair that any more. Found by the
@@ -2132,8 +2136,7 @@ comment on function once.find_evidence(uuid[]) is
 revoke all on function once.find_evidence(uuid[]) from public;
 --! EndIncluded transaction/find_evidence.sql
 --! Included transaction/mark_proven.sql
--- Forgetting, step 3 (home): every participant's evidence of these transactions was seen. Must be
--- durable before any evidence goes, or a crash would leave a decision that nothing proves.
+-- Forgetting, step 3 (home): every participant's evidence of these transactions was seen.
 create function once.mark_proven(transaction_ids uuid[]) returns bigint
 language plpgsql volatile
 set search_path = ''
@@ -2158,10 +2161,16 @@ comment on function once.mark_proven(uuid[]) is
 revoke all on function once.mark_proven(uuid[]) from public;
 --! EndIncluded transaction/mark_proven.sql
 --! Included transaction/proven.sql
--- Forgetting, step 4 (home): proven decisions that nobody is likely to ask about any more. The time only
--- decides when to look; a question that comes later is answered 'forgotten', never wrongly.
-create function once.proven(batch_size integer default 1000, keep interval default '10 minutes')
-returns table (transaction_id uuid, participants text[], participant_homes uuid[])
+-- Forgetting, step 4 (home): proven decisions that nobody is likely to ask about any more, to be confirmed: their
+-- evidence is looked for once more. A participant whose standby took over without the newest transactions has
+-- lost evidence that we had seen; if it is gone, and nothing is prepared, the branch was lost. So keep is also how
+-- far a standby may lag without a loss going unnoticed. The time decides when to look, and nothing else.
+create function once.proven(
+  batch_size integer default 1000,
+  keep interval default '5 minutes',
+  after_proven_at timestamptz default '-infinity',
+  after_id uuid default '00000000-0000-0000-0000-000000000000'
+) returns table (transaction_id uuid, participants text[], participant_homes uuid[], proven_at timestamptz)
 language plpgsql stable
 set search_path = ''
 as $$
@@ -2172,20 +2181,83 @@ begin
   end if;
   -- Within what a timestamp can hold.
   return query
-  select g.transaction_id, g.participants, g.participant_homes
+  select g.transaction_id, g.participants, g.participant_homes, g.proven_at
     from once.global_transaction g
    where g.proven_at <= now() - greatest(least(proven.keep, interval '1000 years'), interval '-1000 years')
-   order by g.proven_at
+     and g.confirmed_at is null
+     and (g.proven_at, g.transaction_id) > (proven.after_proven_at, proven.after_id)
+   order by g.proven_at, g.transaction_id
    limit proven.batch_size;
 end
 $$;
 
-comment on function once.proven(integer, interval) is
-  'Home: proven decisions older than keep (10 minutes), whose evidence may be deleted.';
-revoke all on function once.proven(integer, interval) from public;
+comment on function once.proven(integer, interval, timestamptz, uuid) is
+  'Home: decisions that were proven longer ago than keep (5 minutes), whose evidence is to be confirmed, oldest first, after the given one.';
+revoke all on function once.proven(integer, interval, timestamptz, uuid) from public;
 --! EndIncluded transaction/proven.sql
+--! Included transaction/mark_confirmed.sql
+-- Forgetting, step 5 (home): every participant's evidence was seen once more. Must be durable before any evidence
+-- goes: whoever then finds neither a branch nor evidence, of a decision that is not confirmed, has found a loss.
+create function once.mark_confirmed(transaction_ids uuid[]) returns bigint
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_count bigint;
+begin
+  if current_setting('synchronous_commit') not in ('on', 'remote_apply') then
+    perform set_config('synchronous_commit', 'on', true);
+  end if;
+  update once.global_transaction g
+     set confirmed_at = clock_timestamp()
+   where g.transaction_id = any (mark_confirmed.transaction_ids)
+     and g.proven_at is not null
+     and g.confirmed_at is null;
+  get diagnostics v_count = row_count;
+  return v_count;
+end
+$$;
+
+comment on function once.mark_confirmed(uuid[]) is
+  'Home: marks proven decisions whose evidence was seen once more at every participant; returns how many were new.';
+revoke all on function once.mark_confirmed(uuid[]) from public;
+--! EndIncluded transaction/mark_confirmed.sql
+--! Included transaction/confirmed.sql
+-- Forgetting, step 6 (home): decisions that were confirmed a while ago, whose evidence may be deleted. Not at once: a
+-- standby of this database's that takes over without the mark would find a decision whose evidence is gone, and call
+-- that a loss. The time decides when to look, and nothing else: a question that comes later is answered 'forgotten',
+-- never wrongly.
+create function once.confirmed(
+  batch_size integer default 1000,
+  keep interval default '5 minutes',
+  after_confirmed_at timestamptz default '-infinity',
+  after_id uuid default '00000000-0000-0000-0000-000000000000'
+) returns table (transaction_id uuid, participants text[], participant_homes uuid[], confirmed_at timestamptz)
+language plpgsql stable
+set search_path = ''
+as $$
+begin
+  if confirmed.batch_size < 0 then
+    raise exception 'bad batch_size: %', confirmed.batch_size
+      using errcode = 'ONARG', detail = 'Expected a number of at least 0, or null for all.', hint = 'Leave it out for 1000.';
+  end if;
+  -- Within what a timestamp can hold.
+  return query
+  select g.transaction_id, g.participants, g.participant_homes, g.confirmed_at
+    from once.global_transaction g
+   where g.confirmed_at <= now() - greatest(least(confirmed.keep, interval '1000 years'), interval '-1000 years')
+     and (g.confirmed_at, g.transaction_id) > (confirmed.after_confirmed_at, confirmed.after_id)
+   order by g.confirmed_at, g.transaction_id
+   limit confirmed.batch_size;
+end
+$$;
+
+comment on function once.confirmed(integer, interval, timestamptz, uuid) is
+  'Home: decisions that were confirmed longer ago than keep (5 minutes), whose evidence may be deleted, oldest first, after the given one.';
+revoke all on function once.confirmed(integer, interval, timestamptz, uuid) from public;
+--! EndIncluded transaction/confirmed.sql
 --! Included transaction/delete_evidence.sql
--- Forgetting, step 5 (participant): the home has marked these proven. Durable, or the evidence could come
+-- Forgetting, step 7 (participant): the home has confirmed these. Durable, or the evidence could come
 -- back in a crash after its home row went, and look like a lost decision.
 create function once.delete_evidence(home uuid, transaction_ids uuid[]) returns bigint
 language plpgsql volatile
@@ -2213,12 +2285,12 @@ end
 $$;
 
 comment on function once.delete_evidence(uuid, uuid[]) is
-  'Participant: deletes evidence of transactions that their home has marked proven.';
+  'Participant: deletes evidence of transactions that their home has confirmed.';
 revoke all on function once.delete_evidence(uuid, uuid[]) from public;
 --! EndIncluded transaction/delete_evidence.sql
 --! Included transaction/forget_proven.sql
--- Forgetting, step 6 (home): the evidence is gone everywhere, so is the row. Raises the mark that makes
--- once.outcome say 'forgotten' from now on; unproven rows are never touched.
+-- Forgetting, step 8 (home): the evidence is gone everywhere, so is the row. Raises the mark that makes
+-- once.outcome say 'forgotten' from now on; rows that are not confirmed are never touched.
 create function once.forget_proven(transaction_ids uuid[]) returns bigint
 language plpgsql volatile
 set search_path = ''
@@ -2232,7 +2304,7 @@ begin
   with gone as (
     delete from once.global_transaction g
      where g.transaction_id = any (forget_proven.transaction_ids)
-       and g.proven_at is not null
+       and g.confirmed_at is not null
     returning g.home_xid
   ), mark as (
     update once.identity i
@@ -2245,7 +2317,7 @@ end
 $$;
 
 comment on function once.forget_proven(uuid[]) is
-  'Home: deletes proven decisions whose evidence is gone; returns how many.';
+  'Home: deletes confirmed decisions, whose evidence is gone; returns how many.';
 revoke all on function once.forget_proven(uuid[]) from public;
 --! EndIncluded transaction/forget_proven.sql
 --! Included transaction/evidence_page.sql
@@ -2277,22 +2349,22 @@ comment on function once.evidence_page(integer, uuid) is
 revoke all on function once.evidence_page(integer, uuid) from public;
 --! EndIncluded transaction/evidence_page.sql
 --! Included transaction/find_decisions.sql
--- The audit's question to a home: which of these decisions do you still have, and are they proven?
-create function once.find_decisions(transaction_ids uuid[]) returns table (transaction_id uuid, proven boolean)
+-- The audit's question to a home: which of these decisions do you still have, are they proven, and confirmed?
+create function once.find_decisions(transaction_ids uuid[]) returns table (transaction_id uuid, proven boolean, confirmed boolean)
 language plpgsql volatile
 set search_path = ''
 as $$
 begin
   perform once.check_home(once.home_id());
   return query
-  select g.transaction_id, g.proven_at is not null
+  select g.transaction_id, g.proven_at is not null, g.confirmed_at is not null
     from once.global_transaction g
    where g.transaction_id = any (find_decisions.transaction_ids);
 end
 $$;
 
 comment on function once.find_decisions(uuid[]) is
-  'Home: those of the given transactions that have a decision row here, and whether it is proven.';
+  'Home: those of the given transactions that have a decision row here, and whether it is proven, and confirmed.';
 revoke all on function once.find_decisions(uuid[]) from public;
 --! EndIncluded transaction/find_decisions.sql
 --! Included transaction/record_heuristic.sql
@@ -2308,6 +2380,13 @@ begin
         coalesce(record_heuristic.home::text, 'null'), quote_nullable(left(record_heuristic.kind, 40))
       using errcode = 'ONARG', detail = 'Expected two ids, and lost decision or lost branch.',
             hint = 'Recovery records losses by itself: select * from once.audit()';
+  end if;
+  -- A branch that was forced is put beside its decision instead (once.judge_forced); it may have been committed
+  -- before its home has decided.
+  if record_heuristic.kind = 'lost decision'
+     and exists (select from once.forced f
+                  where f.transaction_id = record_heuristic.transaction_id and f.decision is distinct from 'committed') then
+    return false;
   end if;
   -- An application writes the name: one that does not fit must not keep the audit from what comes after it.
   insert into once.heuristic (transaction_id, participant, home, kind)
@@ -2326,7 +2405,9 @@ revoke all on function once.record_heuristic(uuid, text, uuid, text) from public
 -- For operators: acknowledges a loss or a forced outcome after it was looked into, so that the audit is silent
 -- about it, and keeps the record of who and why. Of a loss it removes what is left of the transaction in this
 -- database, and raises the mark of once.outcome as once.forget_proven does: a decision that was removed must
--- not look aborted. Of a forced branch it removes nothing: its home may still come back and look for the evidence.
+-- not look aborted. A decision that other participants have not been proven for stays, for these: they may still be
+-- in doubt, and must hear that it was made; recovery forgets it when they are. Of a forced branch it removes
+-- nothing: its home may still come back and look for the evidence.
 create function once.forget(transaction_id uuid, reason text) returns bigint
 language plpgsql volatile
 set search_path = ''
@@ -2349,8 +2430,18 @@ begin
   perform once.record_intervention('forget', jsonb_build_object('transaction_id', forget.transaction_id), forget.reason);
   perform once.ensure_durable();
   if v_count > 0 then
+    update once.global_transaction g
+       set (participants, participant_homes) = (
+             select coalesce(array_agg(p.name order by p.n), '{}'), coalesce(array_agg(p.home order by p.n), '{}')
+               from unnest(g.participants, g.participant_homes) with ordinality p (name, home, n)
+              where not exists (select from once.heuristic h
+                                 where h.transaction_id = g.transaction_id and h.kind = 'lost branch'
+                                   and h.participant = left(p.name, 200)))
+     where g.transaction_id = forget.transaction_id;
     with gone as (
-      delete from once.global_transaction g where g.transaction_id = forget.transaction_id returning g.home_xid
+      delete from once.global_transaction g
+       where g.transaction_id = forget.transaction_id and g.participants = '{}'
+      returning g.home_xid
     )
     update once.identity i set forgotten_xid = greatest(i.forgotten_xid, g.home_xid) from gone g;
     delete from once.evidence e where e.transaction_id = forget.transaction_id;
@@ -2360,7 +2451,7 @@ end
 $$;
 
 comment on function once.forget(uuid, text) is
-  'Operator: acknowledges a recorded loss or a forced outcome, removes what is left of the transaction here, records who and why.';
+  'Operator: acknowledges a recorded loss or a forced outcome, removes what is left of it here, records who and why.';
 revoke all on function once.forget(uuid, text) from public;
 --! EndIncluded transaction/forget.sql
 --! Included identity/renew_identity.sql
@@ -2563,7 +2654,8 @@ revoke all on function once.disconnect(text) from public;
 --! EndIncluded recovery/disconnect.sql
 --! Included recovery/prepare_connection.sql
 -- Internal: what every connection of ours begins with. Names mean what they mean here; each statement sees what
--- is committed by then; and nobody waits for a server that hangs for longer than ten seconds.
+-- is committed by then; times come as text that means the same everywhere (an IST of Dublin's is read as one of
+-- Israel's); and nobody waits for a server that hangs for longer than ten seconds.
 create function once.prepare_connection(connection text) returns void
 language plpgsql volatile
 set search_path = ''
@@ -2575,6 +2667,7 @@ begin
        'set application_name = ''pgonce recovery''',
        'set default_transaction_isolation = ''read committed''',
        'set default_transaction_read_only = off',
+       'set datestyle = ''ISO''',
        'set statement_timeout = ''10s''']) s;
 end
 $$;
@@ -2960,8 +3053,9 @@ declare
   v_evident uuid[];
   v_known uuid[];
   v_count bigint;
-  v_after_at text := '-infinity';
-  v_after uuid := '00000000-0000-0000-0000-000000000000';
+  v_look text;
+  v_after_at text;
+  v_after uuid;
   v_audit boolean;
   v_gids text[];
   v_decisions text[];
@@ -3023,10 +3117,14 @@ begin
     end loop;
   end loop;
 
-  -- Proving. A decision read as unproven, whose branch is then neither prepared nor, after that, evident, and
-  -- which is still unproven after that, has lost the branch: it was prepared when the decision was made; what
-  -- leaves the list of prepared transactions by committing has left its evidence before; and evidence goes
-  -- only after the decision is marked. Hence the order of the four readings.
+  -- Proving, and half of keep later confirming: two looks at the evidence, the same but for the mark. A decision read
+  -- without the mark, whose branch is then neither prepared nor, after that, evident, and which is still without the
+  -- mark after that, has lost the branch: it was prepared when the decision was made; what leaves the list of
+  -- prepared transactions by committing has left its evidence before; and evidence goes only after the decision is
+  -- marked. Hence the order of the four readings.
+  v_look := 'proven';
+  v_after_at := '-infinity';
+  v_after := '00000000-0000-0000-0000-000000000000';
   loop
     v_open := '{}';
     v_missing := '{}';
@@ -3034,16 +3132,19 @@ begin
     v_ids := '{}';
     for v_other in
       with decision as materialized (
-        select (r.v)[1]::uuid as id, (r.v)[2]::text[] as names, (r.v)[3]::uuid[] as homes, (r.v)[4] as decided_at
-          from once.remote(v_me, format(
-                 'select array[d.transaction_id::text, d.participants::text, d.participant_homes::text, d.decided_at::text] '
-                 'from once.unproven(%s, %L, %L) d', v_page, v_after_at, v_after)) r (v)
+        select (r.v)[1]::uuid as id, (r.v)[2]::text[] as names, (r.v)[3]::uuid[] as homes, (r.v)[4] as at
+          from once.remote(v_me,
+                 case v_look
+                   when 'proven' then format('select array[d.transaction_id::text, d.participants::text, d.participant_homes::text, '
+                                             'd.decided_at::text] from once.unproven(%s, %L, %L) d', v_page, v_after_at, v_after)
+                   else format('select array[d.transaction_id::text, d.participants::text, d.participant_homes::text, d.proven_at::text] '
+                               'from once.proven(%s, %L, %L, %L) d', v_page, recover.keep / 2, v_after_at, v_after) end) r (v)
       ), last as (
-        select d.decided_at, d.id from decision d order by d.decided_at::timestamptz desc, d.id desc limit 1
+        select d.at, d.id from decision d order by d.at::timestamptz desc, d.id desc limit 1
       )
       select p.home, array_agg(d.id) as ids, array_agg(p.name) as names,
              (select array_agg(a.id) from decision a) as page,
-             (select l.decided_at from last l) as last_at, (select l.id from last l) as last_id
+             (select l.at from last l) as last_at, (select l.id from last l) as last_id
         from decision d
         left join lateral unnest(d.names, d.homes) p (name, home) on true
        group by p.home
@@ -3084,19 +3185,18 @@ begin
         return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.home::text, sqlerrm;
       end;
     end loop;
-    exit when cardinality(v_ids) = 0;
     select (r.v)[1]::bigint into v_count
-      from once.remote(v_me, format('select array[once.mark_proven(%L::uuid[])::text]',
+      from once.remote(v_me, format('select array[once.%I(%L::uuid[])::text]', 'mark_' || v_look,
              array(select i from unnest(v_ids) i where i <> all (v_open)))) r (v);
-    if v_count > 0 then
+    if v_count > 0 and v_look = 'proven' then
       return query select 'proven', v_count, null::text, null::text;
     end if;
     if cardinality(v_missing) > 0 then
       for v_other in
         select i.id, i.name
           from unnest(v_missing, v_missing_names) i (id, name)
-          join once.remote(v_me, format('select array[d.transaction_id::text] from once.find_decisions(%L::uuid[]) d where not d.proven',
-                                        v_missing)) r (v) on (r.v)[1]::uuid = i.id
+          join once.remote(v_me, format('select array[d.transaction_id::text] from once.find_decisions(%L::uuid[]) d where not d.%I',
+                                        v_missing, v_look)) r (v) on (r.v)[1]::uuid = i.id
       loop
         if (select (r.v)[1]::boolean from once.remote(v_me, format('select array[once.record_heuristic(%L, %L, %L, ''lost branch'')::text]',
               v_other.id, v_other.name, v_self)) r (v)) then
@@ -3105,25 +3205,36 @@ begin
         end if;
       end loop;
     end if;
-    exit when cardinality(v_ids) < v_page;
+    continue when cardinality(v_ids) = v_page;
+    exit when v_look = 'confirmed';
+    v_look := 'confirmed';
+    v_after_at := '-infinity';
+    v_after := '00000000-0000-0000-0000-000000000000';
   end loop;
 
-  -- Forgetting: the evidence everywhere, and then the decisions.
+  -- Forgetting, after the other half of keep: the evidence everywhere, and then the decisions.
+  v_after_at := '-infinity';
+  v_after := '00000000-0000-0000-0000-000000000000';
   loop
     v_ids := '{}';
     v_open := '{}';
     for v_other in
       with decision as materialized (
-        select (r.v)[1]::uuid as id, (r.v)[2]::uuid[] as homes
-          from once.remote(v_me, format('select array[d.transaction_id::text, d.participant_homes::text] from once.proven(%s, %L) d',
-                                        v_page, recover.keep)) r (v)
+        select (r.v)[1]::uuid as id, (r.v)[2]::uuid[] as homes, (r.v)[3] as at
+          from once.remote(v_me, format('select array[d.transaction_id::text, d.participant_homes::text, d.confirmed_at::text] '
+                                        'from once.confirmed(%s, %L, %L, %L) d', v_page, recover.keep / 2, v_after_at, v_after)) r (v)
+      ), last as (
+        select d.at, d.id from decision d order by d.at::timestamptz desc, d.id desc limit 1
       )
-      select h.home, array_agg(d.id) as ids, (select array_agg(a.id) from decision a) as page
+      select h.home, array_agg(d.id) as ids, (select array_agg(a.id) from decision a) as page,
+             (select l.at from last l) as last_at, (select l.id from last l) as last_id
         from decision d
         left join lateral unnest(d.homes) h (home) on true
        group by h.home
     loop
       v_ids := v_other.page;
+      v_after_at := v_other.last_at;
+      v_after := v_other.last_id;
       continue when v_other.home is null;
       if v_other.home = any (v_down) then
         v_open := v_open || v_other.ids;
@@ -3148,7 +3259,6 @@ begin
       end;
     end loop;
     v_known := array(select i from unnest(v_ids) i where i <> all (v_open));
-    exit when cardinality(v_known) = 0;
     select (r.v)[1]::bigint into v_count
       from once.remote(v_me, format('select array[once.forget_proven(%L::uuid[])::text]', v_known)) r (v);
     if v_count > 0 then
@@ -3694,10 +3804,13 @@ revoke all on function once.find_acknowledged(uuid[]) from public;
 -- and what can be found now by asking the other databases: this one's evidence is compared with the decisions
 -- at its homes, and its decisions with the evidence at their participants. Those are reached through dblink;
 -- who cannot be reached is a finding of its own, so that silence is never taken for health.
+--
+-- Its pages are long, and a generic plan would compare each id with each: with the arrays known, they are hashed.
 create function once.audit()
 returns table (finding text, transaction_id uuid, participant text, home uuid, since timestamptz, meaning text, to_do text)
 language plpgsql volatile
 set search_path = ''
+set plan_cache_mode = force_custom_plan
 as $$
 declare
   v_self uuid := once.home_id();
@@ -3753,6 +3866,8 @@ begin
       from (select e.* from once.evidence e
              where e.recorded_at < clock_timestamp() - v_patience
                and not exists (select from once.heuristic h where h.transaction_id = e.transaction_id and h.kind = 'lost decision')
+               and not exists (select from once.forced f where f.transaction_id = e.transaction_id
+                                                           and f.decision is distinct from 'committed')
              limit v_page) e
      group by e.home
   loop
@@ -3779,14 +3894,15 @@ begin
     end;
   end loop;
 
-  -- Decisions here, branches there: first what is prepared, then what is evident, then whether it is proven
-  -- meanwhile.
+  -- Decisions here, branches there: first what is prepared, then what is evident, then whether it is confirmed
+  -- meanwhile, for then evidence goes. Those first of which nothing is proven: of the others there are many, those
+  -- of the last ten minutes.
   for v_other in
     select p.home, array_agg(g.transaction_id) as ids, array_agg(p.name) as names, array_agg(g.decided_at) as decided,
            count(*) as n, min(g.decided_at) as since
       from (select g.* from once.global_transaction g
-             where g.proven_at is null and g.decided_at < clock_timestamp() - v_patience
-             order by g.decided_at limit v_page) g
+             where g.confirmed_at is null and g.decided_at < clock_timestamp() - v_patience
+             order by g.proven_at nulls first, g.decided_at limit v_page) g
      cross join lateral unnest(g.participants, g.participant_homes) p (name, home)
      group by p.home
   loop
@@ -3806,7 +3922,7 @@ begin
              case when i.id = any (v_prepared) then 'run recovery there: select once.recover() or select once.resolve() \gexec'
                   else 'pgonce recover (or once.recover()) records it; then compare the data of both and repair by hand' end
         from unnest(v_other.ids, v_other.names, v_other.decided) i (id, name, decided_at)
-        join once.global_transaction g on g.transaction_id = i.id and g.proven_at is null
+        join once.global_transaction g on g.transaction_id = i.id and g.confirmed_at is null
        where i.id <> all (v_known)
          and not exists (select from once.heuristic h where h.transaction_id = i.id and h.participant = i.name and h.kind = 'lost branch');
     exception when others then
@@ -4068,7 +4184,7 @@ begin
                     once.heuristic, once.forced, once.heuristic_outcome, once.branch, once.in_doubt,
                     once.in_doubt_elsewhere, once.blocked, once.health, once.peer, once.recovery, once.intervention to %1$I;
     grant update (forgotten_xid) on once.identity to %1$I;
-    grant update (proven_at), delete on once.global_transaction to %1$I;
+    grant update (proven_at, confirmed_at), delete on once.global_transaction to %1$I;
     grant delete on once.evidence to %1$I;
     grant insert on once.heuristic to %1$I;
     grant update (recovered_at, recovered_by, audited_at) on once.recovery to %1$I;
@@ -4077,7 +4193,8 @@ begin
       once.schema_version(), once.home_id(), once.check_primary(), once.check_home(uuid),
       once.decide(uuid, uuid, xid8), once.outcome(uuid, uuid, xid8),
       once.unproven(integer, timestamptz, uuid), once.find_evidence(uuid[]), once.mark_proven(uuid[]),
-      once.proven(integer, interval), once.delete_evidence(uuid, uuid[]), once.forget_proven(uuid[]),
+      once.proven(integer, interval, timestamptz, uuid), once.mark_confirmed(uuid[]),
+      once.confirmed(integer, interval, timestamptz, uuid), once.delete_evidence(uuid, uuid[]), once.forget_proven(uuid[]),
       once.evidence_page(integer, uuid), once.find_decisions(uuid[]),
       once.record_heuristic(uuid, text, uuid, text), once.sweep(integer), once.check_name(text, text),
       once.decode_gid(text), once.decode_gids(text[]), once.decode_foreign_gid(text), once.may_vote(name),
@@ -4144,6 +4261,7 @@ begin
     grant insert (gid, transaction_id, home, home_xid, participant, owner, outcome, reason),
           update (outcome, reason, acknowledged_at) on once.forced to %1$I;
     grant update (acknowledged_at) on once.heuristic to %1$I;
+    grant update (participants, participant_homes) on once.global_transaction to %1$I;
     grant insert (home, server), update (server, added_at, added_by), delete on once.peer to %1$I;
     grant execute on function
       once.record_intervention(text, jsonb, text), once.ensure_durable(), once.add_peer(text),

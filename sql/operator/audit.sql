@@ -2,10 +2,13 @@
 -- and what can be found now by asking the other databases: this one's evidence is compared with the decisions
 -- at its homes, and its decisions with the evidence at their participants. Those are reached through dblink;
 -- who cannot be reached is a finding of its own, so that silence is never taken for health.
+--
+-- Its pages are long, and a generic plan would compare each id with each: with the arrays known, they are hashed.
 create function once.audit()
 returns table (finding text, transaction_id uuid, participant text, home uuid, since timestamptz, meaning text, to_do text)
 language plpgsql volatile
 set search_path = ''
+set plan_cache_mode = force_custom_plan
 as $$
 declare
   v_self uuid := once.home_id();
@@ -61,6 +64,8 @@ begin
       from (select e.* from once.evidence e
              where e.recorded_at < clock_timestamp() - v_patience
                and not exists (select from once.heuristic h where h.transaction_id = e.transaction_id and h.kind = 'lost decision')
+               and not exists (select from once.forced f where f.transaction_id = e.transaction_id
+                                                           and f.decision is distinct from 'committed')
              limit v_page) e
      group by e.home
   loop
@@ -87,14 +92,15 @@ begin
     end;
   end loop;
 
-  -- Decisions here, branches there: first what is prepared, then what is evident, then whether it is proven
-  -- meanwhile.
+  -- Decisions here, branches there: first what is prepared, then what is evident, then whether it is confirmed
+  -- meanwhile, for then evidence goes. Those first of which nothing is proven: of the others there are many, those
+  -- of the last ten minutes.
   for v_other in
     select p.home, array_agg(g.transaction_id) as ids, array_agg(p.name) as names, array_agg(g.decided_at) as decided,
            count(*) as n, min(g.decided_at) as since
       from (select g.* from once.global_transaction g
-             where g.proven_at is null and g.decided_at < clock_timestamp() - v_patience
-             order by g.decided_at limit v_page) g
+             where g.confirmed_at is null and g.decided_at < clock_timestamp() - v_patience
+             order by g.proven_at nulls first, g.decided_at limit v_page) g
      cross join lateral unnest(g.participants, g.participant_homes) p (name, home)
      group by p.home
   loop
@@ -114,7 +120,7 @@ begin
              case when i.id = any (v_prepared) then 'run recovery there: select once.recover() or select once.resolve() \gexec'
                   else 'pgonce recover (or once.recover()) records it; then compare the data of both and repair by hand' end
         from unnest(v_other.ids, v_other.names, v_other.decided) i (id, name, decided_at)
-        join once.global_transaction g on g.transaction_id = i.id and g.proven_at is null
+        join once.global_transaction g on g.transaction_id = i.id and g.confirmed_at is null
        where i.id <> all (v_known)
          and not exists (select from once.heuristic h where h.transaction_id = i.id and h.participant = i.name and h.kind = 'lost branch');
     exception when others then

@@ -1,5 +1,6 @@
 -- Internal: what every connection of ours begins with. Names mean what they mean here; each statement sees what
--- is committed by then; and nobody waits for a server that hangs for longer than ten seconds.
+-- is committed by then; times come as text that means the same everywhere (an IST of Dublin's is read as one of
+-- Israel's); and nobody waits for a server that hangs for longer than ten seconds.
 create function once.prepare_connection(connection text) returns void
 language plpgsql volatile
 set search_path = ''
@@ -11,6 +12,7 @@ begin
        'set application_name = ''pgonce recovery''',
        'set default_transaction_isolation = ''read committed''',
        'set default_transaction_read_only = off',
+       'set datestyle = ''ISO''',
        'set statement_timeout = ''10s''']) s;
 end
 $$;

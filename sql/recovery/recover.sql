@@ -27,8 +27,9 @@ declare
   v_evident uuid[];
   v_known uuid[];
   v_count bigint;
-  v_after_at text := '-infinity';
-  v_after uuid := '00000000-0000-0000-0000-000000000000';
+  v_look text;
+  v_after_at text;
+  v_after uuid;
   v_audit boolean;
   v_gids text[];
   v_decisions text[];
@@ -90,10 +91,14 @@ begin
     end loop;
   end loop;
 
-  -- Proving. A decision read as unproven, whose branch is then neither prepared nor, after that, evident, and
-  -- which is still unproven after that, has lost the branch: it was prepared when the decision was made; what
-  -- leaves the list of prepared transactions by committing has left its evidence before; and evidence goes
-  -- only after the decision is marked. Hence the order of the four readings.
+  -- Proving, and half of keep later confirming: two looks at the evidence, the same but for the mark. A decision read
+  -- without the mark, whose branch is then neither prepared nor, after that, evident, and which is still without the
+  -- mark after that, has lost the branch: it was prepared when the decision was made; what leaves the list of
+  -- prepared transactions by committing has left its evidence before; and evidence goes only after the decision is
+  -- marked. Hence the order of the four readings.
+  v_look := 'proven';
+  v_after_at := '-infinity';
+  v_after := '00000000-0000-0000-0000-000000000000';
   loop
     v_open := '{}';
     v_missing := '{}';
@@ -101,16 +106,19 @@ begin
     v_ids := '{}';
     for v_other in
       with decision as materialized (
-        select (r.v)[1]::uuid as id, (r.v)[2]::text[] as names, (r.v)[3]::uuid[] as homes, (r.v)[4] as decided_at
-          from once.remote(v_me, format(
-                 'select array[d.transaction_id::text, d.participants::text, d.participant_homes::text, d.decided_at::text] '
-                 'from once.unproven(%s, %L, %L) d', v_page, v_after_at, v_after)) r (v)
+        select (r.v)[1]::uuid as id, (r.v)[2]::text[] as names, (r.v)[3]::uuid[] as homes, (r.v)[4] as at
+          from once.remote(v_me,
+                 case v_look
+                   when 'proven' then format('select array[d.transaction_id::text, d.participants::text, d.participant_homes::text, '
+                                             'd.decided_at::text] from once.unproven(%s, %L, %L) d', v_page, v_after_at, v_after)
+                   else format('select array[d.transaction_id::text, d.participants::text, d.participant_homes::text, d.proven_at::text] '
+                               'from once.proven(%s, %L, %L, %L) d', v_page, recover.keep / 2, v_after_at, v_after) end) r (v)
       ), last as (
-        select d.decided_at, d.id from decision d order by d.decided_at::timestamptz desc, d.id desc limit 1
+        select d.at, d.id from decision d order by d.at::timestamptz desc, d.id desc limit 1
       )
       select p.home, array_agg(d.id) as ids, array_agg(p.name) as names,
              (select array_agg(a.id) from decision a) as page,
-             (select l.decided_at from last l) as last_at, (select l.id from last l) as last_id
+             (select l.at from last l) as last_at, (select l.id from last l) as last_id
         from decision d
         left join lateral unnest(d.names, d.homes) p (name, home) on true
        group by p.home
@@ -151,19 +159,18 @@ begin
         return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.home::text, sqlerrm;
       end;
     end loop;
-    exit when cardinality(v_ids) = 0;
     select (r.v)[1]::bigint into v_count
-      from once.remote(v_me, format('select array[once.mark_proven(%L::uuid[])::text]',
+      from once.remote(v_me, format('select array[once.%I(%L::uuid[])::text]', 'mark_' || v_look,
              array(select i from unnest(v_ids) i where i <> all (v_open)))) r (v);
-    if v_count > 0 then
+    if v_count > 0 and v_look = 'proven' then
       return query select 'proven', v_count, null::text, null::text;
     end if;
     if cardinality(v_missing) > 0 then
       for v_other in
         select i.id, i.name
           from unnest(v_missing, v_missing_names) i (id, name)
-          join once.remote(v_me, format('select array[d.transaction_id::text] from once.find_decisions(%L::uuid[]) d where not d.proven',
-                                        v_missing)) r (v) on (r.v)[1]::uuid = i.id
+          join once.remote(v_me, format('select array[d.transaction_id::text] from once.find_decisions(%L::uuid[]) d where not d.%I',
+                                        v_missing, v_look)) r (v) on (r.v)[1]::uuid = i.id
       loop
         if (select (r.v)[1]::boolean from once.remote(v_me, format('select array[once.record_heuristic(%L, %L, %L, ''lost branch'')::text]',
               v_other.id, v_other.name, v_self)) r (v)) then
@@ -172,25 +179,36 @@ begin
         end if;
       end loop;
     end if;
-    exit when cardinality(v_ids) < v_page;
+    continue when cardinality(v_ids) = v_page;
+    exit when v_look = 'confirmed';
+    v_look := 'confirmed';
+    v_after_at := '-infinity';
+    v_after := '00000000-0000-0000-0000-000000000000';
   end loop;
 
-  -- Forgetting: the evidence everywhere, and then the decisions.
+  -- Forgetting, after the other half of keep: the evidence everywhere, and then the decisions.
+  v_after_at := '-infinity';
+  v_after := '00000000-0000-0000-0000-000000000000';
   loop
     v_ids := '{}';
     v_open := '{}';
     for v_other in
       with decision as materialized (
-        select (r.v)[1]::uuid as id, (r.v)[2]::uuid[] as homes
-          from once.remote(v_me, format('select array[d.transaction_id::text, d.participant_homes::text] from once.proven(%s, %L) d',
-                                        v_page, recover.keep)) r (v)
+        select (r.v)[1]::uuid as id, (r.v)[2]::uuid[] as homes, (r.v)[3] as at
+          from once.remote(v_me, format('select array[d.transaction_id::text, d.participant_homes::text, d.confirmed_at::text] '
+                                        'from once.confirmed(%s, %L, %L, %L) d', v_page, recover.keep / 2, v_after_at, v_after)) r (v)
+      ), last as (
+        select d.at, d.id from decision d order by d.at::timestamptz desc, d.id desc limit 1
       )
-      select h.home, array_agg(d.id) as ids, (select array_agg(a.id) from decision a) as page
+      select h.home, array_agg(d.id) as ids, (select array_agg(a.id) from decision a) as page,
+             (select l.at from last l) as last_at, (select l.id from last l) as last_id
         from decision d
         left join lateral unnest(d.homes) h (home) on true
        group by h.home
     loop
       v_ids := v_other.page;
+      v_after_at := v_other.last_at;
+      v_after := v_other.last_id;
       continue when v_other.home is null;
       if v_other.home = any (v_down) then
         v_open := v_open || v_other.ids;
@@ -215,7 +233,6 @@ begin
       end;
     end loop;
     v_known := array(select i from unnest(v_ids) i where i <> all (v_open));
-    exit when cardinality(v_known) = 0;
     select (r.v)[1]::bigint into v_count
       from once.remote(v_me, format('select array[once.forget_proven(%L::uuid[])::text]', v_known)) r (v);
     if v_count > 0 then

@@ -13,6 +13,7 @@ begin
     grant insert (gid, transaction_id, home, home_xid, participant, owner, outcome, reason),
           update (outcome, reason, acknowledged_at) on once.forced to %1$I;
     grant update (acknowledged_at) on once.heuristic to %1$I;
+    grant update (participants, participant_homes) on once.global_transaction to %1$I;
     grant insert (home, server), update (server, added_at, added_by), delete on once.peer to %1$I;
     grant execute on function
       once.record_intervention(text, jsonb, text), once.ensure_durable(), once.add_peer(text),

@@ -14,7 +14,7 @@ begin
                     once.heuristic, once.forced, once.heuristic_outcome, once.branch, once.in_doubt,
                     once.in_doubt_elsewhere, once.blocked, once.health, once.peer, once.recovery, once.intervention to %1$I;
     grant update (forgotten_xid) on once.identity to %1$I;
-    grant update (proven_at), delete on once.global_transaction to %1$I;
+    grant update (proven_at, confirmed_at), delete on once.global_transaction to %1$I;
     grant delete on once.evidence to %1$I;
     grant insert on once.heuristic to %1$I;
     grant update (recovered_at, recovered_by, audited_at) on once.recovery to %1$I;
@@ -23,7 +23,8 @@ begin
       once.schema_version(), once.home_id(), once.check_primary(), once.check_home(uuid),
       once.decide(uuid, uuid, xid8), once.outcome(uuid, uuid, xid8),
       once.unproven(integer, timestamptz, uuid), once.find_evidence(uuid[]), once.mark_proven(uuid[]),
-      once.proven(integer, interval), once.delete_evidence(uuid, uuid[]), once.forget_proven(uuid[]),
+      once.proven(integer, interval, timestamptz, uuid), once.mark_confirmed(uuid[]),
+      once.confirmed(integer, interval, timestamptz, uuid), once.delete_evidence(uuid, uuid[]), once.forget_proven(uuid[]),
       once.evidence_page(integer, uuid), once.find_decisions(uuid[]),
       once.record_heuristic(uuid, text, uuid, text), once.sweep(integer), once.check_name(text, text),
       once.decode_gid(text), once.decode_gids(text[]), once.decode_foreign_gid(text), once.may_vote(name),

@@ -1,4 +1,4 @@
--- Forgetting, step 5 (participant): the home has marked these proven. Durable, or the evidence could come
+-- Forgetting, step 7 (participant): the home has confirmed these. Durable, or the evidence could come
 -- back in a crash after its home row went, and look like a lost decision.
 create function once.delete_evidence(home uuid, transaction_ids uuid[]) returns bigint
 language plpgsql volatile
@@ -26,5 +26,5 @@ end
 $$;
 
 comment on function once.delete_evidence(uuid, uuid[]) is
-  'Participant: deletes evidence of transactions that their home has marked proven.';
+  'Participant: deletes evidence of transactions that their home has confirmed.';
 revoke all on function once.delete_evidence(uuid, uuid[]) from public;

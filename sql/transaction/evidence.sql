@@ -8,4 +8,4 @@ create table once.evidence (
 );
 
 comment on table once.evidence is
-  'Participant: one row a committed branch, until the home has marked the transaction proven.';
+  'Participant: one row a committed branch, until the home has confirmed the transaction.';

@@ -1,5 +1,5 @@
--- Forgetting, step 6 (home): the evidence is gone everywhere, so is the row. Raises the mark that makes
--- once.outcome say 'forgotten' from now on; unproven rows are never touched.
+-- Forgetting, step 8 (home): the evidence is gone everywhere, so is the row. Raises the mark that makes
+-- once.outcome say 'forgotten' from now on; rows that are not confirmed are never touched.
 create function once.forget_proven(transaction_ids uuid[]) returns bigint
 language plpgsql volatile
 set search_path = ''
@@ -13,7 +13,7 @@ begin
   with gone as (
     delete from once.global_transaction g
      where g.transaction_id = any (forget_proven.transaction_ids)
-       and g.proven_at is not null
+       and g.confirmed_at is not null
     returning g.home_xid
   ), mark as (
     update once.identity i
@@ -26,5 +26,5 @@ end
 $$;
 
 comment on function once.forget_proven(uuid[]) is
-  'Home: deletes proven decisions whose evidence is gone; returns how many.';
+  'Home: deletes confirmed decisions, whose evidence is gone; returns how many.';
 revoke all on function once.forget_proven(uuid[]) from public;

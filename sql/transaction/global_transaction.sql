@@ -10,12 +10,16 @@ create table once.global_transaction (
   decided_at timestamptz not null default clock_timestamp(),
   -- When every participant's evidence had been seen; null: not yet.
   proven_at timestamptz,
+  -- When all of it was seen once more, a while later; from then on it may be deleted.
+  confirmed_at timestamptz check (confirmed_at is null or proven_at is not null),
   check (cardinality(participants) = cardinality(participant_homes))
 );
 
 -- What the clean-up still has to look at, oldest first; and what it may forget.
 create index global_transaction_unproven on once.global_transaction (decided_at, transaction_id) where proven_at is null;
-create index global_transaction_proven on once.global_transaction (proven_at) where proven_at is not null;
+create index global_transaction_proven on once.global_transaction (proven_at, transaction_id)
+ where proven_at is not null and confirmed_at is null;
+create index global_transaction_confirmed on once.global_transaction (confirmed_at, transaction_id) where confirmed_at is not null;
 
 comment on table once.global_transaction is
   'Home: one row a committed global transaction, until every branch is proven to have committed.';

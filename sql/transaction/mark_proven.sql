@@ -1,5 +1,4 @@
--- Forgetting, step 3 (home): every participant's evidence of these transactions was seen. Must be
--- durable before any evidence goes, or a crash would leave a decision that nothing proves.
+-- Forgetting, step 3 (home): every participant's evidence of these transactions was seen.
 create function once.mark_proven(transaction_ids uuid[]) returns bigint
 language plpgsql volatile
 set search_path = ''

@@ -1,7 +1,13 @@
--- Forgetting, step 4 (home): proven decisions that nobody is likely to ask about any more. The time only
--- decides when to look; a question that comes later is answered 'forgotten', never wrongly.
-create function once.proven(batch_size integer default 1000, keep interval default '10 minutes')
-returns table (transaction_id uuid, participants text[], participant_homes uuid[])
+-- Forgetting, step 4 (home): proven decisions that nobody is likely to ask about any more, to be confirmed: their
+-- evidence is looked for once more. A participant whose standby took over without the newest transactions has
+-- lost evidence that we had seen; if it is gone, and nothing is prepared, the branch was lost. So keep is also how
+-- far a standby may lag without a loss going unnoticed. The time decides when to look, and nothing else.
+create function once.proven(
+  batch_size integer default 1000,
+  keep interval default '5 minutes',
+  after_proven_at timestamptz default '-infinity',
+  after_id uuid default '00000000-0000-0000-0000-000000000000'
+) returns table (transaction_id uuid, participants text[], participant_homes uuid[], proven_at timestamptz)
 language plpgsql stable
 set search_path = ''
 as $$
@@ -12,14 +18,16 @@ begin
   end if;
   -- Within what a timestamp can hold.
   return query
-  select g.transaction_id, g.participants, g.participant_homes
+  select g.transaction_id, g.participants, g.participant_homes, g.proven_at
     from once.global_transaction g
    where g.proven_at <= now() - greatest(least(proven.keep, interval '1000 years'), interval '-1000 years')
-   order by g.proven_at
+     and g.confirmed_at is null
+     and (g.proven_at, g.transaction_id) > (proven.after_proven_at, proven.after_id)
+   order by g.proven_at, g.transaction_id
    limit proven.batch_size;
 end
 $$;
 
-comment on function once.proven(integer, interval) is
-  'Home: proven decisions older than keep (10 minutes), whose evidence may be deleted.';
-revoke all on function once.proven(integer, interval) from public;
+comment on function once.proven(integer, interval, timestamptz, uuid) is
+  'Home: decisions that were proven longer ago than keep (5 minutes), whose evidence is to be confirmed, oldest first, after the given one.';
+revoke all on function once.proven(integer, interval, timestamptz, uuid) from public;

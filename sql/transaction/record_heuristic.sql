@@ -11,6 +11,13 @@ begin
       using errcode = 'ONARG', detail = 'Expected two ids, and lost decision or lost branch.',
             hint = 'Recovery records losses by itself: select * from once.audit()';
   end if;
+  -- A branch that was forced is put beside its decision instead (once.judge_forced); it may have been committed
+  -- before its home has decided.
+  if record_heuristic.kind = 'lost decision'
+     and exists (select from once.forced f
+                  where f.transaction_id = record_heuristic.transaction_id and f.decision is distinct from 'committed') then
+    return false;
+  end if;
   -- An application writes the name: one that does not fit must not keep the audit from what comes after it.
   insert into once.heuristic (transaction_id, participant, home, kind)
   values (record_heuristic.transaction_id, coalesce(left(record_heuristic.participant, 200), ''),

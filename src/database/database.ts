@@ -155,7 +155,11 @@ export async function withReadCommitted<T>(
         await session.query('commit')
         return result
       } catch (error) {
-        await session.query('rollback')
+        await session.query('rollback').catch((failed: unknown) => {
+          // Else an error of the server's, such as a request to cancel that comes late, would give it back as it is.
+          session.abandon()
+          throw failed
+        })
         throw fromSql(error)
       }
     },

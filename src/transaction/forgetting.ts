@@ -1,6 +1,7 @@
 /**
  * Recovery's second step: forgets what is proven, by a handshake: see the evidence of every participant, mark
- * the decision proven, delete the evidence, delete the decision. On the way it finds lost branches.
+ * the decision proven; a while later see it once more, mark the decision confirmed; delete the evidence, delete
+ * the decision. On the way it finds lost branches.
  *
  * @see sql/transaction/
  */
@@ -32,44 +33,78 @@ function decisionRow({
   }
 }
 
-/**
- * Marks decisions proven whose evidence stands at every participant.
- *
- * A decision read as unproven, whose branch is then neither prepared nor, after that, evident, and which is
- * still unproven after that, has lost the branch: it was prepared when the decision was made; what leaves the
- * list of prepared transactions by committing has left its evidence before; and evidence goes only after the
- * decision is marked. Hence the order of the four readings.
- */
+/** One of the two looks at the evidence. */
+interface Look {
+  /** The decisions to look after, a page; all parameters may be null. */
+  readonly list: string
+  /** Marks those whose evidence stands at every participant. */
+  readonly mark: string
+  /** Of a decision (`d`, of `once.find_decisions`): nobody has come as far as the mark yet. */
+  readonly unmarked: string
+}
+
+const first: Look = {
+  list: `select ${decisionColumns}, to_json(d.decided_at) #>> '{}' as at
+           from once.unproven($1::int, coalesce($2::text::timestamptz, '-infinity'),
+                              coalesce($3::text::uuid, '00000000-0000-0000-0000-000000000000')) d`,
+  mark: 'select once.mark_proven($1::text::uuid[])::text as n',
+  unmarked: 'not d.proven',
+}
+
+const second: Look = {
+  list: `select ${decisionColumns}, to_json(d.proven_at) #>> '{}' as at
+           from once.proven($1::int, $4::int * interval '1 millisecond', coalesce($2::text::timestamptz, '-infinity'),
+                            coalesce($3::text::uuid, '00000000-0000-0000-0000-000000000000')) d`,
+  mark: 'select once.mark_confirmed($1::text::uuid[])::text as n',
+  unmarked: 'not d.confirmed',
+}
+
+/** Marks decisions proven whose evidence stands at every participant. */
 export async function prove(
   home: string,
   database: Database,
   homes: ReadonlyMap<string, Database>,
   report: Tally,
 ): Promise<void> {
-  let after: { at: string; id: string } | undefined
-  for (;;) {
-    const { rows } = await withSession(
-      database.connectApart(patience),
-      (session) =>
-        session.query<{ id: string; names: string; identities: string; at: string }>(
-          `select ${decisionColumns}, d.decided_at::text as at
-             from once.unproven($1::int, coalesce($2::text::timestamptz, '-infinity'),
-                                coalesce($3::text::uuid, '00000000-0000-0000-0000-000000000000')) d`,
-          [page, after?.at ?? null, after?.id ?? null],
-        ),
-      patience,
-    )
-    const decisions = rows.map(decisionRow)
+  report.proven += await lookForEvidence(first, [], home, database, homes, report)
+}
+
+/**
+ * Marks decisions confirmed that are proven for `keep` milliseconds and whose evidence still stands at every
+ * participant. A standby that took over from a participant may have lost what was seen there the first time.
+ */
+export async function confirm(
+  home: string,
+  database: Database,
+  homes: ReadonlyMap<string, Database>,
+  keep: number,
+  report: Tally,
+): Promise<void> {
+  await lookForEvidence(second, [keep], home, database, homes, report)
+}
+
+/**
+ * Marks the decisions whose evidence stands at every participant; returns how many.
+ *
+ * A decision read without the mark, whose branch is then neither prepared nor, after that, evident, and which is
+ * still without the mark after that, has lost the branch: it was prepared when the decision was made; what leaves
+ * the list of prepared transactions by committing has left its evidence before; and evidence goes only after the
+ * decision is marked. Hence the order of the four readings.
+ */
+async function lookForEvidence(
+  { list, mark, unmarked }: Look,
+  parameters: readonly unknown[],
+  home: string,
+  database: Database,
+  homes: ReadonlyMap<string, Database>,
+  report: Tally,
+): Promise<number> {
+  let marked = 0
+  for await (const decisions of pagesOf(database, list, parameters)) {
     const missing = new Map<string, { id: string; name: string }[]>()
     const open = new Set<string>()
-    const byParticipant = Map.groupBy(
-      decisions.flatMap(({ id, participants }) =>
-        participants.map((participant) => ({ id, ...participant })),
-      ),
-      ({ identity }) => identity,
-    )
     await Promise.all(
-      [...byParticipant].map(async ([identity, branches]) => {
+      [...byParticipant(decisions)].map(async ([identity, branches]) => {
         const participant = homes.get(identity)
         const seen =
           participant &&
@@ -86,19 +121,14 @@ export async function prove(
         }
       }),
     )
-    const proven = decisions.filter(({ id }) => !open.has(id)).map(({ id }) => id)
+    const evident = decisions.map(({ id }) => id).filter((id) => !open.has(id))
     await withReadCommitted(
       database.connectApart(patience),
       async (session) => {
-        if (proven.length > 0)
-          report.proven += await count(
-            session,
-            'select once.mark_proven($1::text::uuid[])::text as n',
-            proven,
-          )
+        if (evident.length > 0) marked += await count(session, mark, evident)
         if (missing.size === 0) return
         const { rows: still } = await session.query<{ id: string }>(
-          'select d.transaction_id::text as id from once.find_decisions($1::text::uuid[]) d where not d.proven',
+          `select d.transaction_id::text as id from once.find_decisions($1::text::uuid[]) d where ${unmarked}`,
           [arrayOf([...missing.keys()])],
         )
         for (const { id } of still) {
@@ -113,13 +143,11 @@ export async function prove(
       },
       patience,
     )
-    const last = rows.at(-1)
-    if (last === undefined || rows.length < page) return
-    after = { at: last.at, id: last.id }
   }
+  return marked
 }
 
-/** First what is prepared, then, with a newer snapshot, what is evident: see {@link prove}. */
+/** First what is prepared, then, with a newer snapshot, what is evident: see {@link lookForEvidence}. */
 async function lookForBranches(
   participant: Database,
   ids: readonly string[],
@@ -143,7 +171,7 @@ async function lookForBranches(
   )
 }
 
-/** Deletes the evidence of proven decisions, everywhere, and then the decisions. */
+/** Deletes the evidence of decisions that are confirmed for `keep` milliseconds, everywhere, and then the decisions. */
 export async function forget(
   home: string,
   database: Database,
@@ -151,24 +179,13 @@ export async function forget(
   keep: number,
   report: Tally,
 ): Promise<void> {
-  for (;;) {
-    const { rows } = await withSession(
-      database.connectApart(patience),
-      (session) =>
-        session.query<{ id: string; names: string; identities: string }>(
-          `select ${decisionColumns} from once.proven($1::int, $2::int * interval '1 millisecond') d`,
-          [page, keep],
-        ),
-      patience,
-    )
-    const decisions = rows.map(decisionRow)
-    const byParticipant = Map.groupBy(
-      decisions.flatMap(({ id, participants }) => participants.map(({ identity }) => ({ id, identity }))),
-      ({ identity }) => identity,
-    )
+  const list = `select ${decisionColumns}, to_json(d.confirmed_at) #>> '{}' as at
+                  from once.confirmed($1::int, $4::int * interval '1 millisecond', coalesce($2::text::timestamptz, '-infinity'),
+                                      coalesce($3::text::uuid, '00000000-0000-0000-0000-000000000000')) d`
+  for await (const decisions of pagesOf(database, list, [keep])) {
     const kept = new Set<string>()
     await Promise.all(
-      [...byParticipant].map(async ([identity, branches]) => {
+      [...byParticipant(decisions)].map(async ([identity, branches]) => {
         const ids = branches.map(({ id }) => id)
         const participant = homes.get(identity)
         const deleted =
@@ -190,12 +207,48 @@ export async function forget(
       }),
     )
     const gone = decisions.map(({ id }) => id).filter((id) => !kept.has(id))
-    if (gone.length === 0) return
+    if (gone.length === 0) continue
     report.forgotten += await withReadCommitted(
       database.connectApart(patience),
       (session) => count(session, 'select once.forget_proven($1::text::uuid[])::text as n', gone),
       patience,
     )
-    if (rows.length < page) return
   }
+}
+
+/**
+ * Goes through a list of decisions, oldest first: what cannot be done now must not keep the rest from it. Its times
+ * are ISO 8601, since the names of zones are read back as others in some sessions.
+ */
+async function* pagesOf(
+  database: Database,
+  list: string,
+  parameters: readonly unknown[],
+): AsyncGenerator<readonly DecisionRow[]> {
+  let after: { at: string; id: string } | undefined
+  for (;;) {
+    const { rows } = await withSession(
+      database.connectApart(patience),
+      (session) =>
+        session.query<{ id: string; names: string; identities: string; at: string }>(list, [
+          page,
+          after?.at ?? null,
+          after?.id ?? null,
+          ...parameters,
+        ]),
+      patience,
+    )
+    if (rows.length > 0) yield rows.map(decisionRow)
+    after = rows.at(-1)
+    if (after === undefined || rows.length < page) return
+  }
+}
+
+function byParticipant(
+  decisions: readonly DecisionRow[],
+): Map<string, { id: string; name: string; identity: string }[]> {
+  return Map.groupBy(
+    decisions.flatMap(({ id, participants }) => participants.map((participant) => ({ id, ...participant }))),
+    ({ identity }) => identity,
+  )
 }

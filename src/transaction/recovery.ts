@@ -16,7 +16,7 @@ import { environment } from '../environment.ts'
 import { checkBoolean, checkFunction, checkMilliseconds, checkObject } from '../names.ts'
 import { audit } from './audit.ts'
 import { askHomes, finishBranches, listInDoubt } from './finishing.ts'
-import { forget, prove } from './forgetting.ts'
+import { confirm, forget, prove } from './forgetting.ts'
 import { attempt, findHomes, type Loss, patience, type RecoveryReport, type Tally } from './report.ts'
 
 export interface SweepOptions {
@@ -99,9 +99,12 @@ export async function sweep(
     )
   }
   if (forgets) {
+    // Between the two looks, and between the second and what cannot be undone.
+    const half = Math.ceil(keep / 2)
     for (const [home, database] of homes) {
       await attempt(report, database, () => prove(home, database, homes, report))
-      await attempt(report, database, () => forget(home, database, homes, keep, report))
+      await attempt(report, database, () => confirm(home, database, homes, half, report))
+      await attempt(report, database, () => forget(home, database, homes, half, report))
     }
     await Promise.all(reachable.map(stamp))
   }

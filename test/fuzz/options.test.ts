@@ -476,6 +476,8 @@ function checkError(error: unknown, { changes }: Case): void {
   if (error instanceof Thrown) return
   // What a revoked proxy throws at every touch.
   if (error instanceof TypeError && /on a proxy that has been revoked/.test(error.message)) return
+  // A class is as good a handler as any function until it is called.
+  if (error instanceof TypeError && /^Class constructor A cannot be invoked/.test(error.message)) return
   if (!(error instanceof PgonceError))
     throw new Error(`not ours: ${String(error)}\n${(error as Error)?.stack}`)
   if (error.message.length > 500) throw new Error(`too long: ${error.message}`)

@@ -187,6 +187,7 @@ const refusals: Readonly<Record<string, (rows: readonly Row[]) => boolean>> = {
   record_heuristic: ([row]) => row?.record_heuristic === false,
   judge_forced: ([row]) => row?.judge_forced === '0',
   mark_proven: ([row]) => row?.mark_proven === '0',
+  mark_confirmed: ([row]) => row?.mark_confirmed === '0',
   delete_evidence: ([row]) => row?.delete_evidence === '0',
   forget_proven: ([row]) => row?.forget_proven === '0',
 }
@@ -347,6 +348,9 @@ const found: readonly [statement: string, code: string][] = [
   [`call once.open(null)`, 'ONARG'],
   [`select once.ensure_partition('5874897-12-31')`, 'ONARG'],
   [`select once.proven(-1)`, 'ONARG'],
+  [`select once.confirmed(-1)`, 'ONARG'],
+  [`select once.confirmed(keep => '178000000 years')`, 'answer'],
+  [`select once.confirmed(keep => '-178000000 years')`, 'answer'],
   [`select once.unproven(-1)`, 'ONARG'],
   [`select once.evidence_page(-1)`, 'ONARG'],
   [`select once.proven(keep => '178000000 years')`, 'answer'],

@@ -82,6 +82,18 @@ test('A forced commit whose proof is forgotten by the handshake is still known a
   t.is(await oneValue(b.sql, 'select outcome from once.heuristic_outcome'), 'heuristic commit')
 })
 
+test('A commit that was forced before its home decided is judged beside the decision, and called no loss', async (t) => {
+  const { home, b } = await lostHome(t)
+  const { gid, endHome } = await leaveOrphan(home, b, 1, 'pending')
+  await gexec(b.sql, `select once.force('${gid}', 'commit', 'gone')`)
+  await using once = pgonce<Record<string, object>>({ databases: { home: home.url, b: b.url } })
+  t.deepEqual(await once.recovery.audit(), [])
+  await endHome('commit')
+  t.deepEqual(await once.recovery.audit(), [])
+  t.is(await oneValue(b.sql, 'select outcome from once.heuristic_outcome'), 'heuristic commit')
+  t.deepEqual(await rowsOf(b.sql, 'select * from once.heuristic'), [])
+})
+
 test('Nothing is forced while the home can be asked', async (t) => {
   const [a, b] = [await placeWithEffects(t), await placeWithEffects(t)]
   await b.sql`create extension dblink`

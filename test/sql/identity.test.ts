@@ -66,6 +66,7 @@ test('A copy that lives beside its original takes a new identity and drops the o
     insert into once.global_transaction (transaction_id, participants, participant_homes)
     select id, '{b}', array[gen_random_uuid()] from unnest(${[forgotten, randomUUID()]}::uuid[]) id`
   await sql`select once.mark_proven(array[${forgotten}]::uuid[])`
+  await sql`select once.mark_confirmed(array[${forgotten}]::uuid[])`
   await sql`select once.forget_proven(array[${forgotten}]::uuid[])`
 
   const { copy } = await copyOf(t, database)

@@ -83,6 +83,70 @@ for (const [name, recover] of Object.entries(recoveries)) {
     t.deepEqual(await rowsOf(a.sql, 'select * from once.heuristic'), [])
   })
 
+  test(`${name} looks once more before it forgets: a branch that was lost since is recorded, one in doubt again is committed`, async (t) => {
+    const both = await peers(t)
+    const { a, b } = both
+    const [lost, again, fine] = [
+      await leaveOrphan(a, b, 1),
+      await leaveOrphan(a, b, 2),
+      await leaveOrphan(a, b, 3),
+    ]
+    await recover(both)
+    t.is(
+      await oneValue(a.sql, 'select count(*)::int from once.global_transaction where proven_at is not null'),
+      3,
+    )
+    // As a standby of b's leaves them that lacked the newest transactions: one has lost PREPARE, one only the commit.
+    await b.sql`delete from effect where id in (1, 2)`
+    const [row] =
+      await b.sql`delete from once.evidence where transaction_id = ${again.transactionId} returning home`
+    await b.sql`delete from once.evidence where transaction_id = ${lost.transactionId}`
+    await prepare(
+      t,
+      b.url,
+      again.gid,
+      `insert into effect values (2); insert into once.evidence values ('${again.transactionId}', '${row?.home}', 'billing')`,
+    )
+    await recover(both, 0)
+    await recover(both, 0)
+    t.deepEqual(await effectsIn(b), [2, 3])
+    t.deepEqual(await rowsOf(b.sql, 'select gid from once.in_doubt'), [])
+    t.deepEqual(await rowsOf(a.sql, 'select transaction_id, participant, kind from once.heuristic'), [
+      [lost.transactionId, 'billing', 'lost branch'],
+    ])
+    t.deepEqual(
+      await rowsOf(a.sql, 'select transaction_id from once.global_transaction'),
+      [[lost.transactionId]],
+      'what was lost stays until somebody acknowledges it',
+    )
+    t.not(fine.transactionId, lost.transactionId)
+    await rowsOf(a.sql, `select once.forget('${lost.transactionId}', 'repaired by hand')`)
+    await recover(both, 0)
+    t.deepEqual(await rowsOf(a.sql, 'select from once.global_transaction'), [])
+    t.deepEqual(await rowsOf(b.sql, 'select from once.evidence'), [])
+  })
+
+  test(`${name} deletes no evidence before a standby of the home had time to hear that it may`, async (t) => {
+    const both = await peers(t)
+    const { a, b } = both
+    await leaveOrphan(a, b, 1)
+    await recover(both)
+    await a.sql`update once.global_transaction set proven_at = proven_at - interval '1 hour'`
+    await recover(both)
+    const confirmed = 'select confirmed_at is not null from once.global_transaction'
+    t.deepEqual(await rowsOf(a.sql, confirmed), [[true]])
+    t.is(await oneValue(b.sql, 'select count(*)::int from once.evidence'), 1)
+    // The standby that takes over has not heard of it.
+    await a.sql`update once.global_transaction set confirmed_at = null`
+    await recover(both)
+    t.deepEqual(await rowsOf(a.sql, confirmed), [[true]])
+    t.deepEqual(await rowsOf(a.sql, 'select * from once.heuristic'), [])
+    await a.sql`update once.global_transaction set confirmed_at = confirmed_at - interval '1 hour'`
+    await recover(both)
+    t.deepEqual(await rowsOf(a.sql, confirmed), [])
+    t.is(await oneValue(b.sql, 'select count(*)::int from once.evidence'), 0)
+  })
+
   test(`${name} records a branch that its participant lost, once`, async (t) => {
     const both = await peers(t)
     const { a, b } = both

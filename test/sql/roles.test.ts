@@ -183,6 +183,8 @@ test('grant_app gives no way to take back a key, to touch decisions, or to overr
     'select once.evidence_page()',
     `select once.find_decisions('{}')`,
     `select once.mark_proven('{}')`,
+    `select once.mark_confirmed('{}')`,
+    'select once.confirmed()',
     `select once.delete_evidence('${id}', '{}')`,
     `select once.forget_proven('{}')`,
     `select once.record_heuristic('${id}', 'b', '${id}', 'lost branch')`,
@@ -283,6 +285,8 @@ test('grant_recover is enough to recover, forget, audit and sweep', async (t) =>
   t.is((await a.rows(`select * from once.find_decisions(${ids})`)).length, 1)
   t.is(await a.value(`select once.mark_proven(${ids})`), '1')
   t.is((await a.rows(`select * from once.proven(10, '0')`)).length, 1)
+  t.is(await a.value(`select once.mark_confirmed(${ids})`), '1')
+  t.is((await a.rows(`select * from once.confirmed(10, '0')`)).length, 1)
   t.is(await a.value(`select once.delete_evidence('${homeId}', ${ids})`), '1')
   t.is(await a.value(`select once.forget_proven(${ids})`), '1')
   t.is(await a.value(`select once.outcome('${homeId}', '${transaction}', '${decided?.xid}')`), 'forgotten')

@@ -98,6 +98,17 @@ test('The whole flow over two servers: pending before the home’s commit, commi
   t.deepEqual(await rowsOf(a.sql, `select transaction_id, participants from once.proven(10, '0')`), [
     [id, ['b']],
   ])
+  t.is(
+    await oneValue(a.sql, `select once.forget_proven(array['${id}']::uuid[])`),
+    '0',
+    'nor before it is confirmed',
+  )
+  t.is(await oneValue(a.sql, `select once.mark_confirmed(array['${id}']::uuid[])`), '1')
+  t.deepEqual(await rowsOf(a.sql, `select * from once.proven(10, '0')`), [])
+  t.deepEqual(await rowsOf(a.sql, `select transaction_id, participants from once.confirmed(10, '0')`), [
+    [id, ['b']],
+  ])
+  t.deepEqual(await rowsOf(a.sql, 'select * from once.confirmed()'), [], 'a standby shall know it first')
   t.is(await oneValue(b.sql, `select once.delete_evidence('${homeId}', array['${id}']::uuid[])`), '1')
   t.is(await outcome(a.sql, homeId, id, xid), 'committed')
   t.is(await oneValue(a.sql, `select once.forget_proven(array['${id}']::uuid[])`), '1')
@@ -309,6 +320,7 @@ test('Each step of forgetting is durable before the next may begin', async (t) =
   await a.sql`set synchronous_commit = off`
   const calls = [
     `once.mark_proven('{}')`,
+    `once.mark_confirmed('{}')`,
     `once.delete_evidence('${someHome}', '{}')`,
     `once.forget_proven('{}')`,
     `once.sweep()`,
@@ -716,8 +728,9 @@ test('Evidence comes in pages, all of it', async (t) => {
 test('The pages of the clean-up and the question of a decision are index scans', async (t) => {
   const { sql } = await testDatabase(t)
   await sql`
-    insert into once.global_transaction (transaction_id, participants, participant_homes, proven_at)
-    select gen_random_uuid(), '{b}', array[gen_random_uuid()], case when g > 20 then now() - interval '1 hour' end
+    insert into once.global_transaction (transaction_id, participants, participant_homes, proven_at, confirmed_at)
+    select gen_random_uuid(), '{b}', array[gen_random_uuid()], case when g > 20 then now() - interval '1 hour' end,
+           case when g > 40 and g % 2 = 0 then now() - interval '1 hour' end
       from generate_series(1, 20000) g`
   await sql`insert into once.evidence select gen_random_uuid(), ${someHome}, 'b' from generate_series(1, 20000)`
   await sql`analyze once.global_transaction, once.evidence`
@@ -727,10 +740,12 @@ test('The pages of the clean-up and the question of a decision are index scans',
     `once.unproven(10)`,
     `once.unproven(10, now() - interval '1 minute', '${randomUUID()}')`,
     `once.proven(10, '1 minute')`,
+    `once.confirmed(10, '1 minute')`,
     `once.evidence_page(10)`,
     `once.find_evidence(array['${randomUUID()}', '${randomUUID()}']::uuid[])`,
     `once.find_decisions(array['${randomUUID()}', '${randomUUID()}']::uuid[])`,
     `once.mark_proven(array['${randomUUID()}']::uuid[])`,
+    `once.mark_confirmed(array['${randomUUID()}']::uuid[])`,
     `once.delete_evidence('${homeId}', array['${randomUUID()}']::uuid[])`,
     `once.forget_proven(array['${randomUUID()}']::uuid[])`,
   ]
@@ -758,6 +773,7 @@ test('Two recoverers that forget the same transactions at once do each step once
   const list = (order: readonly string[]) => `array['${order.join(`','`)}']::uuid[]`
   for (const step of [
     (x: string) => `once.mark_proven(${x})`,
+    (x: string) => `once.mark_confirmed(${x})`,
     (x: string) => `once.delete_evidence('${homeId}', ${x})`,
     (x: string) => `once.forget_proven(${x})`,
   ]) {
@@ -794,12 +810,13 @@ test('Evidence for another home is never deleted', async (t) => {
 
 /** The steps of forgetting one transaction, with its home and its branch in one database. */
 const forgetting = {
-  mark: (_home: string, ids: string) => `once.mark_proven(${ids})`,
+  prove: (_home: string, ids: string) => `once.mark_proven(${ids})`,
+  confirm: (_home: string, ids: string) => `once.mark_confirmed(${ids})`,
   'delete evidence': (home: string, ids: string) => `once.delete_evidence('${home}', ${ids})`,
   forget: (_home: string, ids: string) => `once.forget_proven(${ids})`,
 } as const
 
-test('Forgetting may be done in any order and any number of times: no row goes before it is proven', async (t) => {
+test('Forgetting may be done in any order and any number of times: no row goes before it is proven and confirmed', async (t) => {
   const { sql } = await testDatabase(t)
   const homeId = await homeOf(sql)
   const steps = Object.keys(forgetting) as (keyof typeof forgetting)[]
@@ -814,18 +831,19 @@ test('Forgetting may be done in any order and any number of times: no row goes b
         xids.set(one, row?.xid)
         await sql`insert into once.evidence values (${one}, ${homeId}, 'b')`
       }
-      const model = { row: true, proven: false, evidence: true }
+      const model = { row: true, proven: false, confirmed: false, evidence: true }
       for (const step of list) {
         const count = await oneValue(sql, `select ${forgetting[step](homeId, `array['${id}']::uuid[]`)}`)
-        const changes =
-          step === 'mark'
-            ? model.row && !model.proven
-            : step === 'forget'
-              ? model.row && model.proven
-              : model.evidence
+        const changes = {
+          prove: model.row && !model.proven,
+          confirm: model.row && model.proven && !model.confirmed,
+          'delete evidence': model.evidence,
+          forget: model.row && model.confirmed,
+        }[step]
         t.is(count, changes ? '1' : '0')
-        if (step === 'mark') model.proven = model.row
-        else if (step === 'forget') model.row = model.row && !model.proven
+        if (step === 'prove') model.proven ||= changes
+        else if (step === 'confirm') model.confirmed ||= changes
+        else if (step === 'forget') model.row &&= !changes
         else model.evidence = false
         t.is((await rowOf(sql, id)) !== undefined, model.row)
         t.is((await evidenceOf(sql, id)) !== undefined, model.evidence)
@@ -859,6 +877,7 @@ test('An absent decision is called aborted only above everything that was ever f
     Promise.all([early, kept, lost, late].map(({ id, xid }) => outcome(sql, homeId, id, xid)))
   t.deepEqual(await answers(), ['aborted', 'committed', 'committed', 'aborted'])
   await rowsOf(sql, `select once.mark_proven(array['${lost.id}']::uuid[])`)
+  await rowsOf(sql, `select once.mark_confirmed(array['${lost.id}']::uuid[])`)
   await rowsOf(sql, `select once.forget_proven(array['${lost.id}']::uuid[])`)
   t.deepEqual(await answers(), ['forgotten', 'committed', 'forgotten', 'aborted'])
   t.is(
@@ -868,19 +887,21 @@ test('An absent decision is called aborted only above everything that was ever f
   )
 })
 
-test('Decisions are found with whether they are proven', async (t) => {
+test('Decisions are found with whether they are proven, and confirmed', async (t) => {
   const { sql } = shared()
-  const [unproven, proven, absent] = [randomUUID(), randomUUID(), randomUUID()]
+  const [unproven, proven, confirmed, absent] = [randomUUID(), randomUUID(), randomUUID(), randomUUID()]
   await sql`
     insert into once.global_transaction (transaction_id, participants, participant_homes)
-    select id, '{b}', array[${someHome}::uuid] from unnest(${[unproven, proven]}::uuid[]) id`
-  await sql`select once.mark_proven(array[${proven}]::uuid[])`
-  const rows = await sql`select * from once.find_decisions(${[unproven, proven, absent]}::uuid[])`
+    select id, '{b}', array[${someHome}::uuid] from unnest(${[unproven, proven, confirmed]}::uuid[]) id`
+  await sql`select once.mark_proven(${[proven, confirmed]}::uuid[])`
+  await sql`select once.mark_confirmed(${[unproven, confirmed]}::uuid[])`
+  const rows = await sql`select * from once.find_decisions(${[unproven, proven, confirmed, absent]}::uuid[])`
   t.deepEqual(
-    new Map(rows.map((row) => [row.transaction_id, row.proven])),
+    new Map(rows.map((row) => [row.transaction_id, [row.proven, row.confirmed]])),
     new Map([
-      [unproven, false],
-      [proven, true],
+      [unproven, [false, false]],
+      [proven, [true, false]],
+      [confirmed, [true, true]],
     ]),
   )
 })

@@ -221,6 +221,44 @@ test('A branch that somebody rolled back by hand although it was decided is reco
   t.truthy(fine)
 })
 
+test('A loss that somebody acknowledged keeps the decision for the branches of others that are in doubt still', async (t) => {
+  const { a, b } = await pair(t)
+  const c = await effectsDatabase(t, 'b')
+  const { global } = await leave({ a, b: c }, 1, 'commit', { participant: 'c' })
+  const { global: done } = await leave({ a, b: c }, 2, 'commit', { participant: 'c' })
+  // As if b had been prepared in both, and had lost that.
+  await a.sql`
+    update once.global_transaction
+       set participants = '{b,c}', participant_homes = array[${await idOf(b)}::uuid] || participant_homes`
+  await c.sql.unsafe(`commit prepared ${quoteGid(formatGid(done, 'c'))}`)
+  const withoutC = client<{ a: Effects; b: Effects }>(t, { a: a.url, b: b.url })
+  t.is((await withoutC.recovery.sweep({ keep: 0 })).losses.length, 2)
+  for (const { transactionId } of [global, done])
+    await a.sql`select once.forget(${transactionId}, 'b was repaired by hand')`
+
+  const all = client<{ a: Effects; b: Effects; c: Effects }>(t, { a: a.url, b: b.url, c: c.url })
+  t.like(await all.recovery.sweep(), { committed: 1, rolledBack: 0, proven: 2, losses: [] })
+  t.deepEqual(await all.recovery.audit(), [])
+  t.deepEqual(await c.effects(), [1, 2])
+  t.like(await all.recovery.sweep({ keep: 0 }), { forgotten: 2, losses: [] })
+  t.is(await c.count('once.evidence'), 0)
+})
+
+test('Recovery goes through its pages whatever the sessions’ format of times', async (t) => {
+  const { a, b } = await pair(t)
+  const known = await idOf(b)
+  await a.sql`
+    insert into once.global_transaction (transaction_id, participants, participant_homes)
+    select gen_random_uuid(), '{b}', array[${known}::uuid] from generate_series(1, 2500)`
+  // Where summer time is called IST, which elsewhere is a zone of its own.
+  await a.sql.unsafe(`alter database ${a.name} set datestyle = 'SQL, DMY'`)
+  await a.sql.unsafe(`alter database ${a.name} set timezone = 'Europe/Dublin'`)
+  const fresh = client<{ a: Effects; b: Effects }>(t, { a: a.url, b: b.url })
+  const report = await fresh.recovery.sweep({ keep: 0 })
+  t.is(report.losses.length, 2500)
+  t.deepEqual(report.unreachable, [])
+})
+
 test('A decision that was lost although its branch committed is recorded, once', async (t) => {
   const { a, b, once } = await pair(t)
   const { global } = await leave({ a, b }, 1, 'commit')
