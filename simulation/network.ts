@@ -1,0 +1,303 @@
+/**
+ * Connections. Each statement and each answer is a message of its own on the wire: it can be late, be lost with
+ * the connection, or arrive after its sender has died.
+ */
+
+import { firstPointOf, sideNumber } from './points.ts'
+import { type Backend, hangUp, openBackend, type Request, receive, terminate } from './postgres/backend.ts'
+import { type Answer, PgError, type Server, type SimulatedDatabase } from './postgres/server.ts'
+import { type Statement, statementOf } from './postgres/statements.ts'
+import type { Random } from './random.ts'
+import { random } from './random.ts'
+import type { Process, Scheduler } from './scheduler.ts'
+
+/** A coordinator, a recoverer. */
+export interface ClientProcess extends Process {
+  readonly number: number
+  readonly login: string
+  readonly wires: Set<Wire>
+  wiresMade: number
+}
+
+export interface Wire {
+  readonly process: ClientProcess
+  readonly backend: Backend
+  readonly random: Random
+  /** Sent and not answered, in order. */
+  readonly pending: Pending[]
+  /** Nothing comes through any more, in either direction. */
+  cut: boolean
+  /** The client knows that it is closed. */
+  closed: boolean
+  /** When the last message in each direction arrives: none overtakes another. */
+  up: number
+  down: number
+  /** Until when the message in front is held up, and all behind it. */
+  upHeld: number
+  downHeld: number
+  onclose: ((error: Error) => void) | undefined
+}
+
+interface Pending {
+  readonly resolve: (answer: Answer) => void
+  readonly reject: (error: unknown) => void
+}
+
+/** What the network needs of the world around it. */
+export interface Network {
+  readonly scheduler: Scheduler
+  readonly seed: number
+  /** The faults are over: every message takes the same time. */
+  calm: boolean
+  /** Of most messages. */
+  readonly delay: readonly [number, number]
+  readonly backends: Map<number, Backend>
+  /** Whose client is gone, or cut off: the faults over, they learn it. */
+  readonly lost: Set<Backend>
+  pids: number
+  /**
+   * A point is passed. Faults strike here.
+   *
+   * @returns milliseconds that the message is held up
+   */
+  reach(point: number, process: ClientProcess, wire: Wire, request: Request | undefined): number
+  note(text: () => string): void
+  /** The simulation itself is at fault; the schedule says nothing. */
+  broken: unknown
+}
+
+export interface ConnectionError extends Error {
+  readonly code: string
+}
+
+export function lossOf(code: string, message: string): ConnectionError {
+  const limit = Error.stackTraceLimit
+  Error.stackTraceLimit = 0
+  const error = Object.assign(new Error(message), { code })
+  Error.stackTraceLimit = limit
+  return error
+}
+
+function delayOn(network: Network, dice: Random): number {
+  if (network.calm) return 0.1
+  const [least, most] = network.delay
+  return dice.chance(0.03) ? dice.between(most, most * 50) : dice.between(least, most)
+}
+
+/** Opens a connection. A server that is down refuses. */
+export function connect(
+  network: Network,
+  process: ClientProcess,
+  database: SimulatedDatabase,
+): Promise<Wire> {
+  const { scheduler } = network
+  process.wiresMade += 1
+  const dice = random(network.seed, process.number * 1000 + process.wiresMade)
+  return new Promise((resolve, reject) => {
+    if (!process.alive) return
+    scheduler.after(delayOn(network, dice), undefined, () => {
+      if (!database.server.up) {
+        scheduler.after(delayOn(network, dice), process, () =>
+          reject(lossOf('ECONNREFUSED', 'connection refused')),
+        )
+        return
+      }
+      network.pids += 1
+      const pid = network.pids
+      const backend = openBackend(database, process.login, pid, (error) => {
+        network.backends.delete(pid)
+        tellEnd(network, wire, error)
+      })
+      network.backends.set(pid, backend)
+      const wire: Wire = {
+        process,
+        backend,
+        random: dice,
+        pending: [],
+        cut: false,
+        closed: false,
+        up: 0,
+        down: 0,
+        upHeld: 0,
+        downHeld: 0,
+        onclose: undefined,
+      }
+      if (!process.alive) return hangUp(backend, true)
+      process.wires.add(wire)
+      scheduler.after(delayOn(network, dice), process, () => {
+        if (wire.closed) reject(lossOf('CONNECTION_CLOSED', 'the connection was closed'))
+        else resolve(wire)
+      })
+    })
+  })
+}
+
+/** Sends a statement; the promise settles with its answer, or with the loss of the connection. */
+export function send(
+  network: Network,
+  wire: Wire,
+  text: string,
+  values: readonly unknown[],
+): Promise<Answer> {
+  const { scheduler } = network
+  const { process, backend } = wire
+  return new Promise((resolve, reject) => {
+    if (wire.closed) return reject(lossOf('CONNECTION_CLOSED', 'the connection is closed'))
+    const statement = known(network, text)
+    const point = firstPointOf(statement.kind)
+    const pending = { resolve, reject }
+    wire.pending.push(pending)
+    const request: Request = {
+      statement,
+      values,
+      refusal: undefined,
+      flushed: () => void network.reach(point + sideNumber.flushed, process, wire, request),
+      done(result) {
+        network.note(
+          () => `${backend.database.name} (${backend.pid}) did ${text.slice(0, 60)}: ${told(result)}`,
+        )
+        const held = network.reach(point + sideNumber.done, process, wire, request)
+        if (wire.cut) return
+        wire.down = Math.max(wire.down, scheduler.now + held + delayOn(network, wire.random))
+        const arrive = () => {
+          if (wire.cut || wire.closed) return
+          if (scheduler.now < wire.downHeld)
+            return void scheduler.after(wire.downHeld - scheduler.now, process, arrive)
+          const late = network.reach(point + sideNumber.answer, process, wire, request)
+          if (wire.cut || wire.closed || !process.alive) return
+          const settle = () => {
+            if (wire.closed) return
+            const at = wire.pending.indexOf(pending)
+            if (at < 0) return
+            wire.pending.splice(at, 1)
+            network.note(() => `${process.name} hears ${told(result)}`)
+            if (result instanceof PgError) reject(result)
+            else resolve(result)
+          }
+          if (late === 0) return settle()
+          wire.downHeld = scheduler.now + late
+          wire.down = Math.max(wire.down, wire.downHeld)
+          scheduler.after(late, process, settle)
+        }
+        scheduler.after(wire.down - scheduler.now, process, arrive)
+      },
+    }
+    network.note(
+      () =>
+        `${process.name} sends to ${backend.database.name} (${backend.pid}): ${text.replace(/\s+/g, ' ')} ${values.length > 0 ? JSON.stringify(values) : ''}`,
+    )
+    const held = network.reach(point + sideNumber.send, process, wire, request)
+    if (!process.alive || wire.cut) return
+    wire.up = Math.max(wire.up, scheduler.now + held + delayOn(network, wire.random))
+    const arrive = () => {
+      if (wire.cut) return
+      if (scheduler.now < wire.upHeld)
+        return void scheduler.after(wire.upHeld - scheduler.now, undefined, arrive)
+      const late = network.reach(point + sideNumber.arrive, process, wire, request)
+      if (wire.cut) return
+      if (late === 0) return receive(backend, request)
+      wire.upHeld = scheduler.now + late
+      wire.up = Math.max(wire.up, wire.upHeld)
+      scheduler.after(late, undefined, () => {
+        if (!wire.cut) receive(backend, request)
+      })
+    }
+    scheduler.after(wire.up - scheduler.now, undefined, arrive)
+  })
+}
+
+function known(network: Network, text: string): Statement {
+  try {
+    return statementOf(text)
+  } catch (error) {
+    network.broken ??= error
+    throw error
+  }
+}
+
+function told(result: Answer | PgError): string {
+  if (result instanceof PgError) return `${result.severity} ${result.code} ${result.message}`
+  return `${result.command}${result.rows.length > 0 ? ` ${JSON.stringify(result.rows)}` : ''}`
+}
+
+/** The server has closed a connection, after a last word perhaps. */
+function tellEnd(network: Network, wire: Wire, error: PgError | undefined): void {
+  if (wire.cut || wire.closed) return
+  wire.down = Math.max(wire.down, network.scheduler.now + delayOn(network, wire.random))
+  network.scheduler.after(wire.down - network.scheduler.now, wire.process, () => close(network, wire, error))
+}
+
+/** The client learns that its connection is gone. */
+function close(network: Network, wire: Wire, last?: PgError): void {
+  if (wire.closed) return
+  wire.closed = true
+  wire.cut = true
+  wire.process.wires.delete(wire)
+  if (!wire.process.alive) return
+  network.note(() => `${wire.process.name} loses its connection to ${wire.backend.database.name}`)
+  const pending = wire.pending.splice(0)
+  const loss = lossOf('CONNECTION_CLOSED', 'the connection was closed')
+  for (const [index, { reject }] of pending.entries()) reject(index === 0 && last ? last : loss)
+  wire.onclose?.(last ?? loss)
+}
+
+/** The connection breaks. Each end notices in its own time. */
+export function cutWire(network: Network, wire: Wire, clientNotices: number, serverNotices: number): void {
+  if (wire.cut) return
+  wire.cut = true
+  network.lost.add(wire.backend)
+  const { scheduler } = network
+  wire.down = Math.max(wire.down, scheduler.now + clientNotices)
+  scheduler.after(clientNotices, wire.process, () => close(network, wire))
+  scheduler.after(serverNotices, undefined, () => hangUp(wire.backend, true))
+}
+
+/** The client closes the connection; what is under way still arrives. */
+export function closeWire(network: Network, wire: Wire): void {
+  if (wire.closed) return
+  const { scheduler } = network
+  wire.closed = true
+  wire.process.wires.delete(wire)
+  const loss = lossOf('CONNECTION_CLOSED', 'the connection was closed')
+  for (const { reject } of wire.pending.splice(0)) reject(loss)
+  wire.up = Math.max(wire.up, scheduler.now + delayOn(network, wire.random))
+  scheduler.after(wire.up - scheduler.now, undefined, () => hangUp(wire.backend, false))
+  wire.onclose?.(loss)
+}
+
+/** Asks a server over another connection to end a backend. */
+export function terminateFrom(network: Network, wire: Wire, pid: number): void {
+  const { process } = wire
+  if (!process.alive) return
+  network.scheduler.after(delayOn(network, wire.random) * 3, undefined, () => {
+    const backend = network.backends.get(pid)
+    if (backend) terminate(backend)
+  })
+}
+
+/** A process dies: its promises go no further, and its connections end one way or another. */
+export function killProcess(network: Network, process: ClientProcess): void {
+  if (!process.alive) return
+  process.alive = false
+  for (const wire of process.wires) {
+    const { random: dice, backend } = wire
+    // What is under way arrives, or some of it, or the whole machine is gone and nobody says goodbye.
+    if (dice.chance(0.3)) wire.cut = true
+    if (dice.chance(0.05)) continue
+    const noticed = Math.max(wire.up - network.scheduler.now, 0) + dice.between(0.1, 3000)
+    const lose = dice.chance(0.5)
+    network.scheduler.after(noticed, undefined, () => hangUp(backend, lose))
+  }
+}
+
+/** A server is down: its connections break, some of them silently until somebody says something. */
+export function dropConnections(network: Network, server: Server, processes: Iterable<ClientProcess>): void {
+  for (const [pid, backend] of network.backends) {
+    if (backend.database.server === server) network.backends.delete(pid)
+  }
+  for (const process of processes) {
+    for (const wire of process.wires) {
+      if (wire.backend.database.server === server) cutWire(network, wire, wire.random.between(0.1, 500), 0)
+    }
+  }
+}
