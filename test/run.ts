@@ -89,7 +89,7 @@ async function runOn(
     // A server that is killed keeps what it wrote as long as the machine stays up.
     fsync: 'off',
     max_prepared_transactions: 200,
-    max_connections: 300,
+    max_connections: 800,
   }
   const start = () => startServer({ package: packageOf(version), settings })
   await using a = await start()

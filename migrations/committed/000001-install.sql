@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:b7d423b4bb645515f3515961ef0c28af4fa85b32
+--! Hash: sha1:13f253b27d61a5fdb17a98a1e6a20f8ac80c7b3d
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -2998,7 +2998,7 @@ declare
   v_count bigint;
 begin
   perform once.check_primary();
-  if judge_forced.decision not in ('committed', 'aborted') then
+  if coalesce(judge_forced.decision, '') not in ('committed', 'aborted') then
     return 0;
   end if;
   -- First what is prepared, then, with a newer snapshot, what is evident: it leaves the one for the other.

@@ -8,7 +8,7 @@ declare
   v_count bigint;
 begin
   perform once.check_primary();
-  if judge_forced.decision not in ('committed', 'aborted') then
+  if coalesce(judge_forced.decision, '') not in ('committed', 'aborted') then
     return 0;
   end if;
   -- First what is prepared, then, with a newer snapshot, what is evident: it leaves the one for the other.

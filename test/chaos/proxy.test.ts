@@ -227,7 +227,7 @@ test('partition: one direction is held up for everybody, and heals', async (t) =
     const rule = proxy.inject({
       when: { direction: 'client', message: 'Bind', nth: 1 },
       action,
-      milliseconds: 4_000,
+      milliseconds: 12_000,
     })
     const first = insert(sql, 1).execute()
     await until('it has begun', () => rule.count === 1)

@@ -88,6 +88,8 @@ test('A commit that was forced before its home decided is judged beside the deci
   await gexec(b.sql, `select once.force('${gid}', 'commit', 'gone')`)
   await using once = pgonce<Record<string, object>>({ databases: { home: home.url, b: b.url } })
   t.deepEqual(await once.recovery.audit(), [])
+  for (const nothing of ['null', `'pending'`])
+    t.is(await oneValue(b.sql, `select once.judge_forced(transaction_id, ${nothing}) from once.forced`), '0')
   await endHome('commit')
   t.deepEqual(await once.recovery.audit(), [])
   t.is(await oneValue(b.sql, 'select outcome from once.heuristic_outcome'), 'heuristic commit')
