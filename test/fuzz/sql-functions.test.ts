@@ -366,8 +366,9 @@ const found: readonly [statement: string, code: string][] = [
 ]
 
 test.serial('What was found here once stays found', async (t) => {
+  const sql = connect(t, alone.branch.url)
   for (const [statement, expected] of found) {
-    const session = await connect(t, alone.branch.url).reserve()
+    const session = await sql.reserve()
     await session.unsafe(`begin; call once.open(${id}); select pg_current_xact_id()`)
     const said = await session.unsafe(statement).then(
       () => 'answer',

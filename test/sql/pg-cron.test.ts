@@ -19,7 +19,7 @@ const testCron = isThere ? test : test.skip
 
 testCron('pg_cron alone heals what a dead coordinator left, as a role that is no superuser', async (t) => {
   // A tick comes every minute.
-  t.timeout(120_000)
+  t.timeout(240_000)
   const server = await startServer({
     binaries,
     settings: {
@@ -71,20 +71,19 @@ testCron('pg_cron alone heals what a dead coordinator left, as a role that is no
   const inDoubt = async () => (await rowsOf(billing.sql, 'select gid from once.in_doubt')).flat().sort()
   const began = Date.now()
   while ((await inDoubt()).length > 2) {
-    if (Date.now() - began > 75_000) break
+    if (Date.now() - began > 150_000) break
     await new Promise((done) => setTimeout(done, 250))
   }
   const waited = Date.now() - began
   t.deepEqual(await inDoubt(), [foreign, pending.gid].sort(), 'what is foreign or not decided stays')
   t.deepEqual(await effectsIn(billing), [1])
   await until('the run is recorded', async () =>
-    oneValue(superuser, `select count(*) > 0 from cron.job_run_details where status = 'succeeded'`),
+    oneValue(
+      superuser,
+      `select count(*) > 0 from cron.job_run_details
+        where status = 'succeeded' and command = 'select once.recover()' and username = 'recoverer'`,
+    ),
   )
-  const [run] = await rowsOf(
-    superuser,
-    `select command, username from cron.job_run_details where status = 'succeeded'`,
-  )
-  t.deepEqual(run, ['select once.recover()', 'recoverer'])
   t.deepEqual(await rowsOf(billing.sql, `select recovered_by from once.recovery`), [['once.recover()']])
   await runStatements(t, superuser, variables, look as NonNullable<typeof look>)
   await pending.endHome('rollback')
