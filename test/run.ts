@@ -14,16 +14,32 @@ import { startServer } from '../src/embedded.ts'
 import { chosenVersion, type PostgresVersion, packageOf, parseVersion } from './support/postgres-version.ts'
 import { serverVariables } from './support/servers.ts'
 
-/** They talk to no server, or are long and about what all versions do alike. */
-const independent: ReadonlySet<string> = new Set([
-  'test/chaos/chaos.test.ts',
-  'test/chaos/checker.test.ts',
-  'test/chaos/proxy-matrix.test.ts',
-  'test/simulation/simulation.test.ts',
-  // Debian's own server, of one version.
-  'test/sql/pg-cron.test.ts',
-  'test/spec.test.ts',
-])
+/**
+ * What further versions do not run again: it talks to no server, brings its own, or is long and about what the client
+ * does, whatever the server.
+ */
+const independent: ReadonlySet<string> = new Set(
+  [
+    'chaos/chaos',
+    'chaos/checker',
+    'chaos/proxy',
+    'chaos/proxy-matrix',
+    'cli/demo',
+    'cli/dev',
+    'cli/main',
+    'cli/output',
+    'database/arrays',
+    'database/semaphore',
+    'embedded',
+    'fuzz/options',
+    'simulation/simulation',
+    'spec',
+    'sql/pg-cron',
+    'transaction/cancel',
+    'transaction/gid',
+    'xa/xid',
+  ].map((name) => `test/${name}.test.ts`),
+)
 
 interface Result {
   readonly version: PostgresVersion
