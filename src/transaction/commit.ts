@@ -75,7 +75,9 @@ export async function commit(work: Work): Promise<Committed> {
   await work.aborted.race(Promise.all(readers.map((reader) => commitReader(reader))))
   if (home === undefined) return { id: null, unfinished: nothingUnfinished }
   if (writers.length === 0 || xid === null) {
-    await home.send('select once.narrow_global($1::uuid, $2::text[], $2::uuid[])', [work.transactionId, '{}'])
+    await work.aborted.race(
+      home.send('select once.narrow_global($1::uuid, $2::text[], $2::uuid[])', [work.transactionId, '{}']),
+    )
     return await commitInOnePhase(work, home)
   }
   return await commitInTwoPhases(work, home, xid, writers, false)
@@ -118,7 +120,7 @@ export function candidateAmong(databases: readonly Database[], preferred: string
 async function commitInOnePhase(work: Work, branch: Branch): Promise<Committed> {
   let id: string | null = null
   if (work.record) {
-    const xid = await beginGlobal(work, branch, [])
+    const xid = await work.aborted.race(beginGlobal(work, branch, []))
     if (xid !== null)
       id = formatId({
         home: await branch.database.identify(),
@@ -126,7 +128,8 @@ async function commitInOnePhase(work: Work, branch: Branch): Promise<Committed> 
         homeXid: xid,
       })
   } else if (branch.suspect && (branch.session.pipelines || !branch.database.takesSeveral)) {
-    await explained(branch, branch.send('select once.check_open($1::uuid)', [work.transactionId]))
+    const checked = explained(branch, branch.send('select once.check_open($1::uuid)', [work.transactionId]))
+    await work.aborted.race(checked)
   }
   const decision = await decide(work, branch)
   if (decision.outcome === 'committed') return { id, unfinished: nothingUnfinished }
@@ -173,14 +176,17 @@ async function collectVotes({ transactionId, branches, aborted, preferredHome }:
     const writers = others.filter((_, index) => wrote[index])
     readers.push(...others.filter((branch) => !writers.includes(branch)))
     if (xid !== null) {
-      if (writers.length > 0 && writers.length < others.length) await narrow(transactionId, home, writers)
+      if (writers.length > 0 && writers.length < others.length)
+        await aborted.race(narrow(transactionId, home, writers))
       return { home, xid, writers, readers }
     }
     readers.push(home)
     const [next] = writers
     if (next === undefined || writers.length === 1) return { home: next, xid: null, writers: [], readers }
     // It has voted for the home that is none; a home leaves no evidence.
-    await next.send('select once.narrow_global($1::uuid, $2::text[], $2::uuid[])', [transactionId, '{}'])
+    await aborted.race(
+      next.send('select once.narrow_global($1::uuid, $2::text[], $2::uuid[])', [transactionId, '{}']),
+    )
     candidates = writers
   }
 }

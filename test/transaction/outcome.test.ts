@@ -63,6 +63,20 @@ function at(
 
 for (const driver of ['postgres.js', 'pg']) {
   test.serial(
+    `A decision row of one database that is not answered holds nobody beyond the timeout (${driver})`,
+    async (t) => {
+      const { a, toA, once } = await lossy(t, driver)
+      at(t, 'vote', 'start', 'a', () => toA.muteServer())
+      await t.throwsAsync(write(once, 1, 'a', { record: true, timeout: 300 }), {
+        instanceOf: AbortedError,
+        code: 'TIMEOUT',
+      })
+      toA.cut()
+      t.deepEqual(await a.effects(), [])
+    },
+  )
+
+  test.serial(
     `The answer to the decision is lost: the home is asked, and the branches follow it (${driver})`,
     async (t) => {
       const { a, b, toA, once } = await lossy(t, driver)
