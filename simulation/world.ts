@@ -33,7 +33,7 @@ import {
   type TransactionPlan,
 } from './plan.ts'
 import { pointOf, points } from './points.ts'
-import { hangUp, type Request, runInside, terminate } from './postgres/backend.ts'
+import { type Backend, hangUp, type Request, runInside, terminate } from './postgres/backend.ts'
 import {
   abort as abortTransaction,
   addDatabase,
@@ -132,7 +132,8 @@ function createWorld(
 ): World {
   const clock = scheduler()
   const databases: SimulatedDatabase[] = []
-  const oracle = createOracle(databases)
+  const lost = new Set<Backend>()
+  const oracle = createOracle(databases, lost)
   const dice = random(plan.seed, 1)
   const servers = plan.servers.map((settings, number) =>
     createServer(
@@ -160,7 +161,7 @@ function createWorld(
     calm: false,
     delay: plan.delay,
     backends: new Map(),
-    lost: new Set(),
+    lost,
     pids: 0,
     broken: undefined,
     servers,
@@ -346,7 +347,7 @@ function strike(
       return request === undefined ? 0 : time
     case 'pause':
       count()
-      process.pausedUntil = clock.now + time
+      process.pausedUntil = Math.max(process.pausedUntil, clock.now + time)
       return 0
     case 'jump':
       count()
@@ -754,12 +755,13 @@ function rest(here: World): void {
   for (const process of here.processes) {
     if (!process.alive) for (const { backend } of process.wires) hangUp(backend, true)
   }
-  // What was held up comes late, and what waits for it after that.
+  // What was held up comes late, and what waits for it after that; a statement may wait for a branch in doubt, which
+  // is not finished yet, until the longest `lockTimeout`.
   const latest = here.processes.flatMap(({ pausedUntil, wires }) => [
     pausedUntil,
     ...[...wires].flatMap(({ up, down }) => [up, down]),
   ])
-  clock.runUntil(() => false, Math.max(clock.now, ...latest) + 4_000)
+  clock.runUntil(() => false, Math.max(clock.now, ...latest) + 12_000)
   for (const process of here.processes) {
     if (!process.alive) continue
     for (const database of process.databases) {

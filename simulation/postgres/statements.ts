@@ -168,6 +168,9 @@ export function* decide(
   } catch {
     // In the future: lost in a crash before anything of it was flushed.
   }
+  over ||= [...server.prepared.values()].some(
+    (prepared) => prepared.valid && prepared.transaction.xid === Number(xid),
+  )
   yield pause(transaction)
   const row = read(transaction, 'global', id)
   return row !== undefined && String(row.xid) === xid ? 'committed' : over ? 'aborted' : 'pending'

@@ -8,8 +8,8 @@
 -- the two readings. Hence VOLATILE and READ COMMITTED, where each statement takes a new snapshot.
 --
 -- The status answers "is it over?" and nothing else. Its 'committed' must not be believed: an xid that
--- was never flushed is given to a stranger after a crash, whose outcome it then tells. A stranger's xid
--- in progress only delays the answer.
+-- was never flushed is given to a stranger after a crash, whose outcome it then tells. A stranger in progress
+-- only delays the answer, unless it waits for it itself.
 create function once.decide_batch(home uuid, transaction_ids uuid[], home_xids xid8[])
 returns table (transaction_id uuid, home_xid xid8, decision text)
 language plpgsql volatile
@@ -40,6 +40,17 @@ begin
       v_over[v_n] := true;  -- an xid that was lost in a crash before anything of it was flushed
     end;
   end loop;
+  -- A stranger that is prepared may stay in progress for ever, if it waits for this answer, or for one that waits
+  -- for this: a branch can get the xid, where several databases are of one cluster. Ours is a transaction of this
+  -- database, and no home is prepared; so if one of another database has the xid, or a branch, ours is over.
+  if false = any (v_over) then
+    v_over := array(
+      select i.over or exists (select from pg_prepared_xacts p
+                                where p.transaction = i.xid::xid
+                                  and (p.database <> current_database() or p.gid like 'once:%'))
+        from unnest(decide_batch.home_xids, v_over) with ordinality i (xid, over, n)
+       order by i.n);
+  end if;
   -- The xid too: a row with this id that another transaction inserted (anybody can read the id in the gid)
   -- is no decision.
   return query

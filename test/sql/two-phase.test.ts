@@ -887,6 +887,36 @@ test('An absent decision is called aborted only above everything that was ever f
   )
 })
 
+for (const where of ['another database', 'the home itself']) {
+  test(`A branch that was given the xid which a home lost in a crash does not wait for itself: in ${where}`, async (t) => {
+    const a = await testDatabase(t)
+    const b = where === 'the home itself' ? a : await testDatabase(t)
+    const homeId = await homeOf(a.sql)
+    const id = randomUUID()
+    const session = await openSession(t, b.url)
+    await session.sql`begin`
+    await session.sql`create table made_here ()`
+    const xid = await session.value('select pg_current_xact_id()::text')
+    t.is(await decide(a.sql, homeId, id, String(xid)), 'pending', 'whose it is cannot be told yet')
+    const gid = `once:1:${homeId}:${randomUUID()}:${xid}:b`
+    await session.sql.unsafe(`prepare transaction '${gid}'`)
+    t.is(await decide(a.sql, homeId, id, String(xid)), 'aborted')
+    await b.sql.unsafe(`rollback prepared '${gid}'`)
+  })
+}
+
+test('A transaction of the home that another manager has prepared may be the one that decides', async (t) => {
+  const a = await testDatabase(t)
+  const session = await openSession(t, a.url)
+  await session.sql`begin`
+  await session.sql`create table made_here ()`
+  const xid = await session.value('select pg_current_xact_id()::text')
+  const gid = `foreign ${randomUUID()}`
+  await session.sql.unsafe(`prepare transaction '${gid}'`)
+  t.is(await decide(a.sql, await homeOf(a.sql), randomUUID(), String(xid)), 'pending')
+  await a.sql.unsafe(`rollback prepared '${gid}'`)
+})
+
 test('Decisions are found with whether they are proven, and confirmed', async (t) => {
   const { sql } = shared()
   const [unproven, proven, confirmed, absent] = [randomUUID(), randomUUID(), randomUUID(), randomUUID()]
