@@ -4,16 +4,10 @@
  * and a short run with the faults that it takes is repeated with other seeds until something is violated.
  */
 import { execFile, spawn } from 'node:child_process'
-import { chmod, cp, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
+import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
-
-interface Edit {
-  readonly file: string
-  readonly find: string
-  readonly replace: string
-}
+import { type Edit, withEdited } from '../test/support/mutated.ts'
 
 export interface Mutant {
   readonly name: string
@@ -180,7 +174,8 @@ export const mutants: readonly Mutant[] = [
   },
 ]
 
-const root = join(import.meta.dirname, '..')
+/** What a run takes. */
+const parts = ['src', 'sql', 'migrations', 'scripts', 'chaos', 'test/support', 'package.json', '.gmrc']
 /** Seconds of a run, and how many are tried. */
 const seconds = 25
 const tries = 2
@@ -207,32 +202,8 @@ export async function runMutants(only: string | undefined, say: (text: string) =
 }
 
 /** What was found; undefined if nothing was. */
-async function tryMutant(mutant: Mutant, say: (text: string) => void): Promise<string | undefined> {
-  const copy = await mkdtemp(join(tmpdir(), 'pgonce-mutant-'))
-  // Its servers may run as another user, who must come through.
-  await chmod(copy, 0o755)
-  try {
-    for (const part of [
-      'src',
-      'sql',
-      'migrations',
-      'scripts',
-      'chaos',
-      'test/support',
-      'package.json',
-      '.gmrc',
-    ])
-      await cp(join(root, part), join(copy, part), { recursive: true, verbatimSymlinks: true })
-    await symlink(join(root, 'node_modules'), join(copy, 'node_modules'))
-    for (const { file, find, replace } of mutant.edits) {
-      const path = join(copy, file)
-      const text = await readFile(path, 'utf8')
-      if (text.split(find).length !== 2) throw new Error(`${mutant.name}: expected once in ${file}: ${find}`)
-      await writeFile(
-        path,
-        text.replace(find, () => replace),
-      )
-    }
+function tryMutant(mutant: Mutant, say: (text: string) => void): Promise<string | undefined> {
+  return withEdited(mutant.edits, parts, async (copy) => {
     if (mutant.edits.some(({ file }) => file.startsWith('sql/')))
       await promisify(execFile)(process.execPath, ['scripts/migrations.ts', 'rebuild'], { cwd: copy })
     for (let seed = 1; seed <= tries; seed += 1) {
@@ -241,9 +212,7 @@ async function tryMutant(mutant: Mutant, say: (text: string) => void): Promise<s
       if (found !== '') return found
     }
     return undefined
-  } finally {
-    await rm(copy, { recursive: true, force: true })
-  }
+  })
 }
 
 async function tryOnce(copy: string, parameters: readonly string[]): Promise<{ found: string; did: string }> {

@@ -59,16 +59,20 @@ function numberOf(name: 'seeds' | 'from' | 'seed' | 'threads', otherwise?: numbe
 
 async function runMany(from: number, seeds: number): Promise<number> {
   const begun = performance.now()
+  let told = begun
   const totals = noTotals()
   await spread(from, seeds, (chunk) => {
     join(totals, chunk)
     const seconds = (performance.now() - begun) / 1000
-    process.stderr.write(
-      `\r${totals.schedules} of ${seeds} schedules, ${Math.round(totals.schedules / seconds)}/s, ${totals.failed} with violations `,
-    )
+    const progress = `${totals.schedules} of ${seeds} schedules, ${Math.round(totals.schedules / seconds)}/s, ${totals.failed} with violations`
+    if (process.stderr.isTTY) process.stderr.write(`\r${progress} `)
+    else if (performance.now() - told > 10_000) {
+      process.stderr.write(`${progress}\n`)
+      told = performance.now()
+    }
     return !(values.first && totals.failed > 0)
   })
-  process.stderr.write('\n')
+  if (process.stderr.isTTY) process.stderr.write('\n')
   const seconds = (performance.now() - begun) / 1000
   const coverage = coverageOf(totals)
   const isShort = totals.schedules < enoughSchedules

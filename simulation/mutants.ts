@@ -4,22 +4,16 @@
  * without. Each is a copy of the sources with one place replaced, run until an invariant is violated.
  */
 import { execFile } from 'node:child_process'
-import { cp, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises'
-import { availableParallelism, tmpdir } from 'node:os'
+import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
+import { type Edit, withEdited } from '../test/support/mutated.ts'
 
 export interface Mutant {
   readonly name: string
   /** What goes wrong with it. */
   readonly what: string
-  readonly file: string
-  /** Occurs exactly once. */
-  readonly find: string
-  readonly replace: string
-  /** A second place in the same file, where two lines say the same and either is enough. */
-  readonly also?: { readonly find: string; readonly replace: string }
+  readonly edits: readonly Edit[]
 }
 
 /*
@@ -32,199 +26,272 @@ export const mutants: readonly Mutant[] = [
   {
     name: 'gone is done',
     what: '42704 at COMMIT PREPARED is taken for success, and the branch for finished',
-    file: 'src/transaction/commit.ts',
-    find: "if (statement.startsWith('rollback')) return true",
-    replace: 'if (statement.length > 0) return true',
+    edits: [
+      {
+        file: 'src/transaction/commit.ts',
+        find: "if (statement.startsWith('rollback')) return true",
+        replace: 'if (statement.length > 0) return true',
+      },
+    ],
   },
   {
     name: 'no look for what was prepared',
     what: 'without a tag PREPARE is believed, whatever became of it',
-    file: 'src/transaction/commit.ts',
-    find: 'if (rows.length === 1) return\n    }\n    throw swallowed(branch)',
-    replace: 'if (rows.length <= 1) return\n    }\n    throw swallowed(branch)',
+    edits: [
+      {
+        file: 'src/transaction/commit.ts',
+        find: 'if (rows.length === 1) return\n    }\n    throw swallowed(branch)',
+        replace: 'if (rows.length <= 1) return\n    }\n    throw swallowed(branch)',
+      },
+    ],
   },
   {
     name: 'lost answer is an abort',
     what: 'a COMMIT without an answer is taken for aborted, and the branches are rolled back',
-    file: 'src/transaction/commit.ts',
-    find: "        return isErrorAnswer(commit.reason)\n          ? { outcome: 'aborted'",
-    replace: "        return commit.reason !== undefined\n          ? { outcome: 'aborted'",
+    edits: [
+      {
+        file: 'src/transaction/commit.ts',
+        find: "        return isErrorAnswer(commit.reason)\n          ? { outcome: 'aborted'",
+        replace: "        return commit.reason !== undefined\n          ? { outcome: 'aborted'",
+      },
+    ],
   },
   {
     name: 'FATAL is an abort',
     what: 'any word of the server but yes is taken for a rollback, FATAL at shutdown included',
-    file: 'src/errors.ts',
-    find: "return isServerError(error) && (error as { severity: string }).severity === 'ERROR'",
-    replace: 'return isServerError(error)',
+    edits: [
+      {
+        file: 'src/errors.ts',
+        find: "return isServerError(error) && (error as { severity: string }).severity === 'ERROR'",
+        replace: 'return isServerError(error)',
+      },
+    ],
   },
   {
     name: 'pending is aborted',
     what: 'recovery rolls back while the home transaction still runs',
-    file: 'src/transaction/finishing.ts',
-    find: "if (decision !== 'committed' && decision !== 'aborted') continue",
-    replace: 'if (decision === undefined) continue',
+    edits: [
+      {
+        file: 'src/transaction/finishing.ts',
+        find: "if (decision !== 'committed' && decision !== 'aborted') continue",
+        replace: 'if (decision === undefined) continue',
+      },
+    ],
   },
   {
     name: 'decision by UUID alone',
     what: 'the answer about one xid is taken for the answer about another',
-    file: 'src/transaction/finishing.ts',
-    find: 'return `${home} ${transactionId} ${homeXid}`',
-    replace: 'return `${home} ${transactionId} ${homeXid.length}`',
+    edits: [
+      {
+        file: 'src/transaction/finishing.ts',
+        find: 'return `${home} ${transactionId} ${homeXid}`',
+        replace: 'return `${home} ${transactionId} ${homeXid.length}`',
+      },
+    ],
   },
   {
     name: 'unclear means refused',
     what: 'a PREPARE without an answer is taken for refused: its branch is rolled back plainly, and the others as prepared',
-    file: 'src/transaction/commit.ts',
-    find: 'return isErrorAnswer(error) || (error instanceof PgonceError && !(error instanceof AbortedError))',
-    replace: 'return isErrorAnswer(error) || error instanceof PgonceError',
+    edits: [
+      {
+        file: 'src/transaction/commit.ts',
+        find: 'return isErrorAnswer(error) || (error instanceof PgonceError && !(error instanceof AbortedError))',
+        replace: 'return isErrorAnswer(error) || error instanceof PgonceError',
+      },
+    ],
   },
   {
     name: 'commit before the decision',
     what: 'prepared branches are committed before the home has',
-    file: 'src/transaction/commit.ts',
-    find: '  let decision = await decide(work, home)\n',
-    replace:
-      '  await Promise.all(writers.map((writer) => finish(transactionId, writer, `commit prepared ${gidOf(writer)}`)))\n  let decision = await decide(work, home)\n',
+    edits: [
+      {
+        file: 'src/transaction/commit.ts',
+        find: '  let decision = await decide(work, home)\n',
+        replace:
+          '  await Promise.all(writers.map((writer) => finish(transactionId, writer, `commit prepared ${gidOf(writer)}`)))\n  let decision = await decide(work, home)\n',
+      },
+    ],
   },
   {
     name: 'vote and tag unread',
     what: 'neither a vote that failed nor the tag ROLLBACK of its PREPARE is looked at',
-    file: 'src/transaction/commit.ts',
-    find: "  if (vote.status === 'rejected') throw vote.reason\n  if (prepared.status === 'rejected') throw prepared.reason\n  return vote.value",
-    replace: '  return vote.status === prepared.status',
+    edits: [
+      {
+        file: 'src/transaction/commit.ts',
+        find: "  if (vote.status === 'rejected') throw vote.reason\n  if (prepared.status === 'rejected') throw prepared.reason\n  return vote.value",
+        replace: '  return vote.status === prepared.status',
+      },
+    ],
   },
   {
     name: 'decision row ignored',
     what: 'neither a decision row that was refused nor the tag of the COMMIT behind it is looked at',
-    file: 'src/transaction/commit.ts',
-    find: "if (before.status === 'rejected' && isRefusal(before.reason)) {",
-    replace:
-      "if (before.status === 'rejected' && commit.status === 'rejected' && isRefusal(before.reason)) {",
-    also: {
-      find: "if (command !== undefined && command !== 'COMMIT')\n        return { outcome",
-      replace: "if (command !== undefined && command === '')\n        return { outcome",
-    },
+    edits: [
+      {
+        file: 'src/transaction/commit.ts',
+        find: "if (before.status === 'rejected' && isRefusal(before.reason)) {",
+        replace:
+          "if (before.status === 'rejected' && commit.status === 'rejected' && isRefusal(before.reason)) {",
+      },
+      {
+        file: 'src/transaction/commit.ts',
+        find: "if (command !== undefined && command !== 'COMMIT')\n        return { outcome",
+        replace: "if (command !== undefined && command === '')\n        return { outcome",
+      },
+    ],
   },
   {
     name: 'tag of COMMIT unread',
     what: 'COMMIT is believed although its tag is ROLLBACK',
-    file: 'src/transaction/commit.ts',
-    find: "if (command !== undefined && command !== 'COMMIT')\n        return { outcome",
-    replace: "if (command !== undefined && command === '')\n        return { outcome",
+    edits: [
+      {
+        file: 'src/transaction/commit.ts',
+        find: "if (command !== undefined && command !== 'COMMIT')\n        return { outcome",
+        replace: "if (command !== undefined && command === '')\n        return { outcome",
+      },
+    ],
   },
   {
     name: 'again after unknown',
     what: 'the handler is run again after a commit whose outcome is not known',
-    file: 'src/transaction/coordinator.ts',
-    find: '!causes(error).some(isRetryable)',
-    replace:
-      "!causes(error).some((cause) => isRetryable(cause) || (cause as { code?: string }).code === 'OUTCOME_UNKNOWN')",
+    edits: [
+      {
+        file: 'src/transaction/coordinator.ts',
+        find: '!causes(error).some(isRetryable)',
+        replace:
+          "!causes(error).some((cause) => isRetryable(cause) || (cause as { code?: string }).code === 'OUTCOME_UNKNOWN')",
+      },
+    ],
   },
   {
     name: 'evidence before prepared',
     what: 'a branch that commits between the two readings is taken for lost',
-    file: 'src/transaction/forgetting.ts',
-    find: `      const prepared = await session.query<{ id: string }>(
+    edits: [
+      {
+        file: 'src/transaction/forgetting.ts',
+        find: `      const prepared = await session.query<{ id: string }>(
         'select d.transaction_id::text as id from once.branch d where d.transaction_id is not null',
       )
       const evident = await session.query<{ id: string }>(
         'select e::text as id from once.find_evidence($1::text::uuid[]) e',
         [arrayOf(ids)],
       )`,
-    replace: `      const evident = await session.query<{ id: string }>(
+        replace: `      const evident = await session.query<{ id: string }>(
         'select e::text as id from once.find_evidence($1::text::uuid[]) e',
         [arrayOf(ids)],
       )
       const prepared = await session.query<{ id: string }>(
         'select d.transaction_id::text as id from once.branch d where d.transaction_id is not null',
       )`,
+      },
+    ],
   },
   {
     name: 'proven unseen',
     what: 'decisions are marked proven whose evidence is not there yet',
-    file: 'src/transaction/forgetting.ts',
-    find: 'const evident = decisions.map(({ id }) => id).filter((id) => !open.has(id))',
-    replace: 'const evident = decisions.map(({ id }) => id).filter((id) => !missing.has(id))',
+    edits: [
+      {
+        file: 'src/transaction/forgetting.ts',
+        find: 'const evident = decisions.map(({ id }) => id).filter((id) => !open.has(id))',
+        replace: 'const evident = decisions.map(({ id }) => id).filter((id) => !missing.has(id))',
+      },
+    ],
   },
   {
     name: 'confirmed unseen',
     what: 'the second look marks what is proven, whether its evidence still stands or not',
-    file: 'src/transaction/forgetting.ts',
-    find: 'const evident = decisions.map(({ id }) => id).filter((id) => !open.has(id))',
-    replace:
-      'const evident = decisions.map(({ id }) => id).filter((id) => mark === second.mark || !open.has(id))',
+    edits: [
+      {
+        file: 'src/transaction/forgetting.ts',
+        find: 'const evident = decisions.map(({ id }) => id).filter((id) => !open.has(id))',
+        replace:
+          'const evident = decisions.map(({ id }) => id).filter((id) => mark === second.mark || !open.has(id))',
+      },
+    ],
   },
   {
     name: 'forgotten too early',
     what: 'the decision goes although the evidence of some participant could not be deleted',
-    file: 'src/transaction/forgetting.ts',
-    find: 'if (deleted === undefined) for (const id of ids) kept.add(id)',
-    replace: 'if (deleted === undefined) for (const id of ids) kept.delete(id)',
+    edits: [
+      {
+        file: 'src/transaction/forgetting.ts',
+        find: 'if (deleted === undefined) for (const id of ids) kept.add(id)',
+        replace: 'if (deleted === undefined) for (const id of ids) kept.delete(id)',
+      },
+    ],
   },
   {
     name: 'gives up at the first error',
     what: 'recovery leaves what comes after a branch that it cannot finish',
-    file: 'src/transaction/finishing.ts',
-    find: "if (decision === 'pending') report.pending += 1",
-    replace:
-      "if (decision === 'pending') report.pending += 1\n    if (report.unfinished.length > 0 || report.pending > 0 || decision === 'aborted') return",
+    edits: [
+      {
+        file: 'src/transaction/finishing.ts',
+        find: "if (decision === 'pending') report.pending += 1",
+        replace:
+          "if (decision === 'pending') report.pending += 1\n    if (report.unfinished.length > 0 || report.pending > 0 || decision === 'aborted') return",
+      },
+    ],
   },
   {
     name: 'status after the row',
     what: 'the simulated once.decide reads the row before the status, as the SQL must not',
-    file: 'simulation/postgres/statements.ts',
-    find: `  let over = true
+    edits: [
+      {
+        file: 'simulation/postgres/statements.ts',
+        find: `  let over = true
   try {`,
-    replace: `  const early = read(transaction, 'global', id)
+        replace: `  const early = read(transaction, 'global', id)
   yield pause(transaction)
   if (early === undefined && !server.running.has(Number(xid))) return 'aborted'
   let over = true
   try {`,
+      },
+    ],
   },
   {
     name: 'status believed',
     what: 'the simulated once.decide takes pg_xact_status for the decision, a stranger’s included',
-    file: 'simulation/postgres/statements.ts',
-    find: `  yield pause(transaction)
+    edits: [
+      {
+        file: 'simulation/postgres/statements.ts',
+        find: `  yield pause(transaction)
   const row = read(transaction, 'global', id)
   return row`,
-    replace: `  yield pause(transaction)
+        replace: `  yield pause(transaction)
   if (server.committed.has(Number(xid))) return 'committed'
   const row = read(transaction, 'global', id)
   return row`,
+      },
+    ],
   },
   {
     name: 'commit not durable',
     what: 'the simulated once.open leaves synchronous_commit off: of one phase, there is nobody else to see to it',
-    file: 'simulation/postgres/statements.ts',
-    find: "  if (transaction.synchronousCommit === 'off') transaction.synchronousCommit = 'on'\n  return tag('CALL')",
-    replace: "  return tag('CALL')",
+    edits: [
+      {
+        file: 'simulation/postgres/statements.ts',
+        find: "  if (transaction.synchronousCommit === 'off') transaction.synchronousCommit = 'on'\n  return tag('CALL')",
+        replace: "  return tag('CALL')",
+      },
+    ],
   },
   {
     name: 'decision not durable',
     what: 'the simulated once.open and once.begin_global both leave synchronous_commit off',
-    file: 'simulation/postgres/statements.ts',
-    find: "  if (transaction.synchronousCommit === 'off') transaction.synchronousCommit = 'on'\n  return tag('CALL')",
-    replace: "  return tag('CALL')",
-    also: {
-      find: '  if (transaction.xid === 0) return null\n  makeDurable(transaction)\n',
-      replace: '  if (transaction.xid === 0) return null\n',
-    },
+    edits: [
+      {
+        file: 'simulation/postgres/statements.ts',
+        find: "  if (transaction.synchronousCommit === 'off') transaction.synchronousCommit = 'on'\n  return tag('CALL')",
+        replace: "  return tag('CALL')",
+      },
+      {
+        file: 'simulation/postgres/statements.ts',
+        find: '  if (transaction.xid === 0) return null\n  makeDurable(transaction)\n',
+        replace: '  if (transaction.xid === 0) return null\n',
+      },
+    ],
   },
 ]
-
-const root = fileURLToPath(new URL('..', import.meta.url))
-
-/** The mutated text of the file. @throws if the place is not there, or more than once */
-export async function mutate({ name, file, find, replace, also }: Mutant): Promise<string> {
-  let text = await readFile(join(root, file), 'utf8')
-  for (const place of [{ find, replace }, ...(also ? [also] : [])]) {
-    const times = text.split(place.find).length - 1
-    if (times !== 1) throw new Error(`Mutant “${name}” fits ${times} places of ${file}: expected one`)
-    text = text.replace(place.find, () => place.replace)
-  }
-  return text
-}
 
 export interface Caught {
   /** Undefined: it survived. */
@@ -236,26 +303,15 @@ export interface Caught {
 }
 
 /** Makes a copy of the sources with a mutant in it, for as long as a task runs. */
-export async function withMutant<T>(mutant: Mutant, task: (simulation: string) => Promise<T>): Promise<T> {
-  const text = await mutate(mutant)
-  const folder = await mkdtemp(join(tmpdir(), 'pgonce-mutant-'))
-  try {
-    await cp(join(root, 'src'), join(folder, 'src'), { recursive: true })
-    await cp(join(root, 'simulation'), join(folder, 'simulation'), { recursive: true })
-    await cp(join(root, 'package.json'), join(folder, 'package.json'))
-    await symlink(join(root, 'node_modules'), join(folder, 'node_modules'))
-    await writeFile(join(folder, mutant.file), text)
-    return await task(join(folder, 'simulation'))
-  } finally {
-    await rm(folder, { recursive: true, force: true })
-  }
+export function withMutant<T>({ edits }: Mutant, task: (simulation: string) => Promise<T>): Promise<T> {
+  return withEdited(edits, ['src', 'simulation', 'package.json'], (copy) => task(join(copy, 'simulation')))
 }
 
 /** Runs one mutant until it is caught or the seeds are used up, and then the code without it where it was caught. */
 export async function runMutant(mutant: Mutant, seeds: number): Promise<Caught> {
   const caught = await withMutant(mutant, (simulation) => hunt(simulation, seeds, 1))
   if (caught.seed === undefined) return { ...caught, isSound: true }
-  const { after } = await hunt(join(root, 'simulation'), 1, caught.seed)
+  const { after } = await hunt(import.meta.dirname, 1, caught.seed)
   return { ...caught, isSound: after === undefined }
 }
 
