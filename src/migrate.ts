@@ -8,10 +8,12 @@
  * graphile-migrate, with which the files are written, does not run here: its bookkeeping schema is global
  * to a database, so a user's own chain and ours could not live side by side.
  */
+
 import { readdir, readFile } from 'node:fs/promises'
 import { type Kysely, sql, type Transaction } from 'kysely'
 import { type MigrationProvider, Migrator } from 'kysely/migration'
 import { checkUrl, type DatabaseTarget, databaseIn, describeTarget, open } from './database/open.ts'
+import { identifier, literal } from './database/quote.ts'
 import { codeOf, DatabaseError, InvalidInputError, PgonceError } from './errors.ts'
 import { checkBoolean, checkFunction, checkObject, show } from './names.ts'
 
@@ -317,7 +319,7 @@ async function installedNames(db: Kysely<Bookkeeping>): Promise<string[]> {
 }
 
 function checkServer(found: Found): void {
-  const place = `Database ${quote(found.database)}`
+  const place = `Database ${identifier(found.database)}`
   if (found.server < oldestServer) {
     throw new DatabaseError(
       'SERVER_VERSION',
@@ -342,19 +344,19 @@ async function refuseNewer(
   const newest = migrations.at(-1)?.name
   throw new DatabaseError(
     'SCHEMA_VERSION',
-    `Database ${quote(database)} has schema once at version ${versionOf(installed.at(-1))} (${unknown}), but pgonce ` +
+    `Database ${identifier(database)} has schema once at version ${versionOf(installed.at(-1))} (${unknown}), but pgonce ` +
       `${await packageVersion()} knows only up to version ${versionOf(newest)} (${newest ?? 'none'}). Nothing was changed`,
     { hint: 'Update the package: npm install pgonce@latest' },
   )
 }
 
 function checkPrivileges(found: Found): void {
-  const place = `database ${quote(found.database)}`
+  const place = `database ${identifier(found.database)}`
   const login = identifier(found.login)
   if (!found.exists && !found.creator) {
     throw new DatabaseError(
       'NO_PRIVILEGE',
-      `Role ${quote(found.login)} may not create a schema in ${place}`,
+      `Role ${identifier(found.login)} may not create a schema in ${place}`,
       {
         hint:
           `Let the owner of the database type: grant create on database ${identifier(found.database)} to ${login}; ` +
@@ -366,9 +368,9 @@ function checkPrivileges(found: Found): void {
     const owner = found.owner ?? ''
     throw new DatabaseError(
       'NO_PRIVILEGE',
-      `Schema once in ${place} belongs to role ${quote(owner)}, and ${quote(found.login)} is no member of it`,
+      `Schema once in ${place} belongs to role ${identifier(owner)}, and ${identifier(found.login)} is no member of it`,
       {
-        hint: `Connect as ${quote(owner)}, or let a superuser type: grant ${identifier(owner)} to ${login};`,
+        hint: `Connect as ${identifier(owner)}, or let a superuser type: grant ${identifier(owner)} to ${login};`,
       },
     )
   }
@@ -582,16 +584,4 @@ function advice(code: string): string {
 function text(error: unknown, name: string): string {
   const value = typeof error === 'object' && error !== null ? Reflect.get(error, name) : undefined
   return typeof value === 'string' ? value : ''
-}
-
-function quote(name: string): string {
-  return `"${name}"`
-}
-
-function identifier(name: string): string {
-  return /^[a-z_][a-z0-9_]*$/.test(name) ? name : `"${name.replaceAll('"', '""')}"`
-}
-
-function literal(text: string): string {
-  return `'${text.replaceAll("'", "''")}'`
 }

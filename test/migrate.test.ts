@@ -227,8 +227,9 @@ test('who may not create a schema is told what the owner must type', async (t) =
   const role = await testRole(t, database)
   const error = await t.throwsAsync(migrate(database.urlAs(role)), { instanceOf: PgonceError })
   t.like(error, { code: 'NO_PRIVILEGE' })
-  t.true(error.hint?.includes(`grant create on database ${database.name} to ${role};`))
-  await database.sql.unsafe(`grant create on database ${database.name} to ${role};`)
+  const statement = `grant create on database "${database.name}" to "${role}";`
+  t.true(error.hint?.includes(statement), error.hint)
+  await database.sql.unsafe(statement)
   await t.notThrowsAsync(migrate(database.urlAs(role)))
 })
 
@@ -243,7 +244,7 @@ test('another role than the owner cannot update, and is told whom to ask', async
   const error = await t.throwsAsync(migrate(database.urlAs(role), { migrations: withNext('select 1') }))
   t.like(error, {
     code: 'NO_PRIVILEGE',
-    hint: `Connect as "postgres", or let a superuser type: grant postgres to ${role};`,
+    hint: `Connect as "postgres", or let a superuser type: grant "postgres" to "${role}";`,
   })
 })
 

@@ -1,9 +1,11 @@
 /**
  * `pgonce doctor`: looks at every database and says what is wrong with it, and what to type.
  */
+
 import { type Command, InvalidArgumentError } from 'commander'
 import { type Database, schemaVersion, withSession } from '../database/database.ts'
 import { describeTarget } from '../database/open.ts'
+import { identifier, literal } from '../database/quote.ts'
 import type { Session } from '../database/session.ts'
 import { codeOf, fromSql, PgonceError } from '../errors.ts'
 import {
@@ -582,14 +584,6 @@ function isDenied(error: unknown): boolean {
 
 function grantLine(grant: string, login: string): string {
   return `select once.grant_${grant}(${literal(login)});   -- as the owner of schema once`
-}
-
-function literal(text: string): string {
-  return `'${text.replaceAll("'", "''")}'`
-}
-
-function identifier(name: string): string {
-  return /^[a-z_][a-z0-9_]*$/.test(name) ? name : `"${name.replaceAll('"', '""')}"`
 }
 
 function wholeNumber(text: string): number {

@@ -3,8 +3,8 @@
  */
 import type { Command } from 'commander'
 import { type Database, withReadCommitted, withSession } from '../database/database.ts'
+import { literal } from '../database/quote.ts'
 import { fromSql, PgonceError } from '../errors.ts'
-import { quoteGid } from '../transaction/gid.ts'
 import { chooseDatabases, type DatabaseFlags, withDatabases, withEach } from './databases.ts'
 import { count, paint, print, printJson, type Row, type Style, sayAge, table } from './output.ts'
 
@@ -205,7 +205,7 @@ function noHome(home: string | null): string {
 
 function lineFor({ gid, owner, other }: Listed, decision: Decision): string | null {
   if (decision !== 'committed' && decision !== 'aborted') return null
-  const line = `${decision === 'committed' ? 'commit' : 'rollback'} prepared ${quoteGid(gid)};`
+  const line = `${decision === 'committed' ? 'commit' : 'rollback'} prepared ${literal(gid)};`
   return other ? `set role "${owner?.replaceAll('"', '""')}"; ${line} reset role;` : line
 }
 

@@ -16,13 +16,14 @@
  * @see sql/transaction/
  */
 import { type Database, inTime, withReadCommitted } from '../database/database.ts'
+import { literal } from '../database/quote.ts'
 import type { Session } from '../database/session.ts'
 import { environment } from '../environment.ts'
 import { AbortedError, codeOf, isErrorAnswer, PgonceError } from '../errors.ts'
 import type { Branch } from './branch.ts'
 import { traced } from './channels.ts'
 import { explained, lost, outcomeUnknown, reasonOf, refusalOf, swallowed } from './explain.ts'
-import { formatGid, formatId, type GlobalId, quoteGid } from './gid.ts'
+import { formatGid, formatId, type GlobalId } from './gid.ts'
 
 /** How long to wait for the answer to a question that only delays us. */
 const patience = 10_000
@@ -269,7 +270,7 @@ async function commitInTwoPhases(
   const { transactionId } = work
   const global: GlobalId = { home: await home.database.identify(), transactionId, homeXid: xid }
   const id = formatId(global)
-  const gidOf = (branch: Branch) => quoteGid(formatGid(global, branch.database.name))
+  const gidOf = (branch: Branch) => literal(formatGid(global, branch.database.name))
 
   const answers = await Promise.allSettled(
     writers.map((writer) => {

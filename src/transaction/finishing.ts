@@ -2,10 +2,10 @@
  * Recovery's first step: finishes the branches that a coordinator left in doubt, as their homes decided.
  */
 import { type Database, withReadCommitted, withSession } from '../database/database.ts'
+import { literal } from '../database/quote.ts'
 import type { Session } from '../database/session.ts'
 import { traced } from './channels.ts'
 import { finishPrepared } from './commit.ts'
-import { quoteGid } from './gid.ts'
 import { arrayOf, attempt, patience, sayWhy, type Tally } from './report.ts'
 
 interface BranchInDoubt {
@@ -122,7 +122,7 @@ export async function finishBranches(
         gid: branch.gid,
         reason:
           `its owner was dropped, and its home says ${decision}; if it is yours, as a superuser: ` +
-          `${decision === 'committed' ? 'commit' : 'rollback'} prepared ${quoteGid(branch.gid)}`,
+          `${decision === 'committed' ? 'commit' : 'rollback'} prepared ${literal(branch.gid)}`,
       })
       continue
     }
@@ -143,12 +143,7 @@ export async function finishBranches(
           withSession(
             database.connectApart(patience),
             (session) =>
-              finishAs(
-                branch.role,
-                session,
-                `${verb} prepared ${quoteGid(branch.gid)}`,
-                branch.transactionId,
-              ),
+              finishAs(branch.role, session, `${verb} prepared ${literal(branch.gid)}`, branch.transactionId),
             patience,
           ),
       )

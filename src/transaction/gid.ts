@@ -40,8 +40,3 @@ export function parseId(id: string): GlobalId {
 export function formatGid(id: GlobalId, participant: string): string {
   return `${formatId(id)}:${checkDatabaseName(participant)}`
 }
-
-/** A gid as a literal: PREPARE TRANSACTION takes no parameter. */
-export function quoteGid(gid: string): string {
-  return `'${gid.replaceAll("'", "''")}'`
-}

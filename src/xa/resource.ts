@@ -13,9 +13,10 @@ import { randomUUID } from 'node:crypto'
 import type { DatabaseConnection, Transaction } from 'kysely'
 import { createDatabase, inTime, transactionOver, withSession } from '../database/database.ts'
 import type { DatabaseTarget } from '../database/open.ts'
+import { literal } from '../database/quote.ts'
 import type { Session } from '../database/session.ts'
 import { codeOf, HandlerError, isErrorAnswer } from '../errors.ts'
-import { checkInteger, checkObject, show } from '../names.ts'
+import { checkInteger, checkObject } from '../names.ts'
 import {
   TMENDRSCAN,
   TMFAIL,
@@ -29,18 +30,21 @@ import {
   XA_OK,
   XA_RDONLY,
   XaError,
-  type XaErrorName,
 } from './codes.ts'
 import {
-  formatXid,
-  gidOf,
-  isOwnGidSql,
-  parseXid,
-  quoteRawGid,
-  type RawXid,
-  type Xid,
-  type XidInput,
-} from './xid.ts'
+  badFlags,
+  duplicate,
+  improper,
+  localTransaction,
+  noSuspension,
+  rolledBack,
+  type State,
+  unavailable,
+  unfinished,
+  unknown,
+  whatIsLeft,
+} from './errors.ts'
+import { formatXid, gidOf, isOwnGidSql, parseXid, type RawXid, type Xid, type XidInput } from './xid.ts'
 
 export interface XaOptions {
   /** Connections that branches may hold at once; more than the given instance's pool has is of no use. @defaultValue 10 */
@@ -144,7 +148,7 @@ interface Branch {
   readonly connection: DatabaseConnection
   /** A setting that ends with the transaction: as long as it is there, the transaction is the one we began. */
   readonly mark: string
-  state: 'active' | 'ended' | 'completing'
+  state: State
   /** Which handle may be used: each `start` gives a new one. */
   association: object
   rollbackOnly: boolean
@@ -358,7 +362,7 @@ export function xaResource<DB = unknown>(
 
   async function prepareHere(branch: Branch): Promise<void> {
     const { gid, session } = branch
-    const { command } = await session.query(`prepare transaction ${quoteRawGid(gid)}`)
+    const { command } = await session.query(`prepare transaction ${literal(gid)}`)
     if (command !== undefined && command !== 'PREPARE TRANSACTION') throw rolledBack(gid, branch.failure)
   }
 
@@ -407,7 +411,7 @@ export function xaResource<DB = unknown>(
         const refusal = await ask(`The answer to ${verb} of branch ${gid} is missing`, async (session) => {
           // The statement itself would be refused there, and the refusal would break the local transaction.
           if (borrowed && (await isInTransaction(session))) return localTransaction(gid)
-          await session.query(`${verb} prepared ${quoteRawGid(gid)}`)
+          await session.query(`${verb} prepared ${literal(gid)}`)
           return undefined
         })
         if (refusal === undefined) return
@@ -603,142 +607,4 @@ async function isInTransaction(session: Session): Promise<boolean> {
     if (codeOf(error) === '25P02') return true
     throw error
   }
-}
-
-// ---------------------------------------------------------------------------------------------------
-// Saying what went wrong
-
-function badFlags(verb: string, flags: unknown, expected: string): XaError {
-  return new XaError('XAER_INVAL', `Expected the flags of ${verb} to be ${expected}, got ${show(flags)}`)
-}
-
-function noSuspension(): XaError {
-  return new XaError('XAER_RMERR', 'Postgres cannot suspend and resume transactions', {
-    detail: 'TMSUSPEND and TMRESUME are not implemented; the branch is as it was.',
-    hint: 'End with TMSUCCESS and go on with TMJOIN',
-  })
-}
-
-function duplicate(gid: string): XaError {
-  return new XaError('XAER_DUPID', `There is a branch ${gid} already`, {
-    detail: 'Xids are unique among all databases of a server.',
-    hint: 'Give each branch a bqual of its own',
-  })
-}
-
-function unknown(gid: string): XaError {
-  return new XaError('XAER_NOTA', `There is no branch ${gid}`, {
-    detail: 'It was finished, was rolled back, or never was. Which of these, Postgres does not remember.',
-  })
-}
-
-function improper(gid: string, state: Branch['state'], hint?: string): XaError {
-  const what = {
-    active: 'is active',
-    ended: 'is ended and not prepared',
-    completing: 'is being completed',
-  }
-  return new XaError('XAER_PROTO', `Branch ${gid} ${what[state]}`, {
-    detail:
-      state === 'active' ? 'Only one may work in a branch at a time: work is not interleaved.' : undefined,
-    hint: hint ?? (state === 'active' ? 'End it first' : undefined),
-  })
-}
-
-function unavailable(
-  what: string,
-  cause: unknown,
-  left: (typeof whatIsLeft)[keyof typeof whatIsLeft] = whatIsLeft.prepared,
-): XaError {
-  return new XaError('XAER_RMFAIL', `${what}: ${(cause as Error).message}`, { ...left, cause })
-}
-
-/** What a lost connection means for the branch. */
-const whatIsLeft = {
-  prepared: {
-    detail: 'What is prepared stays prepared.',
-    hint: 'Ask again once the database can be reached',
-  },
-  prepare: {
-    detail: 'The branch is prepared or rolled back.',
-    hint: 'Roll it back; a PREPARE still on its way can arrive later, so look again with recover',
-  },
-  commit: {
-    detail: 'The branch is committed or rolled back, and Postgres does not say which.',
-    hint: 'Look for what it wrote',
-  },
-  rollback: {
-    detail: 'The branch is rolled back, at the latest when the server notices.',
-    hint: undefined,
-  },
-} as const
-
-/** The branch is rolled back, because of an error if there was one. */
-function rolledBack(gid: string, cause: unknown): XaError {
-  if (cause === undefined) {
-    return new XaError('XA_RBROLLBACK', `Branch ${gid} is rolled back: a statement in it had failed`, {
-      hint: 'End a branch with TMFAIL if its work failed',
-    })
-  }
-  const code = codeOf(cause) ?? ''
-  const [, name, hint] = reasons.find(([pattern]) => pattern.test(code)) ?? fallback
-  return new XaError(name, `Branch ${gid} is rolled back: ${(cause as Error).message}`, {
-    detail: code === '' ? undefined : `SQLSTATE ${code}`,
-    hint,
-    cause,
-  })
-}
-
-/** SQLSTATEs, what they are to XA, and what to do. */
-type Reason = readonly [RegExp, XaErrorName, string?]
-
-const fallback: Reason = [/^/, 'XA_RBOTHER']
-
-const reasons: readonly Reason[] = [
-  [/^(23|40002)/, 'XA_RBINTEGRITY'],
-  [/^40P01/, 'XA_RBDEADLOCK', 'Do the branch again'],
-  [/^40001/, 'XA_RBTRANSIENT', 'Do the branch again'],
-  [
-    /^53200/,
-    'XA_RBTRANSIENT',
-    'If the slots are full, look for orphans in pg_prepared_xacts, or raise max_prepared_transactions',
-  ],
-  [/^53/, 'XA_RBTRANSIENT'],
-  [/^(57014|55P03)/, 'XA_RBTIMEOUT'],
-  [/^42710/, 'XA_RBPROTO', 'Another branch is prepared under this xid; give each branch a bqual of its own'],
-  [
-    /^0A000/,
-    'XA_RBOTHER',
-    'Leave NOTIFY, LISTEN, temporary tables, WITH HOLD cursors and exported snapshots out of branches',
-  ],
-  [/^55000/, 'XA_RBOTHER', 'alter system set max_prepared_transactions = 100; and restart the server'],
-]
-
-/** The server's refusal to finish a prepared branch: whatever it is, the branch is still prepared, or not there. */
-function unfinished(verb: 'commit' | 'rollback', gid: string, cause: unknown): XaError {
-  const code = codeOf(cause)
-  if (code === '42704') return unknown(gid)
-  if (code === '25001') return localTransaction(gid, cause)
-  if (code === '55000' && verb === 'commit') {
-    return new XaError('XA_RETRY', `Branch ${gid} is busy: another session is finishing it`, { cause })
-  }
-  const hints: Record<string, string> = {
-    '42501': 'Connect as the role that prepared it (the owner in recover), or as a superuser',
-    '0A000': 'Connect to the database that it was prepared in: see pg_prepared_xacts',
-    '25006': 'Connect to the primary',
-  }
-  return new XaError('XAER_RMFAIL', `Branch ${gid} could not be finished: ${(cause as Error).message}`, {
-    detail: `SQLSTATE ${code}; the branch is still prepared.`,
-    hint: hints[code ?? ''],
-    cause,
-  })
-}
-
-function localTransaction(gid: string, cause?: unknown): XaError {
-  return new XaError('XAER_RMFAIL', `The connection for branch ${gid} has a local transaction open`, {
-    detail:
-      'Prepared transactions are finished outside of any. The local one is as it was, and the branch is still prepared.',
-    hint: 'End local transactions before their connection goes back to the pool, or give the resource a pool of its own',
-    cause,
-  })
 }

@@ -7,7 +7,6 @@
  * @see https://github.com/psycopg/psycopg2/blob/master/psycopg/xid_type.c
  */
 import { show } from '../names.ts'
-import { quoteGid } from '../transaction/gid.ts'
 import { XaError } from './codes.ts'
 
 /** The name of a branch, as transaction managers give it. */
@@ -99,11 +98,6 @@ function isOwnGid(gid: string): boolean {
 
 /** The same in SQL. */
 export const isOwnGidSql = "gid ~ '^once:[0-9]+:'"
-
-/** A gid as a literal, right under either setting of standard_conforming_strings. */
-export function quoteRawGid(gid: string): string {
-  return gid.includes('\\') ? `e${quoteGid(gid.replaceAll('\\', '\\\\'))}` : quoteGid(gid)
-}
 
 function base64(what: string, value: unknown, least: number): string {
   if (typeof value === 'string' && !value.isWellFormed())

@@ -1,6 +1,7 @@
 /** A branch in doubt, made by hand. */
 import { randomUUID } from 'node:crypto'
-import { formatGid, type GlobalId, quoteGid } from '../../src/transaction/gid.ts'
+import { literal } from '../../src/database/quote.ts'
+import { formatGid, type GlobalId } from '../../src/transaction/gid.ts'
 import type { TestDatabase } from './database.ts'
 
 /**
@@ -28,7 +29,7 @@ export async function leaveInDoubt(
     await there`call once.open(${transactionId})`
     await there`insert into effect (id) values (${id})`
     await there`select once.vote(${transactionId}, ${home}, 'b')`
-    await there.unsafe(`prepare transaction ${quoteGid(formatGid(global, 'b'))}`)
+    await there.unsafe(`prepare transaction ${literal(formatGid(global, 'b'))}`)
     await atHome.unsafe(decision === 'committed' ? 'commit' : 'rollback')
     return global
   } finally {

@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import test from 'ava'
 import { InvalidInputError } from '../../src/index.ts'
-import { formatGid, formatId, parseId, quoteGid } from '../../src/transaction/gid.ts'
+import { formatGid, formatId, parseId } from '../../src/transaction/gid.ts'
 
 const global = {
   home: randomUUID(),
@@ -45,8 +45,4 @@ test('What is no id is refused, in a message of one line', (t) => {
     const error = t.throws(() => parseId(text), { instanceOf: InvalidInputError, code: 'ONARG' })
     t.true((error?.message.length ?? 0) < 200)
   }
-})
-
-test('A gid is quoted as a literal', (t) => {
-  t.is(quoteGid(`it's`), `'it''s'`)
 })

@@ -1,8 +1,9 @@
 import { randomUUID } from 'node:crypto'
 import test from 'ava'
 import type postgres from 'postgres'
+import { literal } from '../../src/database/quote.ts'
 import type { Pgonce, RecoveryReport } from '../../src/index.ts'
-import { formatGid, type GlobalId, quoteGid } from '../../src/transaction/gid.ts'
+import { formatGid, type GlobalId } from '../../src/transaction/gid.ts'
 import {
   client,
   type Effects,
@@ -57,7 +58,7 @@ async function leave(
   await there`call once.open(${transactionId})`
   await there`insert into effect (id) values (${id})`
   await there`select once.vote(${transactionId}, ${home}, ${participant})`
-  await there.unsafe(`prepare transaction ${quoteGid(gid)}`)
+  await there.unsafe(`prepare transaction ${literal(gid)}`)
   await there.end()
   const end = async (statement: 'commit' | 'rollback') => {
     await atHome.unsafe(statement)
@@ -201,7 +202,7 @@ test('A branch that somebody rolled back by hand although it was decided is reco
   const { a, b, once } = await pair(t)
   const { gid, global } = await leave({ a, b }, 1, 'commit')
   const fine = await leave({ a, b }, 2, 'commit')
-  await b.sql.unsafe(`rollback prepared ${quoteGid(gid)}`)
+  await b.sql.unsafe(`rollback prepared ${literal(gid)}`)
   const loss = {
     kind: 'lost branch',
     transactionId: global.transactionId,
@@ -230,7 +231,7 @@ test('A loss that somebody acknowledged keeps the decision for the branches of o
   await a.sql`
     update once.global_transaction
        set participants = '{b,c}', participant_homes = array[${await idOf(b)}::uuid] || participant_homes`
-  await c.sql.unsafe(`commit prepared ${quoteGid(formatGid(done, 'c'))}`)
+  await c.sql.unsafe(`commit prepared ${literal(formatGid(done, 'c'))}`)
   const withoutC = client<{ a: Effects; b: Effects }>(t, { a: a.url, b: b.url })
   t.is((await withoutC.recovery.sweep({ keep: 0 })).losses.length, 2)
   for (const { transactionId } of [global, done])
