@@ -6,7 +6,7 @@
  *     npm run bench -- --json            one JSON object, for programs
  */
 import { availableParallelism } from 'node:os'
-import { parseArgs } from 'node:util'
+import { refuse, several, tool } from '../scripts/command.ts'
 import { batches } from './batches.ts'
 import type { Figure } from './harness.ts'
 import { inDoubt } from './in-doubt.ts'
@@ -40,22 +40,16 @@ const cases: readonly {
   },
 ]
 
-const { values: options } = parseArgs({
-  options: {
-    json: { type: 'boolean', default: false },
-    quick: { type: 'boolean', default: false },
-    only: { type: 'string', multiple: true, default: [''] },
-  },
-})
-const wanted = cases.filter(({ keys }) =>
-  keys.some((key) => options.only.some((start) => key.startsWith(start))),
-)
-if (wanted.length === 0) {
-  console.error(
-    `Nothing to measure. --only takes the beginning of a key:\n  ${cases.flatMap(({ keys }) => keys).join('\n  ')}`,
-  )
-  process.exit(1)
-}
+const options = tool('bench', 'What pgonce costs, as ratios to the same work without it.')
+  .option('--only <key>', 'figures whose key begins like this; may be given several times', several)
+  .option('--quick', 'fewer repetitions', false)
+  .option('--json', 'one JSON object, for programs', false)
+  .parse()
+  .opts<{ only?: readonly string[]; quick: boolean; json: boolean }>()
+const { only = [''] } = options
+const wanted = cases.filter(({ keys }) => keys.some((key) => only.some((start) => key.startsWith(start))))
+if (wanted.length === 0)
+  refuse(`Nothing to measure. The keys are:\n  ${cases.flatMap(({ keys }) => keys).join('\n  ')}`)
 
 await using servers = await startServers()
 const figures: Figure[] = []

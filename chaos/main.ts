@@ -9,36 +9,52 @@
  *     npm run chaos -- --mutants [--only NAME]     seeded bugs: each must be caught
  *
  * Exit code 1: something was violated, or a mutant survived; then histories and logs are kept, and the folder is
- * printed.
+ * printed. Exit code 2: the command line is wrong.
  */
-import { parseArgs } from 'node:util'
+import { number, oneOrMore, refuse, tool, wholeNumber } from '../scripts/command.ts'
 import { type FailoverReport, failover } from './failover.ts'
-import { runMutants } from './mutants.ts'
-import { type Fault, faults } from './nemesis.ts'
+import { mutants, runMutants } from './mutants.ts'
+import { faults } from './nemesis.ts'
 import { type Found, type RunReport, run } from './run.ts'
 import { workloads } from './workloads/index.ts'
 
-const { values: flags } = parseArgs({
-  options: {
-    minutes: { type: 'string', default: '3' },
-    seed: { type: 'string' },
-    workload: { type: 'string', default: 'all' },
-    faults: { type: 'string', default: 'all' },
-    /** Coordinators at a time, and their lanes as a multiple of the usual. */
-    slots: { type: 'string', default: '4' },
-    lanes: { type: 'string', default: '1' },
-    /** Mean milliseconds: a coordinator's life, between crashes of servers, between faults of proxies. */
-    life: { type: 'string', default: '1500' },
-    'servers-every': { type: 'string', default: '2000' },
-    'proxies-every': { type: 'string', default: '500' },
-    /** Seconds that recovery has. */
-    patience: { type: 'string', default: '60' },
-    json: { type: 'boolean', default: false },
-    keep: { type: 'string' },
-    mutants: { type: 'boolean', default: false },
-    only: { type: 'string' },
-  },
-})
+const names = workloads.map(({ name }) => name)
+const flags = tool('chaos', 'Real faults on real servers, and a checker that does not trust us.')
+  .option('--minutes <n>', 'how long faults strike', number(0.1), 3)
+  .option('--seed <n>', 'else a random one', wholeNumber(0))
+  .option('--workload <names>', `some of: ${names.join(', ')}`, oneOrMore(names), names)
+  .option(
+    '--faults <names>',
+    `some of: ${[...faults, 'failover'].join(', ')}`,
+    oneOrMore([...faults, 'failover']),
+  )
+  .option('--slots <n>', 'coordinators at a time', wholeNumber(1), 4)
+  .option('--lanes <n>', 'of each workload in a coordinator, as a multiple of the usual', number(0.1), 1)
+  .option('--life <ms>', 'of a coordinator, on average', number(1), 1_500)
+  .option('--servers-every <ms>', 'between crashes of servers, on average', number(1), 2_000)
+  .option('--proxies-every <ms>', 'between faults of proxies, on average', number(1), 500)
+  .option('--patience <s>', 'that recovery has after the faults', number(0), 60)
+  .option('--json', 'one JSON object on standard output', false)
+  .option('--keep <folder>', 'for histories and logs, also if all is well')
+  .option('--mutants', 'seeded bugs: each must be caught', false)
+  .option('--only <names>', 'some of the mutants')
+  .parse()
+  .opts<{
+    minutes: number
+    seed?: number
+    workload: readonly string[]
+    faults?: readonly string[]
+    slots: number
+    lanes: number
+    life: number
+    serversEvery: number
+    proxiesEvery: number
+    patience: number
+    json: boolean
+    keep?: string
+    mutants: boolean
+    only?: string
+  }>()
 
 for (const [signal, code] of [
   ['SIGINT', 130],
@@ -49,27 +65,28 @@ for (const [signal, code] of [
 const say = (text: string) => console.error(text)
 
 if (flags.mutants) {
-  process.exit((await runMutants(flags.only, say)) ? 0 : 1)
+  const chosen = mutants.filter(
+    ({ name }) => flags.only === undefined || flags.only.split(',').includes(name),
+  )
+  if (chosen.length === 0)
+    refuse(`No mutant is named ${flags.only}. There are: ${mutants.map(({ name }) => name).join(', ')}`)
+  process.exit((await runMutants(chosen, say)) ? 0 : 1)
 }
+if (flags.only !== undefined) refuse('--only chooses among mutants: add --mutants')
 
-const seed = flags.seed === undefined ? Math.floor(Math.random() * 1_000_000) : number('seed', flags.seed)
-const wanted = choose('fault', flags.faults, [...faults, 'failover'] as const)
+const { seed = Math.floor(Math.random() * 1_000_000), faults: wanted = [...faults, 'failover'] } = flags
 const began = performance.now()
 const report = await run({
-  seconds: number('minutes', flags.minutes) * 60,
+  seconds: flags.minutes * 60,
   seed,
-  workloads: choose(
-    'workload',
-    flags.workload,
-    workloads.map(({ name }) => name),
-  ),
-  faults: new Set<Fault>(wanted.filter((fault) => fault !== 'failover')),
-  slots: number('slots', flags.slots),
-  lanes: number('lanes', flags.lanes),
-  life: number('life', flags.life),
-  serverEvery: number('servers-every', flags['servers-every']),
-  proxyEvery: number('proxies-every', flags['proxies-every']),
-  patience: number('patience', flags.patience),
+  workloads: flags.workload,
+  faults: new Set(faults.filter((fault) => wanted.includes(fault))),
+  slots: flags.slots,
+  lanes: flags.lanes,
+  life: flags.life,
+  serverEvery: flags.serversEvery,
+  proxyEvery: flags.proxiesEvery,
+  patience: flags.patience,
   keep: flags.keep,
   say,
 })
@@ -139,23 +156,4 @@ function print(main: RunReport, phase: FailoverReport | undefined): void {
         `${phase.provenBefore} proven before), ${phase.lostWhole} lost whole`,
     )
   console.log(anomalies.length === 0 ? 'no violation' : 'VIOLATED, see above')
-}
-
-function choose<T extends string>(what: string, text: string, known: readonly T[]): T[] {
-  if (text === 'all') return [...known]
-  const words = text.split(',').filter((word) => word !== '')
-  const unknown = words.find((word) => !(known as readonly string[]).includes(word))
-  if (unknown !== undefined) refuse(`No ${what} named ${unknown}. There are: all, ${known.join(', ')}`)
-  return words as T[]
-}
-
-function number(what: string, text: string): number {
-  const value = Number(text)
-  if (!(value >= 0)) refuse(`Expected --${what} to be a number, got ${text}`)
-  return value
-}
-
-function refuse(message: string): never {
-  console.error(message)
-  process.exit(2)
 }

@@ -7,31 +7,42 @@
  *     npm run simulate -- --mutants                 the same against versions of the code with a bug in each
  *     … --json                                      the report as JSON, on standard output
  *
- * Ends with 1 if an invariant was violated, or a mutant survived.
+ * Ends with 1 if an invariant was violated, a point of many never hit, or a mutant survived; with 2 if misused.
  */
 import { once } from 'node:events'
 import { availableParallelism } from 'node:os'
-import { parseArgs } from 'node:util'
 import { Worker } from 'node:worker_threads'
+import { refuse, tool, wholeNumber } from '../scripts/command.ts'
+import { mutants, runMutants } from './mutants.ts'
 import { planOf } from './plan.ts'
 import { points, reachable } from './points.ts'
 import { join, noTotals, simulate, type Totals } from './run.ts'
 import { shrink } from './shrink.ts'
 import type { Range } from './worker.ts'
 
-const { values } = parseArgs({
-  options: {
-    seeds: { type: 'string', default: '10000' },
-    from: { type: 'string', default: '1' },
-    seed: { type: 'string' },
-    json: { type: 'boolean', default: false },
-    threads: { type: 'string' },
-    /** Ends at the first violation. */
-    first: { type: 'boolean', default: false },
-    mutants: { type: 'boolean', default: false },
-    only: { type: 'string' },
-  },
-})
+const values = tool(
+  'simulate',
+  'Runs the real coordinator and recovery in a simulated world, one schedule a seed.',
+)
+  .option('--seeds <n>', 'how many schedules; with --mutants, how many at most for each', wholeNumber(1))
+  .option('--from <seed>', 'the first', wholeNumber(0), 1)
+  .option('--seed <seed>', 'one schedule only, event by event', wholeNumber(0))
+  .option('--threads <n>', 'instead of one a processor', wholeNumber(1), availableParallelism())
+  .option('--first', 'end at the first violation', false)
+  .option('--mutants', 'versions of the code with one bug each: every one must be caught', false)
+  .option('--only <word>', 'of the mutants those whose name contains it')
+  .option('--json', 'the report as JSON, on standard output', false)
+  .parse()
+  .opts<{
+    seeds?: number
+    from: number
+    seed?: number
+    threads: number
+    first: boolean
+    mutants: boolean
+    only?: string
+    json: boolean
+  }>()
 
 /** Each schedule whose failure is shown shrunk, besides all that are listed. */
 const mostShrunk = 3
@@ -42,19 +53,16 @@ const enoughSchedules = 10_000
 const enoughCrashes = 50_000
 
 if (values.mutants) {
-  const { runMutants } = await import('./mutants.ts')
-  process.exitCode = (await runMutants(numberOf('seeds', 50_000), values.only, values.json)) ? 0 : 1
+  const chosen = mutants.filter(({ name }) => name.includes(values.only ?? ''))
+  if (chosen.length === 0)
+    refuse(`No mutant is named ${values.only}. There are:\n  ${mutants.map(({ name }) => name).join('\n  ')}`)
+  process.exitCode = (await runMutants(chosen, values.seeds ?? 50_000, values.json)) ? 0 : 1
+} else if (values.only !== undefined) {
+  refuse('--only chooses among mutants: add --mutants')
 } else if (values.seed === undefined) {
-  process.exitCode = await runMany(numberOf('from'), numberOf('seeds'))
+  process.exitCode = await runMany(values.from, values.seeds ?? 10_000)
 } else {
-  process.exitCode = await replay(numberOf('seed'))
-}
-
-function numberOf(name: 'seeds' | 'from' | 'seed' | 'threads', otherwise?: number): number {
-  const isGiven = process.argv.some((argument) => argument.startsWith(`--${name}`))
-  const number = isGiven || otherwise === undefined ? Number(values[name]) : otherwise
-  if (Number.isSafeInteger(number) && number >= 0) return number
-  throw new Error(`Expected --${name} to be a whole number, got ${values[name]}`)
+  process.exitCode = await replay(values.seed)
 }
 
 async function runMany(from: number, seeds: number): Promise<number> {
@@ -105,7 +113,7 @@ async function runMany(from: number, seeds: number): Promise<number> {
 
 /** Gives ranges of seeds to threads, the next to whoever is done. */
 async function spread(from: number, seeds: number, done: (totals: Totals) => boolean): Promise<void> {
-  const threads = values.threads === undefined ? availableParallelism() : numberOf('threads')
+  const { threads } = values
   const size = Math.max(1, Math.min(500, Math.ceil(seeds / threads / 4)))
   let next = from
   let goOn = true

@@ -1,7 +1,7 @@
 /**
  * `npm run model`: checks the protocol's model with Spin, and that the checks would notice: every mutant must be
  * refuted, for the right property, and every good end be reachable. Exit status 1 if anything is not as expected, 2
- * if Spin or a C compiler is missing.
+ * if Spin or a C compiler is missing, or the command line is wrong.
  *
  *     npm run model -- --quick            smaller bounds: fewer crashes, fewer branches
  *     npm run model -- --only commit      checks whose name begins like this; several times if you like
@@ -12,35 +12,33 @@
 import { mkdir, mkdtemp, rm } from 'node:fs/promises'
 import { availableParallelism, tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { parseArgs } from 'node:util'
+import { refuse, several, tool } from '../scripts/command.ts'
 import { type Check, checks } from './checks.ts'
 import { findTools, type Result, runCheck, type Tools } from './spin.ts'
 
-const { values: options } = parseArgs({
-  options: {
-    quick: { type: 'boolean', default: false },
-    only: { type: 'string', multiple: true, default: [''] },
-    explain: { type: 'string' },
-    json: { type: 'boolean', default: false },
-    keep: { type: 'boolean', default: false },
-  },
-})
+const options = tool('model', 'Checks the model of the protocol with Spin, and that the checks would notice.')
+  .option('--quick', 'smaller bounds: fewer crashes, fewer branches', false)
+  .option('--only <name>', 'checks whose name begins like this; may be given several times', several)
+  .option('--explain <name>', 'one check, and its counterexample step by step')
+  .option('--json', 'one JSON object, for programs', false)
+  .option('--keep', "leave Spin's files where it says", false)
+  .parse()
+  .opts<{ quick: boolean; only?: readonly string[]; explain?: string; json: boolean; keep: boolean }>()
 
 const { tools, missing } = await findTools()
 if (tools === undefined) {
-  console.error(
+  refuse(
     `Missing: ${missing.join(' and ')}. On Debian and Ubuntu: apt-get install ${missing.join(' ')}; elsewhere see https://spinroot.com`,
   )
-  process.exit(2)
 }
-const wanted = checks.filter(({ name }) =>
-  options.explain === undefined
-    ? options.only.some((start) => name.startsWith(start))
-    : name === options.explain,
+const { only = [''], explain } = options
+const known = checks.filter(({ quick }) => !(options.quick && quick === null))
+const wanted = known.filter(({ name }) =>
+  explain === undefined ? only.some((start) => name.startsWith(start)) : name === explain,
 )
 if (wanted.length === 0) {
-  console.error(`Nothing to check. There are:\n  ${checks.map(({ name }) => name).join('\n  ')}`)
-  process.exit(1)
+  const those = options.quick ? 'Those with --quick are' : 'There are'
+  refuse(`Nothing to check. ${those}:\n  ${known.map(({ name }) => name).join('\n  ')}`)
 }
 
 const stop = new AbortController()
@@ -74,15 +72,14 @@ try {
 
 /** As many at once as there are processors, but no more than two: they want memory. */
 async function runAll(list: readonly Check[], found: Tools): Promise<Result[]> {
-  const queue = list.filter(({ quick }) => !(options.quick && quick === null))
-  const waiting = [...queue]
+  const waiting = [...list]
   const results = new Map<Check, Result>()
   let printed = 0
   if (!options.json) printRow(['check', 'states', 'MB', 's', 'expected', 'got', '', ''])
   const work = async () => {
     for (let check = waiting.shift(); check !== undefined; check = waiting.shift()) {
       if (options.json || process.stderr.isTTY)
-        process.stderr.write(`${check.name} … (${results.size} of ${queue.length} done)\n`)
+        process.stderr.write(`${check.name} … (${results.size} of ${list.length} done)\n`)
       const place = join(folder, check.name)
       await mkdir(place)
       const search = {
@@ -92,7 +89,7 @@ async function runAll(list: readonly Check[], found: Tools): Promise<Result[]> {
       results.set(check, await runCheck(check, search, found, place, stop.signal))
       // In the order of the list, each as soon as those before it are there.
       for (; !options.json; printed += 1) {
-        const result = queue[printed] && results.get(queue[printed] as Check)
+        const result = list[printed] && results.get(list[printed] as Check)
         if (result === undefined) break
         printResult(result)
       }
@@ -104,7 +101,7 @@ async function runAll(list: readonly Check[], found: Tools): Promise<Result[]> {
     stop.abort()
     throw error
   }
-  return queue.map((check) => results.get(check) as Result)
+  return list.map((check) => results.get(check) as Result)
 }
 
 function printResult({ check, states, megabytes, seconds, got }: Result): void {
