@@ -23,7 +23,7 @@ import { formatXid, parseXid, xaResource } from '../../src/xa/index.ts'
 import { pgonceCli } from '../support/cli.ts'
 import { client, type EffectsDatabase, effectsDatabase, fileContext } from '../support/client.ts'
 import { randomName } from '../support/database.ts'
-import { holds } from './runs.ts'
+import { holds, stretch } from './runs.ts'
 
 /** What a value of the caller's throws by itself is the caller's, and comes through. */
 class Thrown extends Error {}
@@ -495,7 +495,7 @@ function checkError(error: unknown, { changes }: Case): void {
 
 for (const target of targets) {
   test.serial(`${target.name}: any argument is taken, or refused with an error that says why`, async (t) => {
-    t.timeout(300_000)
+    t.timeout(300_000 * stretch)
     const tally = { succeeded: 0, refused: 0 }
     await t.notThrowsAsync(
       async () => target.call(stage, target.args(stage) as never[]),
@@ -766,7 +766,7 @@ test('Any command line is understood, or refused without giving a password away'
 })
 
 test('A command line ends with 0, 1 or 2, without a stack and without a password', async (t) => {
-  t.timeout(120_000)
+  t.timeout(120_000 * stretch)
   await holds(
     t,
     'processes',

@@ -11,6 +11,8 @@ import fc from 'fast-check'
 const seed =
   process.env.PGONCE_FUZZ_SEED === 'random' ? randomInt(2 ** 31) : (numberOf('PGONCE_FUZZ_SEED') ?? 1)
 const factor = numberOf('PGONCE_FUZZ_RUNS') ?? 1
+/** By how much a test may take longer. */
+export const stretch = Math.max(1, factor)
 
 function numberOf(variable: string): number | undefined {
   const text = process.env[variable]
@@ -33,12 +35,12 @@ export async function tryProperty<T>(
       seed,
       numRuns: Math.max(1, Math.round(runs * factor)),
       // Each case costs round trips; the first hundred steps of shrinking say what matters.
-      interruptAfterTimeLimit: 120_000,
+      interruptAfterTimeLimit: 120_000 * stretch,
       markInterruptAsFailure: false,
     },
   )
   if (found.interrupted)
-    console.warn(`${what}: after two minutes ${found.numRuns} of ${runs} cases were tried`)
+    console.warn(`${what}: in the time there was ${found.numRuns} of ${runs * factor} cases were tried`)
   if (!found.failed) return undefined
   const said = String(
     found.errorInstance instanceof Error ? found.errorInstance.message : found.errorInstance,
