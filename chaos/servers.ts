@@ -230,7 +230,8 @@ async function fillLog(url: string, milliseconds: number): Promise<void> {
   const until = performance.now() + milliseconds
   await using admin = connection(url, 2)
   while (performance.now() < until) {
-    await admin.sql`select pg_create_restore_point('full'), pg_switch_wal()`.catch(() => {})
+    // Not waited for: while the server can write nothing, the answer may never come.
+    admin.sql`select pg_create_restore_point('full'), pg_switch_wal()`.catch(() => {})
     await sleep(milliseconds / 10)
   }
 }
@@ -264,10 +265,11 @@ export function signal(pid: number | undefined, name: NodeJS.Signals): boolean {
 
 export async function answers(url: string): Promise<boolean> {
   await using probe = connection(url, 2)
-  return await probe.sql`select`.then(
+  const answer = probe.sql`select`.then(
     () => true,
     () => false,
   )
+  return await Promise.race([answer, sleep(5_000, false)])
 }
 
 /** One connection for one purpose. */
