@@ -142,6 +142,7 @@ function sourceOver(network: Network, pool: WirePool): ConnectionSource {
       const state = { pid }
       return {
         client,
+        isOwn: true,
         reserved: {
           unsafe(
             text: string,

@@ -106,9 +106,9 @@ export const mutants: readonly Mutant[] = [
     edits: [
       {
         file: 'src/transaction/commit.ts',
-        find: '  let decision = await decide(work, home)\n',
+        find: '  let decision = await decide(work, home, commitOf(home, transactionId))\n',
         replace:
-          '  await Promise.all(writers.map((writer) => finish(transactionId, writer, `commit prepared ${gidOf(writer)}`)))\n  let decision = await decide(work, home)\n',
+          '  await Promise.all(writers.map((writer) => finish(transactionId, writer, `commit prepared ${gidOf(writer)}`)))\n  let decision = await decide(work, home, commitOf(home, transactionId))\n',
       },
     ],
   },

@@ -24,6 +24,7 @@ export const kinds = [
   'rollback prepared',
   'find own evidence',
   'outcome',
+  'check home',
   'list in doubt',
   'decide',
   'unproven',
@@ -42,8 +43,9 @@ export const kinds = [
   'list forced',
   'decide forced',
   'judge forced',
+  'tell role',
   'set role',
-  'reset role',
+  'take role again',
 ] as const
 
 export type Kind = (typeof kinds)[number]

@@ -4,7 +4,7 @@
 import type { Kysely, Transaction } from 'kysely'
 import { asConnectionLost, createDatabase, type Database } from './database/database.ts'
 import type { DatabaseTarget } from './database/open.ts'
-import { AbortedError, InvalidInputError } from './errors.ts'
+import { AbortedError, codeOf, InvalidInputError } from './errors.ts'
 import {
   claim,
   claimKeys,
@@ -64,7 +64,7 @@ export interface PgonceOptions<Databases> {
    * of its pool are ours. A postgres.js instance tells its own. @defaultValue 10
    */
   readonly maxConnections?: number
-  /** Milliseconds to wait for a connection. @defaultValue 10000 */
+  /** Milliseconds to wait for a connection, and for a database to say who it is. @defaultValue 10000 */
   readonly connectTimeout?: number
   /** Options of every transaction that does not say otherwise. */
   readonly transaction?: Omit<TransactionOptions, 'signal'>
@@ -409,17 +409,39 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
 
   async function outcome(id: string): Promise<Outcome> {
     const global = parseId(id)
-    const identities = await Promise.allSettled(all.map((database) => database.identify()))
-    const home = all.find(({ identity }) => identity === global.home)
-    if (home !== undefined) {
-      return (await readOutcome(home, global).catch((error) => {
+    const ask = async (home: Database) => {
+      try {
+        return (await readOutcome(home, global)) as Outcome
+      } catch (error) {
         throw asConnectionLost(home.name, error)
-      })) as Outcome
+      }
     }
-    const failed = identities.find((identity) => identity.status === 'rejected')
-    if (failed?.status === 'rejected') throw failed.reason
+    const known = all.find(({ identity }) => identity === global.home)
+    if (known !== undefined) {
+      try {
+        return await ask(known)
+      } catch (error) {
+        // It is not what it was when it said who it is; perhaps another is the home by now.
+        if (codeOf(error) !== 'ONIDN') throw error
+      }
+    }
+    const home = await findHome(global.home)
+    if (home !== undefined) return await ask(home)
     throw new InvalidInputError('ONARG', `None of the databases is the home of transaction ${id}`, {
       hint: `Add it: in that database once.identity has the id ${global.home}`,
+    })
+  }
+
+  /** Whichever says that it is this one: the others, of which one may not answer, are waited for only until then. */
+  function findHome(home: string): Promise<Database | undefined> {
+    return new Promise((resolve, reject) => {
+      const asked = all.map(async (database) => {
+        if ((await database.identify({ anew: true, apart: true })) === home) resolve(database)
+      })
+      Promise.all(asked).then(
+        () => resolve(undefined),
+        (error) => Promise.allSettled(asked).then(() => reject(error)),
+      )
     })
   }
 }

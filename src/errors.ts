@@ -158,9 +158,11 @@ export function isServerError(error: unknown): boolean {
 
 /**
  * Whether the server answered ERROR: the statement did nothing, for certain. FATAL is no such answer, since a
- * server that shuts down may say it after a COMMIT or PREPARE has taken effect.
+ * server that shuts down may say it after a COMMIT or PREPARE has taken effect. Nor is what a pooler between us says
+ * when it has lost the server: a connection exception (08), or that the completion of a statement is not known.
  */
 export function isErrorAnswer(error: unknown): boolean {
+  if (/^(08...|40003)$/.test(codeOf(error) ?? '')) return false
   return isServerError(error) && (error as { severity: string }).severity === 'ERROR'
 }
 

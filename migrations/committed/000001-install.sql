@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:809e795fc842df9f266accb873562cc20d9f919d
+--! Hash: sha1:b58a4c67d5431a2e6ba081826026417b5555a199
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -1596,7 +1596,10 @@ revoke all on function once.check_open(uuid) from public;
 --! Included transaction/vote.sql
 -- A participant's vote, right before PREPARE TRANSACTION: false if this branch wrote nothing (commit it
 -- plainly, it needs no gid); else true, and the evidence stands in the branch's own transaction.
-create function once.vote(transaction_id uuid, home uuid, participant text) returns boolean
+--
+-- Whoever remembers the participant's identity names it: the decision carries it, and evidence in a database that
+-- has another by now would never be found. Null: it was read here just now.
+create function once.vote(transaction_id uuid, home uuid, participant text, participant_home uuid default null) returns boolean
 language plpgsql volatile
 set search_path = ''
 as $$
@@ -1613,6 +1616,11 @@ begin
       using errcode = 'ONARG', detail = 'All three stand in the gid, and in the evidence of the branch.',
             hint = 'select once.vote(<transaction>, <once.home_id() of the home>, ''billing'')';
   end if;
+  if vote.participant_home is not null and not exists (select from once.identity i where i.id = vote.participant_home) then
+    raise exception 'this database is %, not the participant %', (select i.id from once.identity i), vote.participant_home
+      using errcode = 'ONIDN', detail = 'The evidence is looked for in the database whose identity stands in the decision.',
+            hint = 'select once.home_id(); anew, and begin the transaction anew.';
+  end if;
   insert into once.evidence (transaction_id, home, participant)
   values (vote.transaction_id, vote.home, vote.participant)
   on conflict on constraint evidence_pkey do nothing;
@@ -1628,17 +1636,20 @@ begin
 end
 $$;
 
-comment on function once.vote(uuid, uuid, text) is
+comment on function once.vote(uuid, uuid, text, uuid) is
   'Participant, before PREPARE: false if it wrote nothing; else inserts the evidence of the branch and returns true.';
-revoke all on function once.vote(uuid, uuid, text) from public;
+revoke all on function once.vote(uuid, uuid, text, uuid) from public;
 --! EndIncluded transaction/vote.sql
 --! Included transaction/begin_global.sql
 -- The home's part, right before the others prepare: records the decision that its own COMMIT will make,
 -- and returns its xid for the gids; null if the home wrote nothing (choose another home).
 --
+-- Whoever remembers the home's identity names it: the gids carry it, and a decision in a database that has another
+-- by now, or that an address leads to by now, would never be found. Null: it was read here just now.
+--
 -- synchronous_commit: a visible row must be a durable one. Otherwise a recoverer could see it, commit a
 -- branch, and the home forget its decision in a crash.
-create function once.begin_global(transaction_id uuid, participants text[], participant_homes uuid[]) returns xid8
+create function once.begin_global(transaction_id uuid, participants text[], participant_homes uuid[], home uuid default null) returns xid8
 language plpgsql volatile
 set search_path = ''
 as $$
@@ -1669,6 +1680,11 @@ begin
   if current_setting('synchronous_commit') not in ('on', 'remote_apply') then
     perform set_config('synchronous_commit', 'on', true);
   end if;
+  if begin_global.home is not null and not exists (select from once.identity i where i.id = begin_global.home) then
+    raise exception 'this database is %, not the home %', (select i.id from once.identity i), begin_global.home
+      using errcode = 'ONIDN', detail = 'Only the database whose identity stands in the gid decides.',
+            hint = 'select once.home_id(); anew, and begin the transaction anew.';
+  end if;
   -- home_xid is left to its default, so that nobody needs the right to choose one: see once.decide.
   insert into once.global_transaction (transaction_id, participants, participant_homes)
   values (begin_global.transaction_id, begin_global.participants, begin_global.participant_homes);
@@ -1676,9 +1692,9 @@ begin
 end
 $$;
 
-comment on function once.begin_global(uuid, text[], uuid[]) is
+comment on function once.begin_global(uuid, text[], uuid[], uuid) is
   'Home, before the others prepare: inserts the decision row and returns the home''s xid for the gids (null: nothing written).';
-revoke all on function once.begin_global(uuid, text[], uuid[]) from public;
+revoke all on function once.begin_global(uuid, text[], uuid[], uuid) from public;
 --! EndIncluded transaction/begin_global.sql
 --! Included transaction/narrow_global.sql
 -- Takes participants that turned out to have written nothing out of the current transaction's own
@@ -1917,7 +1933,7 @@ revoke all on function once.decode_foreign_gid(text) from public;
 --
 -- The status answers "is it over?" and nothing else. Its 'committed' must not be believed: an xid that
 -- was never flushed is given to a stranger after a crash, whose outcome it then tells. A stranger in progress
--- only delays the answer, unless it waits for it itself.
+-- would only delay the answer; but it may itself wait for it, so one that can be told from the home does not count.
 create function once.decide_batch(home uuid, transaction_ids uuid[], home_xids xid8[])
 returns table (transaction_id uuid, home_xid xid8, decision text)
 language plpgsql volatile
@@ -1927,6 +1943,7 @@ declare
   v_over boolean[];
   v_n integer;
   v_future constant xid8 := pg_snapshot_xmax(pg_current_snapshot());
+  v_database constant oid := (select d.oid from pg_database d where d.datname = current_database());
 begin
   perform once.check_home(decide_batch.home);
   if cardinality(decide_batch.transaction_ids) is distinct from cardinality(decide_batch.home_xids)
@@ -1948,14 +1965,31 @@ begin
       v_over[v_n] := true;  -- an xid that was lost in a crash before anything of it was flushed
     end;
   end loop;
-  -- A stranger that is prepared may stay in progress for ever, if it waits for this answer, or for one that waits
-  -- for this: a branch can get the xid, where several databases are of one cluster. Ours is a transaction of this
-  -- database, and no home is prepared; so if one of another database has the xid, or a branch, ours is over.
+  -- Is it ours that is in progress? With several databases in one cluster, a branch can get the xid that the home
+  -- lost, even a branch of the very same transaction, or whoever waits for one: they would wait for this answer, and
+  -- it for them. The home holds the lock on its xid until it is over; it is a transaction of this database; and
+  -- nobody prepares it as another home's branch. Between status and row, as the status is: if the home holds the
+  -- lock no more, its row is read after it was over. Prepared ones are looked up behind the locks: they are taken
+  -- from the list when they are over and before their locks go.
   if false = any (v_over) then
     v_over := array(
-      select i.over or exists (select from pg_prepared_xacts p
-                                where p.transaction = i.xid::xid
-                                  and (p.database <> current_database() or p.gid like 'once:%'))
+      with locks as materialized (
+        select l.locktype, l.database, l.transactionid, l.pid, l.mode from pg_locks l
+         where l.granted and l.locktype in ('transactionid', 'relation'))
+      select i.over or not exists (
+               select from locks l
+                where l.transactionid = i.xid::xid and l.mode = 'ExclusiveLock'
+                  and case
+                        when l.pid is null then exists (
+                          select from pg_prepared_xacts p
+                           where p.transaction = l.transactionid and p.database = current_database()
+                             and (p.gid not like 'once:1:%'
+                                  or p.gid like 'once:1:' || decide_batch.home || ':%'))
+                        else not exists (
+                          select from locks r
+                           where r.pid = l.pid and r.locktype = 'relation'
+                             and r.database not in (0, v_database))
+                      end)
         from unnest(decide_batch.home_xids, v_over) with ordinality i (xid, over, n)
        order by i.n);
   end if;
@@ -2045,7 +2079,7 @@ create function once.may_vote(role name) returns boolean
 language sql stable
 set search_path = ''
 as $$
-  select coalesce((select has_function_privilege(r.oid, 'once.vote(uuid, uuid, text)', 'execute')
+  select coalesce((select has_function_privilege(r.oid, 'once.vote(uuid, uuid, text, uuid)', 'execute')
                       and has_schema_privilege(r.oid, 'once', 'usage')
                      from pg_catalog.pg_roles r where r.rolname = may_vote.role), false)
 $$;
@@ -2666,7 +2700,8 @@ revoke all on function once.disconnect(text) from public;
 --! Included recovery/prepare_connection.sql
 -- Internal: what every connection of ours begins with. Names mean what they mean here; each statement sees what
 -- is committed by then; times come as text that means the same everywhere (an IST of Dublin's is read as one of
--- Israel's); and nobody waits for a server that hangs for longer than ten seconds.
+-- Israel's); and nobody waits for a server that hangs for longer than ten seconds, other than for COMMIT PREPARED: see
+-- once.finish_remote.
 create function once.prepare_connection(connection text) returns void
 language plpgsql volatile
 set search_path = ''
@@ -2951,6 +2986,11 @@ revoke all on function once.ask_home(text) from public;
 --! Included recovery/finish_remote.sql
 -- Internal: finishes a decided branch of this database over a loopback connection: COMMIT PREPARED cannot run in a
 -- function. Returns null when it is done, else why not.
+--
+-- No statement_timeout, ours or the role's, may end it: of all that commits, only COMMIT PREPARED would be cancelled
+-- while it waits for a synchronous standby, and then be answered as done, seen and believed although no standby has
+-- it. It waits for nothing else. So what bounds it is what bounds every commit here: the standby comes back, or
+-- somebody takes it off synchronous_standby_names.
 create function once.finish_remote(connection text, gid text, transaction_id uuid, decision text, role name) returns text
 language plpgsql volatile
 set search_path = ''
@@ -2959,10 +2999,14 @@ declare
   v_statement text := format('%s prepared %L', case finish_remote.decision when 'committed' then 'commit' when 'aborted' then 'rollback' end,
                              finish_remote.gid);
   v_problem text;
+  v_gone boolean := false;
 begin
-  if finish_remote.role is not null then
-    perform once.remote_exec(finish_remote.connection, format('set role %I', finish_remote.role));
-  end if;
+  begin
+    perform once.remote_exec(finish_remote.connection,
+              'set statement_timeout = 0' || coalesce('; set role ' || quote_ident(finish_remote.role), ''));
+  exception when others then
+    return format('%s (%s)', sqlerrm, sqlstate);
+  end;
   for v_try in 1 .. 100 loop
     begin
       perform once.remote_exec(finish_remote.connection, v_statement);
@@ -2976,19 +3020,23 @@ begin
       when undefined_object then
         -- Somebody else has finished it, or it was lost. That it is gone proves nothing; evidence does.
         v_problem := null;
-        if finish_remote.decision = 'committed' and not exists (
-             select from once.remote(finish_remote.connection,
-                      format('select array[e::text] from once.find_evidence(array[%L::uuid]) e', finish_remote.transaction_id))) then
-          v_problem := 'it is gone, and left no evidence';
-        end if;
+        v_gone := true;
         exit;
       when others then
         v_problem := format('%s (%s)', sqlerrm, sqlstate);
         exit;
     end;
   end loop;
-  if finish_remote.role is not null then
-    perform once.remote_exec(finish_remote.connection, 'reset role');
+  begin
+    perform once.remote_exec(finish_remote.connection, 'reset role; set statement_timeout = ''10s''');
+  exception when others then
+    -- What comes next over it would be done as somebody else, or wait for ever.
+    perform once.connect(once.home_id());
+  end;
+  if v_gone and finish_remote.decision = 'committed' and not exists (
+       select from once.remote(finish_remote.connection,
+                format('select array[e::text] from once.find_evidence(array[%L::uuid]) e', finish_remote.transaction_id))) then
+    v_problem := 'it is gone, and left no evidence';
   end if;
   return v_problem;
 end
@@ -3084,7 +3132,8 @@ begin
   for v_other in
     select (r.v)[1]::uuid as home, (r.v)[2]::text[] as gids
       from once.remote(v_me, format(
-             'select array[b.home::text, array_agg(b.gid)::text] from once.branch b where b.ours and b.age >= %L::interval '
+             'select array[b.home::text, array_agg(b.gid)::text] from once.branch b '
+             'where (b.ours or b.owner is null and b.transaction_id is not null) and b.age >= %L::interval '
              'group by b.home order by b.home <> %L', recover.settle, v_self)) r (v)
   loop
     begin
@@ -3108,7 +3157,7 @@ begin
                                case when b.owner <> current_user and not u.rolsuper then b.owner::text end,
                                b.can_finish::text, current_user::text, b.prepared_at::text]
                     from once.branch b join pg_catalog.pg_roles u on u.rolname = current_user
-                   where b.ours and b.gid = any (%L)$q$, v_gids)) r (v)) b
+                   where (b.ours or b.owner is null and b.transaction_id is not null) and b.gid = any (%L)$q$, v_gids)) r (v)) b
         join unnest(v_gids, v_decisions, v_reasons) a (gid, decision, reason) on a.gid = b.gid
        order by b.prepared_at
     loop
@@ -3116,6 +3165,11 @@ begin
         return query select 'unfinished', 1::bigint, v_branch.gid, v_branch.reason;
       elsif v_branch.decision = 'pending' then
         return query select 'pending', 1::bigint, v_branch.gid, 'the home''s transaction still runs'::text;
+      elsif v_branch.owner is null then
+        -- Nothing proves any more that it is ours.
+        return query select 'unfinished', 1::bigint, v_branch.gid,
+                            format('its owner was dropped, and its home says %s; if it is yours, as a superuser: %s prepared %L', v_branch.decision,
+                                   case v_branch.decision when 'committed' then 'commit' else 'rollback' end, v_branch.gid);
       elsif not v_branch.allowed then
         return query select 'unfinished', 1::bigint, v_branch.gid,
                             format('it belongs to role %s; as a superuser: grant %I to %I', v_branch.owner, v_branch.owner, v_branch.recoverer);
@@ -4163,8 +4217,8 @@ begin
       once.explain_offset(text, text, integer, integer, text, text),
       once.advance(text, text, integer, integer, bigint, bigint),
       once.advance_token(text, text, integer, integer, text, text), once.report_end(text, integer, bigint),
-      once.open(uuid, integer, integer), once.check_open(uuid), once.vote(uuid, uuid, text),
-      once.begin_global(uuid, text[], uuid[]), once.narrow_global(uuid, text[], uuid[]),
+      once.open(uuid, integer, integer), once.check_open(uuid), once.vote(uuid, uuid, text, uuid),
+      once.begin_global(uuid, text[], uuid[], uuid), once.narrow_global(uuid, text[], uuid[]),
       once.check_home(uuid), once.decide_batch(uuid, uuid[], xid8[]), once.decide(uuid, uuid, xid8),
       once.outcome(uuid, uuid, xid8), once.find_evidence(uuid[]), once.decode_gid(text),
       once.decode_gids(text[]), once.decode_foreign_gid(text), once.may_vote(name), once.may_finish(name),

@@ -94,15 +94,23 @@ function makeDurable(transaction: Transaction): void {
     transaction.synchronousCommit = 'on'
 }
 
+/** What somebody remembers of this database must be so; null is not checked. */
+function checkIdentity(transaction: Transaction, believed: unknown): void {
+  const { identity } = transaction.database
+  if (believed !== null && believed !== identity)
+    throw refuse('ONIDN', `this database is ${identity}, not ${believed}`)
+}
+
 /** sql/transaction/begin_global.sql */
 function* beginGlobal(
   transaction: Transaction,
   session: SessionState,
-  [id, names, homes]: Values,
+  [id, names, homes, home]: Values,
 ): Generator<Pause, string | null> {
   checkOpen(transaction, session, String(id))
   if (transaction.xid === 0) return null
   makeDurable(transaction)
+  checkIdentity(transaction, home)
   const key = String(id)
   yield* lock(transaction, 'global', key)
   if (read(transaction, 'global', key))
@@ -123,10 +131,11 @@ function* beginGlobal(
 function* vote(
   transaction: Transaction,
   session: SessionState,
-  [id, home, participant]: Values,
+  [id, home, participant, participantHome]: Values,
 ): Generator<Pause, boolean> {
   checkOpen(transaction, session, String(id))
   if (transaction.xid === 0) return false
+  checkIdentity(transaction, participantHome)
   const key = String(id)
   yield* lock(transaction, 'evidence', key)
   if (read(transaction, 'evidence', key)) {
@@ -408,23 +417,41 @@ const plain: Record<string, readonly [Kind, Run]> = {
       return select({ check_open: '' })
     },
   ],
-  'select once.begin_global($1::uuid, $2::text::text[], $3::text::uuid[])::text as xid': [
+  'select once.begin_global($1::uuid, $2::text::text[], $3::text::uuid[], $4::uuid)::text as xid': [
     'begin global',
     function* (transaction, session, values) {
       return select({ xid: yield* beginGlobal(transaction, session, values) })
     },
   ],
-  'select from once.begin_global($1::uuid, $2::text::text[], $3::text::uuid[])': [
+  'select from once.begin_global($1::uuid, $2::text::text[], $3::text::uuid[], $4::uuid)': [
     'begin global',
     function* (transaction, session, values) {
       yield* beginGlobal(transaction, session, values)
       return select({})
     },
   ],
-  'select once.vote($1::uuid, $2::uuid, $3) as wrote': [
+  'select once.vote($1::uuid, $2::uuid, $3, $4::uuid) as wrote': [
     'vote',
     function* (transaction, session, values) {
       return select({ wrote: yield* vote(transaction, session, values) })
+    },
+  ],
+  "select pg_catalog.current_setting('role') as role": [
+    'tell role',
+    (_, { role, login }) => select({ role: role === login ? 'none' : role }),
+  ],
+  "select pg_catalog.set_config('role', $1::text, false)": [
+    'take role again',
+    (_, session, [role]) => {
+      session.role = role === 'none' ? session.login : String(role)
+      return select({ set_config: role })
+    },
+  ],
+  'select once.check_home($1::uuid)': [
+    'check home',
+    (transaction, _, [home]) => {
+      checkHome(transaction, String(home))
+      return select({ check_home: '' })
     },
   ],
   'select once.narrow_global($1::uuid, $2::text[], $2::uuid[])': [
@@ -790,6 +817,24 @@ known.set(
   'commit',
   control('commit', (session, _, flushed) => endBlock(session, flushed)),
 )
+// RESET ROLE is refused in a failed transaction, and then nothing is committed.
+known.set(
+  'reset role; commit',
+  control('commit', (session, _, flushed) => {
+    if (session.transaction?.failed) throw refuse('25P02', 'current transaction is aborted')
+    session.role = session.login
+    return endBlock(session, flushed)
+  }),
+)
+known.set(
+  'rollback; reset role',
+  control('rollback', (session) => {
+    if (session.transaction && !session.transaction.failed) abort(session.transaction)
+    session.transaction = undefined
+    session.role = session.login
+    return tag('RESET')
+  }),
+)
 known.set(
   'rollback',
   control('rollback', (session) => {
@@ -892,14 +937,6 @@ export function statementOf(text: string): Statement {
   known.set(text, statement)
   return statement
 }
-
-known.set(
-  'reset role',
-  inTransaction('reset role', (_, session) => {
-    session.role = session.login
-    return tag('RESET')
-  }),
-)
 
 function fail(session: SessionState): void {
   if (session.transaction === undefined) return

@@ -1,5 +1,10 @@
 -- Internal: finishes a decided branch of this database over a loopback connection: COMMIT PREPARED cannot run in a
 -- function. Returns null when it is done, else why not.
+--
+-- No statement_timeout, ours or the role's, may end it: of all that commits, only COMMIT PREPARED would be cancelled
+-- while it waits for a synchronous standby, and then be answered as done, seen and believed although no standby has
+-- it. It waits for nothing else. So what bounds it is what bounds every commit here: the standby comes back, or
+-- somebody takes it off synchronous_standby_names.
 create function once.finish_remote(connection text, gid text, transaction_id uuid, decision text, role name) returns text
 language plpgsql volatile
 set search_path = ''
@@ -8,10 +13,14 @@ declare
   v_statement text := format('%s prepared %L', case finish_remote.decision when 'committed' then 'commit' when 'aborted' then 'rollback' end,
                              finish_remote.gid);
   v_problem text;
+  v_gone boolean := false;
 begin
-  if finish_remote.role is not null then
-    perform once.remote_exec(finish_remote.connection, format('set role %I', finish_remote.role));
-  end if;
+  begin
+    perform once.remote_exec(finish_remote.connection,
+              'set statement_timeout = 0' || coalesce('; set role ' || quote_ident(finish_remote.role), ''));
+  exception when others then
+    return format('%s (%s)', sqlerrm, sqlstate);
+  end;
   for v_try in 1 .. 100 loop
     begin
       perform once.remote_exec(finish_remote.connection, v_statement);
@@ -25,19 +34,23 @@ begin
       when undefined_object then
         -- Somebody else has finished it, or it was lost. That it is gone proves nothing; evidence does.
         v_problem := null;
-        if finish_remote.decision = 'committed' and not exists (
-             select from once.remote(finish_remote.connection,
-                      format('select array[e::text] from once.find_evidence(array[%L::uuid]) e', finish_remote.transaction_id))) then
-          v_problem := 'it is gone, and left no evidence';
-        end if;
+        v_gone := true;
         exit;
       when others then
         v_problem := format('%s (%s)', sqlerrm, sqlstate);
         exit;
     end;
   end loop;
-  if finish_remote.role is not null then
-    perform once.remote_exec(finish_remote.connection, 'reset role');
+  begin
+    perform once.remote_exec(finish_remote.connection, 'reset role; set statement_timeout = ''10s''');
+  exception when others then
+    -- What comes next over it would be done as somebody else, or wait for ever.
+    perform once.connect(once.home_id());
+  end;
+  if v_gone and finish_remote.decision = 'committed' and not exists (
+       select from once.remote(finish_remote.connection,
+                format('select array[e::text] from once.find_evidence(array[%L::uuid]) e', finish_remote.transaction_id))) then
+    v_problem := 'it is gone, and left no evidence';
   end if;
   return v_problem;
 end

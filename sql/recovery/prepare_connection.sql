@@ -1,6 +1,7 @@
 -- Internal: what every connection of ours begins with. Names mean what they mean here; each statement sees what
 -- is committed by then; times come as text that means the same everywhere (an IST of Dublin's is read as one of
--- Israel's); and nobody waits for a server that hangs for longer than ten seconds.
+-- Israel's); and nobody waits for a server that hangs for longer than ten seconds, other than for COMMIT PREPARED: see
+-- once.finish_remote.
 create function once.prepare_connection(connection text) returns void
 language plpgsql volatile
 set search_path = ''

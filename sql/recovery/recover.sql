@@ -47,7 +47,8 @@ begin
   for v_other in
     select (r.v)[1]::uuid as home, (r.v)[2]::text[] as gids
       from once.remote(v_me, format(
-             'select array[b.home::text, array_agg(b.gid)::text] from once.branch b where b.ours and b.age >= %L::interval '
+             'select array[b.home::text, array_agg(b.gid)::text] from once.branch b '
+             'where (b.ours or b.owner is null and b.transaction_id is not null) and b.age >= %L::interval '
              'group by b.home order by b.home <> %L', recover.settle, v_self)) r (v)
   loop
     begin
@@ -71,7 +72,7 @@ begin
                                case when b.owner <> current_user and not u.rolsuper then b.owner::text end,
                                b.can_finish::text, current_user::text, b.prepared_at::text]
                     from once.branch b join pg_catalog.pg_roles u on u.rolname = current_user
-                   where b.ours and b.gid = any (%L)$q$, v_gids)) r (v)) b
+                   where (b.ours or b.owner is null and b.transaction_id is not null) and b.gid = any (%L)$q$, v_gids)) r (v)) b
         join unnest(v_gids, v_decisions, v_reasons) a (gid, decision, reason) on a.gid = b.gid
        order by b.prepared_at
     loop
@@ -79,6 +80,11 @@ begin
         return query select 'unfinished', 1::bigint, v_branch.gid, v_branch.reason;
       elsif v_branch.decision = 'pending' then
         return query select 'pending', 1::bigint, v_branch.gid, 'the home''s transaction still runs'::text;
+      elsif v_branch.owner is null then
+        -- Nothing proves any more that it is ours.
+        return query select 'unfinished', 1::bigint, v_branch.gid,
+                            format('its owner was dropped, and its home says %s; if it is yours, as a superuser: %s prepared %L', v_branch.decision,
+                                   case v_branch.decision when 'committed' then 'commit' else 'rollback' end, v_branch.gid);
       elsif not v_branch.allowed then
         return query select 'unfinished', 1::bigint, v_branch.gid,
                             format('it belongs to role %s; as a superuser: grant %I to %I', v_branch.owner, v_branch.owner, v_branch.recoverer);

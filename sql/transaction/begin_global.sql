@@ -1,9 +1,12 @@
 -- The home's part, right before the others prepare: records the decision that its own COMMIT will make,
 -- and returns its xid for the gids; null if the home wrote nothing (choose another home).
 --
+-- Whoever remembers the home's identity names it: the gids carry it, and a decision in a database that has another
+-- by now, or that an address leads to by now, would never be found. Null: it was read here just now.
+--
 -- synchronous_commit: a visible row must be a durable one. Otherwise a recoverer could see it, commit a
 -- branch, and the home forget its decision in a crash.
-create function once.begin_global(transaction_id uuid, participants text[], participant_homes uuid[]) returns xid8
+create function once.begin_global(transaction_id uuid, participants text[], participant_homes uuid[], home uuid default null) returns xid8
 language plpgsql volatile
 set search_path = ''
 as $$
@@ -34,6 +37,11 @@ begin
   if current_setting('synchronous_commit') not in ('on', 'remote_apply') then
     perform set_config('synchronous_commit', 'on', true);
   end if;
+  if begin_global.home is not null and not exists (select from once.identity i where i.id = begin_global.home) then
+    raise exception 'this database is %, not the home %', (select i.id from once.identity i), begin_global.home
+      using errcode = 'ONIDN', detail = 'Only the database whose identity stands in the gid decides.',
+            hint = 'select once.home_id(); anew, and begin the transaction anew.';
+  end if;
   -- home_xid is left to its default, so that nobody needs the right to choose one: see once.decide.
   insert into once.global_transaction (transaction_id, participants, participant_homes)
   values (begin_global.transaction_id, begin_global.participants, begin_global.participant_homes);
@@ -41,6 +49,6 @@ begin
 end
 $$;
 
-comment on function once.begin_global(uuid, text[], uuid[]) is
+comment on function once.begin_global(uuid, text[], uuid[], uuid) is
   'Home, before the others prepare: inserts the decision row and returns the home''s xid for the gids (null: nothing written).';
-revoke all on function once.begin_global(uuid, text[], uuid[]) from public;
+revoke all on function once.begin_global(uuid, text[], uuid[], uuid) from public;

@@ -9,7 +9,7 @@
 --
 -- The status answers "is it over?" and nothing else. Its 'committed' must not be believed: an xid that
 -- was never flushed is given to a stranger after a crash, whose outcome it then tells. A stranger in progress
--- only delays the answer, unless it waits for it itself.
+-- would only delay the answer; but it may itself wait for it, so one that can be told from the home does not count.
 create function once.decide_batch(home uuid, transaction_ids uuid[], home_xids xid8[])
 returns table (transaction_id uuid, home_xid xid8, decision text)
 language plpgsql volatile
@@ -19,6 +19,7 @@ declare
   v_over boolean[];
   v_n integer;
   v_future constant xid8 := pg_snapshot_xmax(pg_current_snapshot());
+  v_database constant oid := (select d.oid from pg_database d where d.datname = current_database());
 begin
   perform once.check_home(decide_batch.home);
   if cardinality(decide_batch.transaction_ids) is distinct from cardinality(decide_batch.home_xids)
@@ -40,14 +41,31 @@ begin
       v_over[v_n] := true;  -- an xid that was lost in a crash before anything of it was flushed
     end;
   end loop;
-  -- A stranger that is prepared may stay in progress for ever, if it waits for this answer, or for one that waits
-  -- for this: a branch can get the xid, where several databases are of one cluster. Ours is a transaction of this
-  -- database, and no home is prepared; so if one of another database has the xid, or a branch, ours is over.
+  -- Is it ours that is in progress? With several databases in one cluster, a branch can get the xid that the home
+  -- lost, even a branch of the very same transaction, or whoever waits for one: they would wait for this answer, and
+  -- it for them. The home holds the lock on its xid until it is over; it is a transaction of this database; and
+  -- nobody prepares it as another home's branch. Between status and row, as the status is: if the home holds the
+  -- lock no more, its row is read after it was over. Prepared ones are looked up behind the locks: they are taken
+  -- from the list when they are over and before their locks go.
   if false = any (v_over) then
     v_over := array(
-      select i.over or exists (select from pg_prepared_xacts p
-                                where p.transaction = i.xid::xid
-                                  and (p.database <> current_database() or p.gid like 'once:%'))
+      with locks as materialized (
+        select l.locktype, l.database, l.transactionid, l.pid, l.mode from pg_locks l
+         where l.granted and l.locktype in ('transactionid', 'relation'))
+      select i.over or not exists (
+               select from locks l
+                where l.transactionid = i.xid::xid and l.mode = 'ExclusiveLock'
+                  and case
+                        when l.pid is null then exists (
+                          select from pg_prepared_xacts p
+                           where p.transaction = l.transactionid and p.database = current_database()
+                             and (p.gid not like 'once:1:%'
+                                  or p.gid like 'once:1:' || decide_batch.home || ':%'))
+                        else not exists (
+                          select from locks r
+                           where r.pid = l.pid and r.locktype = 'relation'
+                             and r.database not in (0, v_database))
+                      end)
         from unnest(decide_batch.home_xids, v_over) with ordinality i (xid, over, n)
        order by i.n);
   end if;

@@ -4,7 +4,7 @@ create function once.may_vote(role name) returns boolean
 language sql stable
 set search_path = ''
 as $$
-  select coalesce((select has_function_privilege(r.oid, 'once.vote(uuid, uuid, text)', 'execute')
+  select coalesce((select has_function_privilege(r.oid, 'once.vote(uuid, uuid, text, uuid)', 'execute')
                       and has_schema_privilege(r.oid, 'once', 'usage')
                      from pg_catalog.pg_roles r where r.rolname = may_vote.role), false)
 $$;

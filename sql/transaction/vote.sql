@@ -1,6 +1,9 @@
 -- A participant's vote, right before PREPARE TRANSACTION: false if this branch wrote nothing (commit it
 -- plainly, it needs no gid); else true, and the evidence stands in the branch's own transaction.
-create function once.vote(transaction_id uuid, home uuid, participant text) returns boolean
+--
+-- Whoever remembers the participant's identity names it: the decision carries it, and evidence in a database that
+-- has another by now would never be found. Null: it was read here just now.
+create function once.vote(transaction_id uuid, home uuid, participant text, participant_home uuid default null) returns boolean
 language plpgsql volatile
 set search_path = ''
 as $$
@@ -17,6 +20,11 @@ begin
       using errcode = 'ONARG', detail = 'All three stand in the gid, and in the evidence of the branch.',
             hint = 'select once.vote(<transaction>, <once.home_id() of the home>, ''billing'')';
   end if;
+  if vote.participant_home is not null and not exists (select from once.identity i where i.id = vote.participant_home) then
+    raise exception 'this database is %, not the participant %', (select i.id from once.identity i), vote.participant_home
+      using errcode = 'ONIDN', detail = 'The evidence is looked for in the database whose identity stands in the decision.',
+            hint = 'select once.home_id(); anew, and begin the transaction anew.';
+  end if;
   insert into once.evidence (transaction_id, home, participant)
   values (vote.transaction_id, vote.home, vote.participant)
   on conflict on constraint evidence_pkey do nothing;
@@ -32,6 +40,6 @@ begin
 end
 $$;
 
-comment on function once.vote(uuid, uuid, text) is
+comment on function once.vote(uuid, uuid, text, uuid) is
   'Participant, before PREPARE: false if it wrote nothing; else inserts the evidence of the branch and returns true.';
-revoke all on function once.vote(uuid, uuid, text) from public;
+revoke all on function once.vote(uuid, uuid, text, uuid) from public;

@@ -26,10 +26,17 @@ export interface Database {
   readonly db: Kysely<unknown>
   /** One permit a connection; who holds one never waits long for the connection itself. */
   readonly permits: Semaphore
-  /** The identity of the database (`once.home_id()`), asked once. @throws DatabaseError */
-  identify(): Promise<string>
+  /**
+   * The identity of the database (`once.home_id()`), asked once, and again where it is wanted `anew`; where `apart`,
+   * over the connection of {@link connectApart}.
+   *
+   * @throws DatabaseError; AbortedError `CONNECTION_LOST` if there is no answer within `connectTimeout`
+   */
+  identify(how?: { readonly anew?: boolean; readonly apart?: boolean }): Promise<string>
   /** What {@link identify} found; undefined before. */
   readonly identity: string | undefined
+  /** After `ONIDN`: what was found is another database's, or is no more, so {@link identify} asks anew. */
+  forgetIdentity(): void
   /** Whether its driver sends several statements without parameters in one text, as found by {@link identify}. */
   readonly takesSeveral: boolean
   /**
@@ -45,7 +52,7 @@ export interface Database {
 
 export interface DatabaseOptions {
   readonly maxConnections: number
-  /** Milliseconds to wait for a connection. */
+  /** Milliseconds to wait for a connection, and for the database to say who it is. */
   readonly connectTimeout: number
 }
 
@@ -83,22 +90,30 @@ export function databaseOver(
     order,
     db: main.db,
     permits: semaphore(main.maxConnections ?? maxConnections),
-    identify() {
-      asking ??= identify(database).then(
+    identify({ anew = false, apart = false } = {}) {
+      if (anew && identity !== undefined) database.forgetIdentity()
+      if (asking !== undefined) return asking
+      const connecting = apart ? database.connectApart() : database.connect()
+      const asked = identify(name, connecting, connectTimeout).then(
         ({ home, several }) => {
-          identity = home
+          if (asking === asked) identity = home
           takesSeveral = several
           return home
         },
         (error) => {
-          asking = undefined
+          if (asking === asked) asking = undefined
           throw error
         },
       )
-      return asking
+      asking = asked
+      return asked
     },
     get identity() {
       return identity
+    },
+    forgetIdentity() {
+      identity = undefined
+      asking = undefined
     },
     get takesSeveral() {
       return takesSeveral
@@ -145,12 +160,18 @@ export async function withReadCommitted<T>(
   connecting: Promise<Session>,
   task: (session: Session) => Promise<T>,
   timeout?: number,
+  [text, parameters]: readonly [text?: string, parameters?: readonly unknown[]] = [],
 ): Promise<T> {
   return await withSession(
     connecting,
     async (session) => {
-      await session.query('begin isolation level read committed')
+      const begun = session.query('begin isolation level read committed')
+      // In the same round trip, where the driver lets us. It changes nothing, so it may run if BEGIN does not.
+      const checked = text === undefined ? undefined : session.query(text, parameters)
+      await Promise.allSettled([begun, checked])
+      await begun
       try {
+        await checked
         const result = await task(session)
         await session.query('commit')
         return result
@@ -165,6 +186,21 @@ export async function withReadCommitted<T>(
     },
     timeout,
   )
+}
+
+/**
+ * As {@link withReadCommitted}, in the database that has this identity: one that has another by now, or that an
+ * address leads to by now, is refused (`ONIDN`), since it knows nothing of what is asked or told there.
+ *
+ * @see sql/transaction/check_home.sql
+ */
+export async function withIdentified<T>(
+  identity: string,
+  connecting: Promise<Session>,
+  task: (session: Session) => Promise<T>,
+  timeout?: number,
+): Promise<T> {
+  return await withReadCommitted(connecting, task, timeout, ['select once.check_home($1::uuid)', [identity]])
 }
 
 /** What is no answer of the server is the loss of it, in whatever words the driver says so. */
@@ -198,12 +234,15 @@ export function transactionOver<DB>(db: Kysely<DB>, provider: ConnectionProvider
   return new Transaction<DB>({ config: { dialect }, dialect, driver, executor })
 }
 
-async function identify(database: Database): Promise<{ home: string; several: boolean }> {
-  const { name } = database
+async function identify(
+  name: string,
+  connecting: Promise<Session>,
+  timeout: number,
+): Promise<{ home: string; several: boolean }> {
   let found: { version: number; home: string; standby: boolean } | undefined
   let several = true
   try {
-    const { rows } = await withSession(database.connect(), async (session) => {
+    const ask = async (session: Session) => {
       const answer = await session.query<{ version: number; home: string; standby: boolean }>(
         'select once.schema_version() as version, once.home_id()::text as home, pg_is_in_recovery() as standby',
       )
@@ -214,7 +253,9 @@ async function identify(database: Database): Promise<{ home: string; several: bo
         )
       }
       return answer
-    })
+    }
+    // A server that lets us in and then hangs, or somebody who locks the table, must hold up nobody for ever.
+    const { rows } = await withSession(connecting, ask, timeout)
     found = rows[0]
   } catch (error) {
     const code = codeOf(error)
@@ -229,6 +270,16 @@ async function identify(database: Database): Promise<{ home: string; several: bo
         hint: "As its owner: select once.grant_app('<the role of this application>')",
         cause: error,
       })
+    }
+    if (code === 'TIMEOUT') {
+      throw new AbortedError(
+        'CONNECTION_LOST',
+        `Database ${name} did not say who it is within ${timeout} ms`,
+        {
+          hint: 'Look there for what it waits for: select * from pg_stat_activity',
+          cause: error,
+        },
+      )
     }
     throw asConnectionLost(name, fromSql(error))
   }

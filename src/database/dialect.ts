@@ -66,6 +66,8 @@ export interface ConnectionSource {
 export interface TakenConnection {
   readonly client: postgres.Sql
   readonly reserved: postgres.ReservedSql
+  /** Whether the pool is ours, not the caller's. */
+  readonly isOwn: boolean
   /** Gives it back, in a clean state. */
   release(): void
   /** It is lost, or not fit to be used again. */
@@ -100,6 +102,9 @@ export function isFatal(error: unknown): boolean {
   return /^(CONNECT|E[A-Z]+$)/.test(codeOf(error) ?? '')
 }
 
+/** Texts that may end a transaction, and some more: to leave a statement alone that need not be is no harm. */
+const mayCommit = /commit|prepare|^\s*end\b/i
+
 /**
  * One reserved connection.
  *
@@ -132,18 +137,15 @@ export class PostgresJsConnection implements DatabaseConnection {
 
   /** A statement of ours: its parameters are strings, numbers, booleans and nulls, each cast in the text. */
   async executeOwn<R>(text: string, parameters: readonly unknown[]): Promise<TaggedResult<R>> {
-    return told(await this.#send(text, parameters, true))
+    return told(lastOf(await this.#send(text, parameters, true)))
   }
 
-  async *streamQuery<R>(query: CompiledQuery, chunkSize: number): AsyncIterableIterator<QueryResult<R>> {
-    if (this.#pending.size > 0) await this.#send('', [], true)
-    this.#refuseIfLost()
-    const cursor = this.#taken.reserved
-      .unsafe(query.sql, [...query.parameters] as never[], { prepare: true })
-      .cursor(chunkSize)
-    for await (const rows of cursor) yield { rows: Array.from(rows) as R[] }
-    // Between two chunks postgres.js takes a lost connection for the last row.
-    this.#refuseIfLost()
+  get isOwn(): boolean {
+    return this.#taken.isOwn
+  }
+
+  streamQuery(): never {
+    throw new Error('unreachable: streams are made of statements, see stream.ts')
   }
 
   /** Gives the connection back to its pool, unless it is lost: then it is the pool's already. */
@@ -157,11 +159,15 @@ export class PostgresJsConnection implements DatabaseConnection {
   /**
    * Gives up on a connection that may be in the middle of something. The server is asked to end a statement
    * that still runs, since it would notice our hanging up only when it next reads its socket.
+   *
+   * Not so what commits, or prepares: where it waits for a synchronous standby, ending the backend ends the wait,
+   * and everybody sees, and believes, what no standby has. Left alone it goes on waiting without us.
    */
   destroy(): void {
+    const texts = [...this.#pending.keys()].map(({ text }) => text)
     const [pid] = this.#pending.values()
     const backend = pid?.()
-    if (backend != null) this.#taken.terminate(backend)
+    if (backend != null && !texts.some((text) => mayCommit.test(text))) this.#taken.terminate(backend)
     this.#abandon(new AbortedError('ABORTED', 'The connection was given up'))
   }
 
@@ -285,6 +291,12 @@ function told<R>(result: postgres.RowList<postgres.Row[]>): TaggedResult<R> {
   return typeof count === 'number' && counting.has(command)
     ? { rows, command, numAffectedRows: BigInt(count) }
     : { rows, command }
+}
+
+/** Of several statements in one text postgres.js gives as many results. */
+function lastOf(result: postgres.RowList<postgres.Row[]>): postgres.RowList<postgres.Row[]> {
+  const last = result.at(-1)
+  return Array.isArray(last) ? (last as unknown as postgres.RowList<postgres.Row[]>) : result
 }
 
 /** Not an error yet: to make one takes longer than to give a connection back. */

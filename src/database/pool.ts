@@ -69,6 +69,7 @@ export function ownPool(
         return {
           client,
           reserved,
+          isOwn: true,
           discard: () => discard(client),
           release() {
             if (!all.has(client)) return
@@ -125,6 +126,7 @@ export function callersPool(client: postgres.Sql): ConnectionSource {
       return {
         client,
         reserved,
+        isOwn: false,
         release: () => reserved.release(),
         discard: () => {},
         terminate: (pid) => void client.unsafe('select pg_terminate_backend($1)', [pid]).catch(() => {}),

@@ -1,7 +1,7 @@
 /**
  * The audit: puts all evidence beside the decisions at its homes, and decisions beside what was forced by hand.
  */
-import { type Database, withReadCommitted, withSession } from '../database/database.ts'
+import { type Database, withIdentified, withReadCommitted, withSession } from '../database/database.ts'
 import { arrayOf, attempt, findHomes, type Loss, page, patience, record, type Tally } from './report.ts'
 
 /**
@@ -11,7 +11,7 @@ import { arrayOf, attempt, findHomes, type Loss, page, patience, record, type Ta
 export async function audit(databases: readonly Database[]): Promise<Pick<Tally, 'losses' | 'unreachable'>> {
   const report = { unreachable: [] as { database: string; reason: string }[] } as Tally
   const losses: Loss[] = []
-  const homes = await findHomes(databases, report)
+  const homes = await findHomes(databases, report, true)
   for (const database of homes.values()) {
     await attempt(report, database, async () => {
       let after: string | undefined
@@ -30,7 +30,8 @@ export async function audit(databases: readonly Database[]): Promise<Pick<Tally,
           const asked = homes.get(home)
           if (asked === undefined) continue
           const ids = evidence.map(({ id }) => id)
-          const known = await withReadCommitted(
+          const known = await withIdentified(
+            home,
             asked.connectApart(patience),
             (session) =>
               session.query<{ id: string }>(

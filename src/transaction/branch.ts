@@ -6,12 +6,15 @@ import type { DatabaseConnection, Transaction } from 'kysely'
 import { type Database, transactionOver } from '../database/database.ts'
 import { isFatal } from '../database/dialect.ts'
 import { commandOf, type Session, type SessionResult } from '../database/session.ts'
+import { withStreams } from '../database/stream.ts'
 import { AbortedError, codeOf, fromOwn, HandlerError, isErrorAnswer, PgonceError } from '../errors.ts'
 import { traced } from './channels.ts'
 import { swallowed } from './explain.ts'
 
 export interface BranchSettings {
   readonly transactionId: string
+  /** As {@link Branch.identity}. */
+  readonly identity: string
   /** Milliseconds; 0: none. */
   readonly lockTimeout: number
   readonly idleTimeout: number
@@ -21,6 +24,8 @@ export interface BranchSettings {
 
 export interface Branch {
   readonly database: Database
+  /** Who the database said it is. Gids and the decision say it on, and the votes ask on this connection if it is so. */
+  readonly identity: string
   readonly transactionId: string
   readonly session: Session
   /** Settles with the answer to BEGIN: until then what the handler did not wait for is not sent. */
@@ -90,7 +95,7 @@ export async function openBranch(database: Database, settings: BranchSettings): 
 function branchOver(
   database: Database,
   session: Session,
-  { transactionId, progress }: BranchSettings,
+  { transactionId, identity, progress }: BranchSettings,
 ): Branch {
   const sent: Promise<unknown>[] = []
   let xid: Promise<string | null> | undefined
@@ -104,7 +109,7 @@ function branchOver(
    */
   let opened: Promise<unknown> | undefined
 
-  const connection: DatabaseConnection = {
+  const connection = withStreams({
     async executeQuery(query) {
       try {
         await opened
@@ -119,16 +124,7 @@ function branchOver(
         throw await failed(error)
       }
     },
-    async *streamQuery(query, chunkSize) {
-      try {
-        await opened
-        refuseIf(progress.committing, database)
-        yield* session.connection.streamQuery<never>(query, chunkSize)
-      } catch (error) {
-        throw await failed(error)
-      }
-    },
-  }
+  })
   /** A statement of the handler failed: what it gets to see. */
   const failed = async (error: unknown): Promise<unknown> => {
     const first = failure
@@ -155,6 +151,7 @@ function branchOver(
     })
   return {
     database,
+    identity,
     transactionId,
     session,
     get opened() {

@@ -31,15 +31,20 @@ const patience = 10_000
 /** Thrown while committing when the branches are dealt with already; what the caller gets is inside. */
 export class Settled extends Error {
   readonly error: unknown
+  /** Until then the connections are in use, and the caller need not wait for it. Never rejects. */
+  readonly tidied: Promise<unknown>
 
-  constructor(error: unknown) {
+  constructor(error: unknown, tidied: Promise<unknown> = Promise.resolve()) {
     super('the branches are dealt with')
     this.error = error
+    this.tidied = tidied
   }
 }
 
 /** What ends waiting when the transaction is given up. */
 export interface Abortion {
+  /** Whether it was given up. */
+  readonly over: boolean
   race<T>(promise: Promise<T>): Promise<T>
 }
 
@@ -56,16 +61,14 @@ export interface Work {
 
 export interface Committed {
   readonly id: string | null
-  /** The databases whose branch is left to recovery. */
-  readonly unfinished: Promise<readonly Database[]>
+  /** Settles with the databases whose branch is left to recovery; undefined if there is nothing to finish. */
+  readonly unfinished: Promise<readonly Database[]> | undefined
 }
-
-const nothingUnfinished = Promise.resolve([])
 
 /** @throws Settled if the branches are dealt with; anything else: nothing is decided, roll back */
 export async function commit(work: Work): Promise<Committed> {
   const [only] = work.branches
-  if (only === undefined) return { id: null, unfinished: nothingUnfinished }
+  if (only === undefined) return { id: null, unfinished: undefined }
   if (work.branches.length === 1) return await commitInOnePhase(work, only)
 
   const known = await knownHome(work)
@@ -74,7 +77,7 @@ export async function commit(work: Work): Promise<Committed> {
   const { home, xid, writers, readers } = await collectVotes(work)
   // First, because a serializable transaction that only read may still fail.
   await work.aborted.race(Promise.all(readers.map((reader) => commitReader(reader))))
-  if (home === undefined) return { id: null, unfinished: nothingUnfinished }
+  if (home === undefined) return { id: null, unfinished: undefined }
   if (writers.length === 0 || xid === null) {
     await work.aborted.race(
       home.send('select once.narrow_global($1::uuid, $2::text[], $2::uuid[])', [work.transactionId, '{}']),
@@ -124,7 +127,7 @@ async function commitInOnePhase(work: Work, branch: Branch): Promise<Committed> 
     const xid = await work.aborted.race(beginGlobal(work, branch, []))
     if (xid !== null)
       id = formatId({
-        home: await branch.database.identify(),
+        home: branch.identity,
         transactionId: work.transactionId,
         homeXid: xid,
       })
@@ -132,8 +135,8 @@ async function commitInOnePhase(work: Work, branch: Branch): Promise<Committed> 
     const checked = explained(branch, branch.send('select once.check_open($1::uuid)', [work.transactionId]))
     await work.aborted.race(checked)
   }
-  const decision = await decide(work, branch)
-  if (decision.outcome === 'committed') return { id, unfinished: nothingUnfinished }
+  const decision = await decide(work, branch, commitAloneOf(branch, work.transactionId))
+  if (decision.outcome === 'committed') return { id, unfinished: undefined }
   if (decision.outcome === 'aborted') throw decision.error
   if (isLoss(decision.error)) throw lost(branch, decision.error)
   branch.session.abandon()
@@ -166,12 +169,11 @@ async function collectVotes({ transactionId, branches, aborted, preferredHome }:
     const databases = candidates.map(({ database }) => database)
     const home = candidates[databases.indexOf(candidateAmong(databases, preferredHome))] as Branch
     const others = candidates.filter((branch) => branch !== home)
-    const homeId = await home.database.identify()
     const [xid, wrote] = await aborted.race(
       allOrFirstCause(
         candidates,
         beginGlobal({ transactionId }, home, others),
-        Promise.all(others.map((other) => castVote(transactionId, other, homeId))),
+        Promise.all(others.map((other) => castVote(transactionId, other, home.identity))),
       ),
     )
     const writers = others.filter((_, index) => wrote[index])
@@ -214,12 +216,12 @@ async function beginGlobal(
   others: readonly Branch[],
 ): Promise<string | null> {
   return await traced('vote', { database: home.database.name, transactionId }, async () => {
-    const { names, identities } = await participants(others)
+    const { names, identities } = participants(others)
     const { rows } = await explained(
       home,
       home.query<{ xid: string | null }>(
-        'select once.begin_global($1::uuid, $2::text::text[], $3::text::uuid[])::text as xid',
-        [transactionId, names, identities],
+        'select once.begin_global($1::uuid, $2::text::text[], $3::text::uuid[], $4::uuid)::text as xid',
+        [transactionId, names, identities, home.identity],
       ),
     )
     return rows[0]?.xid ?? null
@@ -232,10 +234,11 @@ async function castVote(transactionId: string, branch: Branch, home: string): Pr
   return await traced('vote', { database: name, transactionId }, async () => {
     const { rows } = await explained(
       branch,
-      branch.query<{ wrote: boolean }>('select once.vote($1::uuid, $2::uuid, $3) as wrote', [
+      branch.query<{ wrote: boolean }>('select once.vote($1::uuid, $2::uuid, $3, $4::uuid) as wrote', [
         transactionId,
         home,
         name,
+        branch.identity,
       ]),
     )
     return rows[0]?.wrote === true
@@ -243,7 +246,7 @@ async function castVote(transactionId: string, branch: Branch, home: string): Pr
 }
 
 async function narrow(transactionId: string, home: Branch, writers: readonly Branch[]): Promise<void> {
-  const { names, identities } = await participants(writers)
+  const { names, identities } = participants(writers)
   await home.send('select once.narrow_global($1::uuid, $2::text::text[], $3::text::uuid[])', [
     transactionId,
     names,
@@ -252,11 +255,10 @@ async function narrow(transactionId: string, home: Branch, writers: readonly Bra
 }
 
 /** As array literals, which every driver passes on as they are. Names need no quotes: see checkDatabaseName. */
-async function participants(branches: readonly Branch[]): Promise<{ names: string; identities: string }> {
-  const identities = await Promise.all(branches.map(({ database }) => database.identify()))
+function participants(branches: readonly Branch[]): { names: string; identities: string } {
   return {
     names: `{${branches.map(({ database }) => database.name).join(',')}}`,
-    identities: `{${identities.join(',')}}`,
+    identities: `{${branches.map(({ identity }) => identity).join(',')}}`,
   }
 }
 
@@ -268,7 +270,7 @@ async function commitInTwoPhases(
   together: boolean,
 ): Promise<Committed> {
   const { transactionId } = work
-  const global: GlobalId = { home: await home.database.identify(), transactionId, homeXid: xid }
+  const global: GlobalId = { home: home.identity, transactionId, homeXid: xid }
   const id = formatId(global)
   const gidOf = (branch: Branch) => literal(formatGid(global, branch.database.name))
 
@@ -290,8 +292,7 @@ async function commitInTwoPhases(
     // Without an answer it may be prepared, now or later: only recovery can tell.
     for (const writer of writers)
       if (!prepared.includes(writer) && !refused.includes(writer)) writer.session.abandon()
-    await undo(home, prepared, refused, gidOf)
-    throw new Settled(failed.reason)
+    throw new Settled(failed.reason, undo(home, prepared, refused, gidOf))
   }
 
   if (together) {
@@ -300,15 +301,16 @@ async function commitInTwoPhases(
       const answer = answers[index]
       return answer?.status === 'fulfilled' && answer.value
     })
-    const { names, identities } = await participants(evident)
+    const { names, identities } = participants(evident)
     // Travels with COMMIT; decide() waits for both.
-    await home.send('select from once.begin_global($1::uuid, $2::text::text[], $3::text::uuid[])', [
+    await home.send('select from once.begin_global($1::uuid, $2::text::text[], $3::text::uuid[], $4::uuid)', [
       transactionId,
       names,
       identities,
+      home.identity,
     ])
   }
-  let decision = await decide(work, home)
+  let decision = await decide(work, home, commitOf(home, transactionId))
   if (decision.outcome === 'unknown') {
     home.session.abandon()
     const answer = await ask(home.database, global, work.patience)
@@ -319,11 +321,13 @@ async function commitInTwoPhases(
         : { outcome: 'aborted', error: lost(home, decision.error) }
   }
   if (decision.outcome === 'aborted') {
-    // The server said so: the home's transaction is over, and its row was never visible.
-    await Promise.all(
-      writers.map((writer) => finish(transactionId, writer, `rollback prepared ${gidOf(writer)}`)),
-    )
-    throw new Settled(decision.error)
+    // The server said so: the home's row was never visible, and never will be. What comes before COMMIT in one text
+    // may have failed instead of it, and then the home is left inside a failed transaction.
+    const tidied = Promise.all([
+      rollBack([home]),
+      ...writers.map((writer) => finish(transactionId, writer, `rollback prepared ${gidOf(writer)}`)),
+    ])
+    throw new Settled(decision.error, tidied)
   }
   const unfinished = Promise.all(
     writers.map(async (writer) => {
@@ -395,7 +399,7 @@ async function undo(
   if (!over) home.session.abandon()
   await Promise.all([
     ...(over ? prepared.map((branch) => finish('', branch, `rollback prepared ${gidOf(branch)}`)) : []),
-    rollBack(refused, false),
+    rollBack(refused),
   ])
 }
 
@@ -407,14 +411,18 @@ type Decision =
  * COMMIT, with what was sent just before it. An ERROR from the server is a rollback for certain. Anything else
  * that is no answer is unknown, FATAL included: a server that shuts down may say it after committing.
  */
-async function decide({ transactionId, patience }: Work, branch: Branch): Promise<Decision> {
+async function decide(
+  { transactionId, patience }: Work,
+  branch: Branch,
+  commitText: string,
+): Promise<Decision> {
   return await traced(
     'decide',
     { database: branch.database.name, transactionId },
     async (): Promise<Decision> => {
       const [before, commit] = await Promise.allSettled([
         inTime(patience, branch.settle()),
-        inTime(patience, branch.session.query(commitOf(branch, transactionId))),
+        inTime(patience, branch.session.query(commitText)),
       ])
       if (before.status === 'rejected' && isRefusal(before.reason)) {
         return { outcome: 'aborted', error: reasonOf(branch, before.reason) }
@@ -441,6 +449,18 @@ function commitOf({ session, database }: Branch, transactionId: string): string 
   return `select once.check_open('${transactionId}'); commit`
 }
 
+/**
+ * COMMIT where nobody has voted, so that nothing has asked for the role yet. One that a handler has set for the whole
+ * session, and no command tag tells (`set_config`, in a function or not), would stay on a connection that goes back to
+ * its pool. Before COMMIT in one text, RESET ROLE costs no message more, and if it fails nothing is committed. It is
+ * for connections of our own; a caller's may have been given a role on purpose.
+ */
+function commitAloneOf(branch: Branch, transactionId: string): string {
+  if (branch.session.isOwn) return 'reset role; commit'
+  if (branch.session.pipelines) return `select once.check_open('${transactionId}'); commit`
+  return commitOf(branch, transactionId)
+}
+
 /** Asks the home until it answers for certain; undefined if it does not in time. */
 async function ask(
   home: Database,
@@ -450,12 +470,12 @@ async function ask(
   const deadline = environment.now() + time
   while (environment.now() < deadline) {
     try {
-      const outcome = await readOutcome(home, global)
+      const outcome = await inTime(deadline - environment.now(), readOutcome(home, global))
       if (outcome === 'committed' || outcome === 'aborted') return outcome
     } catch {
       // Not reachable yet; only an answer counts.
     }
-    await environment.sleep(50)
+    await environment.sleep(Math.min(50, Math.max(0, deadline - environment.now())))
   }
   return undefined
 }
@@ -524,13 +544,19 @@ export async function finishPrepared(
   }
 }
 
-/** Ends transactions that were not prepared; a connection that does not answer to it is given up. */
-export async function rollBack(branches: readonly Branch[], hurry: boolean): Promise<void> {
+/**
+ * Ends transactions that were not prepared; a connection that does not answer to it in time, or before the
+ * transaction is given up, is given up with it.
+ */
+export async function rollBack(branches: readonly Branch[], aborted?: Abortion): Promise<void> {
   await Promise.all(
     branches.map(async (branch) => {
-      if (hurry) return branch.session.abandon()
+      if (aborted?.over) return branch.session.abandon()
       try {
-        await inTime(patience, branch.query('rollback'))
+        // A role that the handler left behind a COMMIT of its own is not undone by ROLLBACK.
+        const text = branch.session.isOwn && branch.suspect ? 'rollback; reset role' : 'rollback'
+        const answer = inTime(patience, branch.query(text))
+        await (aborted ? aborted.race(answer) : answer)
       } catch {
         branch.session.abandon()
       }

@@ -11,11 +11,13 @@ import type { Database } from '../database/database.ts'
 import { environment } from '../environment.ts'
 import {
   AbortedError,
+  codeOf,
   DatabaseError,
   HandlerError,
   InvalidInputError,
   isRetryable,
   LimitError,
+  OutcomeUnknownError,
 } from '../errors.ts'
 import { type Branch, lazyTransaction, openBranch } from './branch.ts'
 import { type Abortion, candidateAmong, commit, rollBack, Settled } from './commit.ts'
@@ -141,7 +143,7 @@ export async function runTransaction<T>(
   try {
     for (let attempt = 0; ; attempt += 1) {
       try {
-        return await runOnce(context, options, signal, wanted, body)
+        return await runOnce(context, options, { signal, late: late.signal }, wanted, body)
       } catch (error) {
         if (error instanceof OutOfOrder) {
           wanted = error.wanted
@@ -149,7 +151,10 @@ export async function runTransaction<T>(
           continue
         }
         if (attempt >= retries || !causes(error).some(isRetryable) || signal.aborted) throw error
-        await environment.sleep(environment.random() * Math.min(10 * 2 ** attempt, longestBackoff))
+        const pause = environment.random() * Math.min(10 * 2 ** attempt, longestBackoff)
+        await environment.sleep(pause, signal).catch(() => {
+          throw error
+        })
       }
     }
   } finally {
@@ -159,15 +164,18 @@ export async function runTransaction<T>(
 
 function causes(error: unknown): unknown[] {
   const found: unknown[] = []
-  for (let next = error; next != null && found.length < 8; next = (next as { cause?: unknown }).cause)
+  for (let next = error; next != null && found.length < 8; next = (next as { cause?: unknown }).cause) {
     found.push(next)
+    // What it says about why the answer was lost says nothing about what was decided.
+    if (next instanceof OutcomeUnknownError) break
+  }
   return found
 }
 
 async function runOnce<T>(
   context: Context,
   options: TransactionOptions,
-  signal: AbortSignal,
+  { signal, late }: { readonly signal: AbortSignal; readonly late: AbortSignal },
   wanted: ReadonlySet<Database>,
   body: TransactionBody<T>,
 ): Promise<TransactionResult<T>> {
@@ -184,9 +192,10 @@ async function runOnce<T>(
     if (branch === undefined) {
       branch = (async () => {
         await permits.take(database, signal)
-        await checkDistinct(context, database)
+        const identity = await checkDistinct(context, database)
         const open = await openBranch(database, {
           transactionId,
+          identity,
           lockTimeout,
           idleTimeout,
           isolationLevel,
@@ -242,17 +251,19 @@ async function runOnce<T>(
       record: options.record ?? false,
       preferredHome: options.home,
     })
+    if (unfinished === undefined) {
+      release(branches, permits)
+      return { result, id, finished: options.finish !== 'background' }
+    }
     const finished = unfinished.then((databases) => {
       release(branches, permits)
       if (databases.length > 0) context.poke()
       return databases.length === 0
     })
-    if (options.finish === 'background') {
-      context.background.add(finished)
-      finished.finally(() => context.background.delete(finished))
-      return { result, id, finished: false }
-    }
-    return { result, id, finished: await finished }
+    // The decision stands; what is waited for is only that everybody sees it.
+    const isFinished = options.finish === 'background' ? undefined : await answerUntil(late, finished)
+    if (isFinished === undefined) keepRunning(context, finished)
+    return { result, id, finished: isFinished ?? false }
   } catch (error) {
     progress.returned = true
     progress.committing = true
@@ -261,9 +272,20 @@ async function runOnce<T>(
     const outcomes = await aborted.race(Promise.allSettled(begun.values())).catch(() => [])
     givenUp = true
     branches = opened
-    if (error instanceof Settled) context.poke()
-    else await rollBack(branches, signal.aborted)
-    release(branches, permits)
+    // One of them is not who it said it is, or not any more: the next transaction asks anew.
+    if (codeOf(error instanceof Settled ? error.error : error) === 'ONIDN')
+      for (const { database } of branches) database.forgetIdentity()
+    if (error instanceof Settled) {
+      const tidied = error.tidied.then(() => {
+        release(opened, permits)
+        context.poke()
+        return true
+      })
+      if (!(await answerUntil(signal, tidied))) keepRunning(context, tidied)
+    } else {
+      await rollBack(opened, aborted)
+      release(opened, permits)
+    }
     const outOfOrder = outcomes.find(
       (outcome) => outcome.status === 'rejected' && outcome.reason instanceof OutOfOrder,
     )
@@ -272,6 +294,12 @@ async function runOnce<T>(
   } finally {
     aborted.stop()
   }
+}
+
+/** What nobody waits for any more goes on; shutdown waits for it. */
+function keepRunning({ background }: Context, task: Promise<unknown>): void {
+  background.add(task)
+  task.finally(() => background.delete(task))
 }
 
 // ---------------------------------------------------------------------------------------------------
@@ -327,12 +355,13 @@ function release(branches: readonly Branch[], permits: ReturnType<typeof takePer
 }
 
 /** Two names for one database would be two branches that wait for each other's locks. */
-async function checkDistinct(context: Context, database: Database): Promise<void> {
+async function checkDistinct(context: Context, database: Database): Promise<string> {
   const identity = await database.identify()
   // Whoever is asked second finds the pair.
   for (const other of context.databases.values()) {
     if (other !== database && other.identity === identity) throw sameDatabase(other, database)
   }
+  return identity
 }
 
 function sameDatabase(one: Database, other: Database): DatabaseError {
@@ -347,6 +376,15 @@ function sameDatabase(one: Database, other: Database): DatabaseError {
 
 interface Watch extends Abortion {
   stop(): void
+}
+
+/** An answer that always comes; undefined if the transaction's time is over before. */
+async function answerUntil<T>(signal: AbortSignal, answer: Promise<T>): Promise<T | undefined> {
+  const aborted = whenAborted(signal)
+  return await aborted
+    .race(answer)
+    .catch(() => undefined)
+    .finally(aborted.stop)
 }
 
 function whenAborted(signal: AbortSignal): Watch {
@@ -371,6 +409,9 @@ function whenAborted(signal: AbortSignal): Watch {
   })
   aborted.catch(() => {})
   return {
+    get over() {
+      return signal.aborted
+    },
     race: (promise) => Promise.race([aborted, promise]),
     stop: () => signal.removeEventListener('abort', listener),
   }

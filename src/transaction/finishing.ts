@@ -164,10 +164,10 @@ async function finishAs(
   transactionId: string,
 ): Promise<boolean> {
   if (role === null) return await finishPrepared(session, statement, transactionId)
-  await session.query(`set role "${role.replaceAll('"', '""')}"`)
   try {
+    await session.takeRole(role)
     return await finishPrepared(session, statement, transactionId)
   } finally {
-    await session.query('reset role')
+    await session.leaveRole()
   }
 }

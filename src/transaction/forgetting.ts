@@ -5,7 +5,7 @@
  *
  * @see sql/transaction/
  */
-import { type Database, withReadCommitted, withSession } from '../database/database.ts'
+import { type Database, withIdentified, withSession } from '../database/database.ts'
 import { arrayOf, attempt, count, page, patience, record, type Tally } from './report.ts'
 
 interface DecisionRow {
@@ -110,6 +110,7 @@ async function lookForEvidence(
           participant &&
           (await attempt(report, participant, () =>
             lookForBranches(
+              identity,
               participant,
               branches.map(({ id }) => id),
             ),
@@ -122,7 +123,8 @@ async function lookForEvidence(
       }),
     )
     const evident = decisions.map(({ id }) => id).filter((id) => !open.has(id))
-    await withReadCommitted(
+    await withIdentified(
+      home,
       database.connectApart(patience),
       async (session) => {
         if (evident.length > 0) marked += await count(session, mark, evident)
@@ -149,10 +151,12 @@ async function lookForEvidence(
 
 /** First what is prepared, then, with a newer snapshot, what is evident: see {@link lookForEvidence}. */
 async function lookForBranches(
+  identity: string,
   participant: Database,
   ids: readonly string[],
 ): Promise<{ prepared: Set<string>; evident: Set<string> }> {
-  return await withReadCommitted(
+  return await withIdentified(
+    identity,
     participant.connectApart(patience),
     async (session) => {
       const prepared = await session.query<{ id: string }>(
@@ -191,7 +195,8 @@ export async function forget(
         const deleted =
           participant &&
           (await attempt(report, participant, () =>
-            withReadCommitted(
+            withIdentified(
+              identity,
               participant.connectApart(patience),
               (session) =>
                 count(
@@ -208,7 +213,8 @@ export async function forget(
     )
     const gone = decisions.map(({ id }) => id).filter((id) => !kept.has(id))
     if (gone.length === 0) continue
-    report.forgotten += await withReadCommitted(
+    report.forgotten += await withIdentified(
+      home,
       database.connectApart(patience),
       (session) => count(session, 'select once.forget_proven($1::text::uuid[])::text as n', gone),
       patience,

@@ -82,7 +82,8 @@ export async function sweep(
     forgotten: 0,
     losses: [],
   }
-  const homes = await findHomes(databases, report)
+  // Whoever was renewed, or is reached under an old address, is known by a wrong identity until it is asked again.
+  const homes = await findHomes(databases, report, forgets)
   const reachable = [...homes.values()]
 
   const lists = await Promise.all(

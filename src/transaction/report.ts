@@ -2,7 +2,7 @@
  * What a sweep of recovery found and did, and what its steps share: they run on many databases, of which each
  * may be away, and report that instead of failing.
  */
-import type { Database } from '../database/database.ts'
+import { type Database, inTime } from '../database/database.ts'
 import type { Session } from '../database/session.ts'
 import { codeOf, PgonceError } from '../errors.ts'
 
@@ -58,12 +58,14 @@ export type Tally = {
 /** Runs a step on a database; one that fails is reported and passed over. */
 export async function attempt<T>(
   report: Tally,
-  { name }: Database,
+  { name, forgetIdentity }: Database,
   step: () => Promise<T>,
 ): Promise<T | undefined> {
   try {
     return await step()
   } catch (error) {
+    // Then the next sweep asks who it is, and what waits for that is done.
+    if (codeOf(error) === 'ONIDN') forgetIdentity()
     if (!report.unreachable.some(({ database }) => database === name)) {
       report.unreachable.push({ database: name, reason: sayWhy(error) })
     }
@@ -78,14 +80,21 @@ export function sayWhy(error: unknown): string {
   return error instanceof PgonceError && error.hint !== undefined ? `${message}. ${error.hint}` : message
 }
 
+/**
+ * The databases by their identities, as they were found earlier or `anew`. One that does not say who it is within
+ * the patience of recovery is reported, and left out.
+ */
 export async function findHomes(
   databases: readonly Database[],
   report: Tally,
+  anew = false,
 ): Promise<Map<string, Database>> {
   const homes = new Map<string, Database>()
   await Promise.all(
     databases.map(async (database) => {
-      const identity = await attempt(report, database, () => database.identify())
+      const identity = await attempt(report, database, () =>
+        inTime(patience, database.identify({ anew, apart: true })),
+      )
       if (identity !== undefined && !homes.has(identity)) homes.set(identity, database)
     }),
   )

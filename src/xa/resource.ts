@@ -10,11 +10,12 @@
  * @see X/Open C193, chapter 5 (the verbs) and section 6.3 (the states of a branch)
  */
 import { randomUUID } from 'node:crypto'
-import type { DatabaseConnection, Transaction } from 'kysely'
+import type { Transaction } from 'kysely'
 import { createDatabase, inTime, transactionOver, withSession } from '../database/database.ts'
 import type { DatabaseTarget } from '../database/open.ts'
 import { literal } from '../database/quote.ts'
 import type { Session } from '../database/session.ts'
+import { type Executor, type Numbers, numbers, withStreams } from '../database/stream.ts'
 import { codeOf, HandlerError, isErrorAnswer } from '../errors.ts'
 import { checkInteger, checkObject } from '../names.ts'
 import {
@@ -145,7 +146,9 @@ export interface XaResource<DB> extends AsyncDisposable {
 interface Branch {
   readonly gid: string
   readonly session: Session
-  readonly connection: DatabaseConnection
+  readonly connection: Executor
+  /** Of its streams, whoever is associated with it. */
+  readonly numbers: Numbers
   /** A setting that ends with the transaction: as long as it is there, the transaction is the one we began. */
   readonly mark: string
   state: State
@@ -237,7 +240,7 @@ export function xaResource<DB = unknown>(
   }
 
   function branchOver(session: Session, gid: string, mark: string): Branch {
-    const connection: DatabaseConnection = {
+    const connection: Executor = {
       async executeQuery(query) {
         try {
           return await session.connection.executeQuery<never>(query)
@@ -247,12 +250,12 @@ export function xaResource<DB = unknown>(
           throw isErrorAnswer(error) ? error : unavailable(`The connection of branch ${gid} was lost`, error)
         }
       },
-      streamQuery: (query, chunkSize) => session.connection.streamQuery(query, chunkSize),
     }
     const branch: Branch = {
       gid,
       session,
       connection,
+      numbers: numbers(),
       mark,
       state: 'active',
       association: {},
@@ -273,16 +276,13 @@ export function xaResource<DB = unknown>(
         hint: 'Await every query before end; start with TMJOIN gives a handle to go on with',
       })
     }
-    const connection: DatabaseConnection = {
+    const connected: Executor = {
       async executeQuery(query) {
         check()
         return await branch.connection.executeQuery(query)
       },
-      async *streamQuery(query, chunkSize) {
-        check()
-        yield* branch.connection.streamQuery<never>(query, chunkSize)
-      },
     }
+    const connection = withStreams(connected, branch.numbers)
     return transactionOver(database.db, {
       provideConnection: (consumer) => consumer(connection),
     }) as unknown as Transaction<DB>

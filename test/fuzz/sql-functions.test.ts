@@ -8,7 +8,7 @@ import fc from 'fast-check'
 import { codeOf, fromSql, PgonceError } from '../../src/errors.ts'
 import { fileContext } from '../support/client.ts'
 import { connect } from '../support/database.ts'
-import { holds, tryProperty } from './runs.ts'
+import { holds, stretch, tryProperty } from './runs.ts'
 import { type Look, makeStage, openId, type Role, roles, type Stage } from './stage.ts'
 import { knownTypes, nastyTexts, type Value, valuesOf } from './values.ts'
 
@@ -49,7 +49,7 @@ let peers: Stage
 let signatures: readonly Signature[]
 
 test.before(async (t) => {
-  t.timeout(60_000)
+  t.timeout(60_000 * stretch)
   ;[alone, peers] = await Promise.all([makeStage(ofAll, false), makeStage(ofAll, true)])
   signatures = await alone.branch.sql<Signature[]>`
     select p.oid::regprocedure::text as id, p.proname as name, p.prokind = 'p' as procedure,
@@ -310,7 +310,7 @@ async function callAll(
 test.serial(
   'Any function, called with anything by anybody, answers or refuses under a code of its own, and leaves nothing behind that it should not',
   async (t) => {
-    t.timeout(600_000)
+    t.timeout(600_000 * stretch)
     const { failures, said } = await callAll(alone, () => true, 30)
     if (process.env.PGONCE_FUZZ_VERBOSE) for (const line of said) t.log(line)
     t.deepEqual(failures, [])
@@ -318,7 +318,7 @@ test.serial(
 )
 
 test.serial('So do those that ask other databases, where they can', async (t) => {
-  t.timeout(600_000)
+  t.timeout(600_000 * stretch)
   const { failures, said } = await callAll(peers, ({ id }) => asking.test(id), 16)
   if (process.env.PGONCE_FUZZ_VERBOSE) for (const line of said) t.log(line)
   t.deepEqual(failures, [])
@@ -395,7 +395,7 @@ const text = fc.oneof(
 const name = text.filter((value) => value !== '' && [...value].length <= 200)
 
 test.serial('Every name goes in as data and comes back as it was', async (t) => {
-  t.timeout(120_000)
+  t.timeout(120_000 * stretch)
   const { sql } = alone.branch
   const before = await alone.look()
   await holds(
@@ -529,7 +529,7 @@ const gids = (stage: Stage) => {
 test.serial(
   'Whatever gid somebody prepares under, it is shown as it is, and called ours only if it is',
   async (t) => {
-    t.timeout(180_000)
+    t.timeout(180_000 * stretch)
     const { branch, known, orphan, forged } = peers
     // Each gets a session, as psql’s user would: by role, whether what it prepares under our form is ours.
     const owners = { postgres: true, app: true, hostile: false } as const
@@ -611,7 +611,7 @@ test.serial(
 test.serial(
   'Recovery takes any time there is, or refuses it, and finishes nothing that is not ours',
   async (t) => {
-    t.timeout(60_000)
+    t.timeout(60_000 * stretch)
     const before = new Set(
       (await peers.branch.sql<{ gid: string }[]>`select gid from pg_prepared_xacts`).map(({ gid }) => gid),
     )

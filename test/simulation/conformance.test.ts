@@ -114,6 +114,8 @@ function* scriptOf(dice: Random, seed: number, identities: readonly string[]): G
     const id = dice.pick(ids)
     const home = dice.chance(0.8) ? (identities[0] as string) : (identities[1] as string)
     const gid = dice.pick(gids)
+    const own = identities[databaseOf(session)]
+    const believed = dice.chance(0.9) ? own : dice.pick([null, identities[1 - databaseOf(session)]])
     const list = `{${ids.join(',')}}`
     const say = (text: string, ...values: unknown[]): Step => ({ session, text, values })
     if (!inBlock[session]) {
@@ -138,6 +140,10 @@ function* scriptOf(dice: Random, seed: number, identities: readonly string[]): G
         say('rollback'),
         say('select 1; select 1'),
         say(`select once.check_open('${id}'); commit`),
+        say('reset role; commit'),
+        say('rollback; reset role'),
+        say("select pg_catalog.current_setting('role') as role"),
+        say("select pg_catalog.set_config('role', $1::text, false)", 'none'),
         say('select once.mark_proven($1::text::uuid[])::text as n', list),
         say('select once.mark_confirmed($1::text::uuid[])::text as n', list),
         say('select once.delete_evidence($2::uuid, $1::text::uuid[])::text as n', list, home),
@@ -178,19 +184,21 @@ function* scriptOf(dice: Random, seed: number, identities: readonly string[]): G
       say('select pg_catalog.pg_current_xact_id_if_assigned()::text as xid'),
       say('select once.check_open($1::uuid)', id),
       say(
-        'select once.begin_global($1::uuid, $2::text::text[], $3::text::uuid[])::text as xid',
+        'select once.begin_global($1::uuid, $2::text::text[], $3::text::uuid[], $4::uuid)::text as xid',
         id,
         '{p}',
         `{${identities[1]}}`,
+        believed,
       ),
       say(
-        'select from once.begin_global($1::uuid, $2::text::text[], $3::text::uuid[])',
+        'select from once.begin_global($1::uuid, $2::text::text[], $3::text::uuid[], $4::uuid)',
         id,
         '{p}',
         `{${identities[1]}}`,
+        believed,
       ),
-      say('select once.vote($1::uuid, $2::uuid, $3) as wrote', id, home, 'p'),
-      say('select once.vote($1::uuid, $2::uuid, $3) as wrote', id, home, 'p'),
+      say('select once.vote($1::uuid, $2::uuid, $3, $4::uuid) as wrote', id, home, 'p', believed),
+      say('select once.vote($1::uuid, $2::uuid, $3, $4::uuid) as wrote', id, home, 'p', believed),
       say('select once.narrow_global($1::uuid, $2::text[], $2::uuid[])', id, '{}'),
       say(
         'select once.narrow_global($1::uuid, $2::text::text[], $3::text::uuid[])',
@@ -208,6 +216,8 @@ function* scriptOf(dice: Random, seed: number, identities: readonly string[]): G
       say(`prepare transaction '${gid}'`),
       say(`prepare transaction '${gid}'`),
       say(`select once.check_open('${id}'); commit`),
+      say('reset role; commit'),
+      say('rollback; reset role'),
     ]
     const reads: Step[] = [
       say(
@@ -217,6 +227,7 @@ function* scriptOf(dice: Random, seed: number, identities: readonly string[]): G
         dice.pick(['{xid}', '{xid}', '4611686018427387904']),
       ),
       say('select once.outcome($1::uuid, $2::uuid, $3::text::xid8) as outcome', home, id, '{xid}'),
+      say('select once.check_home($1::uuid)', home),
       say(
         `select i.id, i.xid, once.decide($1::uuid, i.id::uuid, i.xid::xid8) as decision
       from unnest($2::text::text[], $3::text::text[]) i (id, xid)`,
@@ -245,7 +256,7 @@ function* scriptOf(dice: Random, seed: number, identities: readonly string[]): G
         : dice.pick(within)
     if (ends.includes(chosen)) inBlock[session] = false
     yield chosen
-    // A check that fails leaves the block open, and failed.
+    // What fails before COMMIT in one text leaves the block open, and failed.
     if (chosen.text.endsWith('; commit')) yield say('rollback')
   }
   for (const session of [0, 1, 2]) yield { session, text: 'rollback', values: [] }

@@ -118,12 +118,12 @@ const attempts: readonly Attempt[] = [
   ['grant itself a table', ({ roles }) => `grant select on once.evidence to ${roles.hostile}`, '42501'],
   [
     'grant itself the vote that makes a branch ours',
-    ({ roles }) => `grant execute on function once.vote(uuid, uuid, text) to ${roles.hostile}`,
+    ({ roles }) => `grant execute on function once.vote(uuid, uuid, text, uuid) to ${roles.hostile}`,
     '42501',
   ],
   [
     'revoke the vote of the application',
-    ({ roles }) => `revoke execute on function once.vote(uuid, uuid, text) from ${roles.app}`,
+    ({ roles }) => `revoke execute on function once.vote(uuid, uuid, text, uuid) from ${roles.app}`,
     '42501',
   ],
   // Putting its own in the place of ours
@@ -149,7 +149,7 @@ const attempts: readonly Attempt[] = [
   ['take over the schema', ({ roles }) => `alter schema once owner to ${roles.hostile}`, '42501'],
   ['drop the schema', () => 'drop schema once cascade', '42501'],
   ['rename the schema', () => 'alter schema once rename to twice', '42501'],
-  ['change a function', () => 'alter function once.vote(uuid, uuid, text) security definer', '42501'],
+  ['change a function', () => 'alter function once.vote(uuid, uuid, text, uuid) security definer', '42501'],
   [
     'attach a trigger to the ledger',
     () =>

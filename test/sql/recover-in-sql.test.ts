@@ -4,6 +4,7 @@ import {
   connect,
   installSchema,
   ownServer,
+  randomName,
   type TestContext,
   type TestDatabase,
   testRole,
@@ -279,4 +280,50 @@ test('Branches wait through a crash of the server, and are recovered from within
     'rolled back',
   ])
   t.deepEqual(await rowsOf(after, 'select id from effect'), [[1]])
+})
+
+test('once.recover() reports a branch whose owner was dropped, and finishes the others', async (t) => {
+  const both = await peers(t)
+  const { a, b } = both
+  const role = randomName('role')
+  await b.sql.unsafe(
+    `create role ${role} login; select once.grant_app('${role}'); grant all on effect to ${role}`,
+  )
+  const asRole = connect(t, b.urlAs(role))
+  const orphans = [
+    await leaveOrphan(a, b, 1, 'committed', { sql: asRole }),
+    await leaveOrphan(a, b, 2, 'aborted', { sql: asRole }),
+    await leaveOrphan(a, b, 3, 'pending', { sql: asRole }),
+  ]
+  await asRole.end()
+  await b.sql.unsafe(`drop owned by ${role}; drop role ${role}`)
+  await leaveOrphan(a, b, 4)
+  const told = await rowsOf(b.sql, `select subject, action, detail from once.recover()`)
+  const of = (index: number) => told.filter(([gid]) => gid === orphans[index]?.gid).map(([, ...what]) => what)
+  const how = (says: string, verb: string, index: number) => [
+    'unfinished',
+    `its owner was dropped, and its home says ${says}; if it is yours, as a superuser: ${verb} prepared '${orphans[index]?.gid}'`,
+  ]
+  t.deepEqual(of(0), [how('committed', 'commit', 0)])
+  t.deepEqual(of(1), [how('aborted', 'rollback', 1)])
+  t.deepEqual(of(2), [['pending', "the home's transaction still runs"]])
+  t.deepEqual(await effectsIn(b), [4])
+  await orphans[2]?.endHome('rollback')
+  for (const { gid } of orphans) await b.sql.unsafe(`rollback prepared '${gid}'`)
+})
+
+test('A branch whose owner’s role cannot be taken on any more keeps the sweep from no other', async (t) => {
+  const { a, b } = await peers(t)
+  const { gid, transactionId } = await leaveOrphan(a, b, 1)
+  const session = await b.sql.reserve()
+  const home = await oneValue(b.sql, 'select once.home_id()')
+  const finish = async (role: string) =>
+    (
+      await session`select once.finish_remote(${`once ${home}`}, ${gid}, ${transactionId}, 'committed', ${role}) as said`
+    )[0]?.said
+  await session`select once.connect(${String(home)}::uuid)`
+  t.is(await finish('nobody_of_this_name'), 'role "nobody_of_this_name" does not exist (22023)')
+  t.is(await finish('postgres'), null)
+  session.release()
+  t.deepEqual(await effectsIn(b), [1])
 })

@@ -493,6 +493,27 @@ test('The decision row carries the home’s own xid, and its participants in pai
   )
 })
 
+test('A home, or a participant, that is not the database it is believed to be is refused', async (t) => {
+  const { sql, url } = shared()
+  const a = await openSession(t, url)
+  const homeId = await homeOf(sql)
+  const home = (id: string, believed: string) =>
+    a.value(`select once.begin_global('${id}', '{b}', '{${someHome}}', ${believed})`)
+  const participant = (id: string, believed: string) =>
+    a.value(`select once.vote('${id}', '${someHome}', 'a', ${believed})`)
+  for (const vote of [home, participant]) {
+    const id = randomUUID()
+    await openBranch(a, id)
+    await a.sql`savepoint s`
+    await refused(t, vote(id, `'${someHome}'`), 'ONIDN', homeId, someHome)
+    await a.sql`rollback to s`
+    await t.notThrowsAsync(vote(id, `'${homeId}'`))
+    await a.sql`rollback to s`
+    await t.notThrowsAsync(vote(id, 'null'), 'null is not checked')
+    await a.sql`rollback`
+  }
+})
+
 test('Participants that wrote nothing are taken out of the decision; if none is left, so is the decision', async (t) => {
   const { sql, url } = shared()
   const a = await openSession(t, url)
@@ -887,35 +908,73 @@ test('An absent decision is called aborted only above everything that was ever f
   )
 })
 
-for (const where of ['another database', 'the home itself']) {
+for (const where of ['another database', 'the database of the home']) {
   test(`A branch that was given the xid which a home lost in a crash does not wait for itself: in ${where}`, async (t) => {
     const a = await testDatabase(t)
-    const b = where === 'the home itself' ? a : await testDatabase(t)
-    const homeId = await homeOf(a.sql)
-    const id = randomUUID()
+    const b = where === 'another database' ? await testDatabase(t) : a
+    const [homeId, id] = [await homeOf(a.sql), randomUUID()]
     const session = await openSession(t, b.url)
     await session.sql`begin`
-    await session.sql`create table made_here ()`
     const xid = await session.value('select pg_current_xact_id()::text')
     t.is(await decide(a.sql, homeId, id, String(xid)), 'pending', 'whose it is cannot be told yet')
-    const gid = `once:1:${homeId}:${randomUUID()}:${xid}:b`
+    // In the database of the home a branch has another home, and may wait for one that waits for ours.
+    const gid = `once:1:${b === a ? someHome : homeId}:${id}:${xid}:b`
     await session.sql.unsafe(`prepare transaction '${gid}'`)
     t.is(await decide(a.sql, homeId, id, String(xid)), 'aborted')
     await b.sql.unsafe(`rollback prepared '${gid}'`)
   })
 }
 
-test('A transaction of the home that another manager has prepared may be the one that decides', async (t) => {
-  const a = await testDatabase(t)
-  const session = await openSession(t, a.url)
+test('A branch whose subtransaction was given the lost xid does not wait for itself', async (t) => {
+  const [a, b] = [await testDatabase(t), await testDatabase(t)]
+  const [homeId, id] = [await homeOf(a.sql), randomUUID()]
+  await b.sql`create table effect (n int)`
+  const session = await openSession(t, b.url)
   await session.sql`begin`
-  await session.sql`create table made_here ()`
-  const xid = await session.value('select pg_current_xact_id()::text')
-  const gid = `foreign ${randomUUID()}`
+  await session.sql`insert into effect values (1)`
+  await session.sql`savepoint before`
+  await session.sql`insert into effect values (2)`
+  const xid = String(await session.value('select max(xmin::text::bigint)::text from effect'))
+  t.not(xid, await session.value('select pg_current_xact_id()::text'))
+  await session.sql`release before`
+  const gid = `once:1:${homeId}:${id}:${xid}:b`
   await session.sql.unsafe(`prepare transaction '${gid}'`)
-  t.is(await decide(a.sql, await homeOf(a.sql), randomUUID(), String(xid)), 'pending')
-  await a.sql.unsafe(`rollback prepared '${gid}'`)
+  t.is(await decide(a.sql, homeId, id, xid), 'aborted')
+  await b.sql.unsafe(`rollback prepared '${gid}'`)
 })
+
+test('Whoever waits for a branch in doubt, with the xid that its home lost, does not hold up the answer', async (t) => {
+  const [a, b] = [await testDatabase(t), await testDatabase(t)]
+  const [homeId, id] = [await homeOf(a.sql), randomUUID()]
+  await b.sql`create table account (n int)`
+  await b.sql`insert into account values (0)`
+  const [branch, stranger] = [await openSession(t, b.url), await openSession(t, b.url)]
+  await stranger.sql`begin`
+  const xid = String(await stranger.value('select pg_current_xact_id()::text'))
+  await branch.sql`begin`
+  await branch.sql`update account set n = n + 1`
+  const gid = `once:1:${homeId}:${id}:${xid}:b`
+  await branch.sql.unsafe(`prepare transaction '${gid}'`)
+  const waiting = stranger.sql`update account set n = n + 1`.execute()
+  await untilBlocked(b.sql, stranger)
+  t.is(await decide(a.sql, homeId, id, xid), 'aborted')
+  await b.sql.unsafe(`rollback prepared '${gid}'`)
+  await waiting
+})
+
+for (const how of ['by another manager', 'by hand under a gid of ours']) {
+  test(`A home's transaction that was prepared ${how} is still one that may decide`, async (t) => {
+    const a = await testDatabase(t)
+    const [homeId, id] = [await homeOf(a.sql), randomUUID()]
+    const session = await openSession(t, a.url)
+    const xid = await beginHome(session, id)
+    const gid = how === 'by another manager' ? `foreign ${id}` : `once:1:${homeId}:${id}:${xid}:orders`
+    await session.sql.unsafe(`prepare transaction '${gid}'`)
+    t.is(await decide(a.sql, homeId, id, xid), 'pending')
+    await a.sql.unsafe(`commit prepared '${gid}'`)
+    t.is(await decide(a.sql, homeId, id, xid), 'committed')
+  })
+}
 
 test('Decisions are found with whether they are proven, and confirmed', async (t) => {
   const { sql } = shared()

@@ -1,6 +1,5 @@
-import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import test from 'ava'
-import { AbortedError, OutcomeUnknownError, type Pgonce, type Step, type StepEvent } from '../../src/index.ts'
+import { AbortedError, OutcomeUnknownError, type Pgonce } from '../../src/index.ts'
 import {
   client,
   type Effects,
@@ -11,6 +10,7 @@ import {
 } from '../support/client.ts'
 import type { TestContext } from '../support/database.ts'
 import { proxyTo, type TcpProxy } from '../support/proxy.ts'
+import { at } from '../support/steps.ts'
 
 interface Lossy {
   readonly a: EffectsDatabase
@@ -42,24 +42,6 @@ const write = (once: Lossy['once'], id: number, names: string, options = {}) =>
     for (const name of names) await tx[name as 'a'].insertInto('effect').values({ id }).execute()
     return 'written'
   }, options)
-
-/** Acts when a step of this transaction begins or has ended. Steps are known to the whole process. */
-function at(
-  t: TestContext,
-  step: Step,
-  when: 'start' | 'asyncEnd',
-  database: string,
-  act: () => void | Promise<void>,
-): void {
-  const name = `tracing:pgonce:${step}:${when}`
-  const listener = (event: unknown) => {
-    if ((event as StepEvent).database !== database) return
-    unsubscribe(name, listener)
-    void act()
-  }
-  subscribe(name, listener)
-  t.teardown(() => unsubscribe(name, listener))
-}
 
 for (const driver of ['postgres.js', 'pg']) {
   test.serial(

@@ -148,6 +148,27 @@ test('An ended branch can be joined, and both parts commit together', async (t) 
   t.deepEqual(await database.effects(), [1, 2])
 })
 
+test('A stream that is left open when its part ends is refused from then on, and does not keep the branch from being prepared', async (t) => {
+  const { database, xa } = await manager(t)
+  await database.sql`insert into effect select generate_series(1, 20)`
+  const xid = freshXid()
+  for (const flags of [TMNOFLAGS, TMJOIN]) {
+    const trx = await xa.start(xid, flags)
+    const rows = trx.selectFrom('effect').select('id').orderBy('id').stream(1)[Symbol.asyncIterator]()
+    t.is((await rows.next()).value?.id, 1)
+    await trx
+      .insertInto('effect')
+      .values({ id: 100 + flags })
+      .execute()
+    t.is((await rows.next()).value?.id, 2)
+    await xa.end(xid)
+    await t.throwsAsync(async () => await rows.next(), { code: 'ENDED' })
+  }
+  await xa.prepare(xid)
+  await xa.commit(xid)
+  t.is((await database.effects()).length, 22)
+})
+
 test('Recover lists a prepared branch until it is finished, and not before it is prepared', async (t) => {
   const { xa } = await manager(t)
   const xid = freshXid()

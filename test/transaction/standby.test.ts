@@ -1,0 +1,227 @@
+/** Commits that wait for a synchronous standby which is away: giving up on them must not end the wait. */
+import { setTimeout as sleep } from 'node:timers/promises'
+import test from 'ava'
+import { AbortedError, OutcomeUnknownError } from '../../src/index.ts'
+import {
+  client,
+  createEffects,
+  type Effects,
+  effectsDatabase,
+  kyselyOnPg,
+  until,
+  withEffects,
+} from '../support/client.ts'
+import {
+  connect,
+  installSchema,
+  ownServer,
+  type TestContext,
+  type TestDatabase,
+} from '../support/database.ts'
+import { leaveOrphan } from '../support/strangers.ts'
+
+/** A database on a server of its own, whose standby can be taken away. */
+async function replicated(t: TestContext) {
+  const server = await ownServer(t)
+  const admin = connect(t, server.url('postgres'))
+  await admin.unsafe('create database replicated')
+  const url = server.url('replicated')
+  await installSchema(url)
+  const sql = connect(t, url, { max: 4 })
+  await sql.unsafe(createEffects)
+  const waiting = async (): Promise<number[]> => {
+    const rows = await admin<{ pid: number }[]>`
+      select pid from pg_stat_activity where wait_event = 'SyncRep' order by pid`
+    return rows.map(({ pid }) => pid)
+  }
+  const standbys = async (names: string) => {
+    await admin.unsafe(`alter system set synchronous_standby_names = '${names}'`)
+    await admin.unsafe('select pg_reload_conf()')
+    await until('the setting is in force', async () => {
+      const [row] = await admin`select current_setting('synchronous_standby_names') as names`
+      return row?.names === names
+    })
+  }
+  const database = withEffects<TestDatabase>({
+    name: 'replicated',
+    url,
+    urlAs: (role) => server.url('replicated', role),
+    sql,
+  })
+  return {
+    database,
+    waiting,
+    /** From now on nothing commits. */
+    loseStandby: async () => {
+      await standbys('nobody')
+      const probe = connect(t, url)
+      await until('a commit waits', async () => {
+        const probed = probe`insert into effect values (-1) on conflict do nothing`.catch(() => {})
+        await Promise.race([probed, sleep(200)])
+        return (await waiting()).length > 0
+      })
+    },
+    regainStandby: async () => {
+      await standbys('')
+      await until('nobody waits', async () => (await waiting()).length === 0)
+    },
+    /** Whether all that waited still does, a while after everybody has given up. */
+    async stillWait(pids: readonly number[]): Promise<boolean> {
+      await sleep(500)
+      const now = await waiting()
+      return pids.every((pid) => now.includes(pid))
+    },
+  }
+}
+
+for (const driver of ['postgres.js', 'pg'] as const) {
+  test.serial(
+    `A claim whose COMMIT waits for a standby is no duplicate until a standby has it (${driver})`,
+    async (t) => {
+      t.timeout(120_000)
+      const { database, waiting, loseStandby, regainStandby, stillWait } = await replicated(t)
+      const target = driver === 'pg' ? kyselyOnPg<Effects>(t, database.url) : database.url
+      const once = client<{ a: Effects }>(
+        t,
+        { a: target as string },
+        { transaction: { retries: 0, timeout: 1500 } },
+      )
+      const deliver = (key: string, id: number) =>
+        once.process('a', { scope: 's', key }, (trx) => trx.insertInto('effect').values({ id }).execute())
+      await deliver('first', 1)
+      await loseStandby()
+      const before = await waiting()
+      await t.throwsAsync(deliver('second', 2), { instanceOf: OutcomeUnknownError })
+      const pids = await waiting()
+      t.is(pids.length, before.length + 1)
+      t.true(await stillWait(pids))
+      // Nobody sees it, and nobody is told that it is done.
+      t.deepEqual(await database.effects(), [1])
+      await t.throwsAsync(deliver('second', 2))
+      t.true(await stillWait(pids))
+      await regainStandby()
+      await until('the commit is done', async () => (await database.effects()).includes(2))
+      t.is((await deliver('second', 2)).status, 'duplicate')
+    },
+  )
+}
+
+test.serial(
+  'A decision that waits for a standby is not taken for made, nor are its branches finished',
+  async (t) => {
+    t.timeout(120_000)
+    const { database, waiting, loseStandby, regainStandby, stillWait } = await replicated(t)
+    const b = await effectsDatabase(t, 'b')
+    const once = client<{ a: Effects; b: Effects }>(
+      t,
+      { a: database.url, b: b.url },
+      { transaction: { home: 'a', retries: 0, timeout: 1500 } },
+    )
+    const write = (id: number) =>
+      once.transaction(async (tx) => {
+        await tx.a.insertInto('effect').values({ id }).execute()
+        await tx.b.insertInto('effect').values({ id }).execute()
+      })
+    await write(1)
+    await loseStandby()
+    const error = await t.throwsAsync(write(2), { instanceOf: OutcomeUnknownError })
+    const { id } = error as OutcomeUnknownError
+    const pids = await waiting()
+    t.true(await stillWait(pids))
+    t.is(await once.outcome(id as string), 'pending')
+    t.deepEqual([await database.effects(), await b.effects(), await b.prepared()], [[1], [1], 1])
+    t.like(await once.recovery.sweep({ forget: false }), { pending: 1, committed: 0, rolledBack: 0 })
+    t.true(await stillWait(pids))
+    await regainStandby()
+    t.is(await once.outcome(id as string), 'committed')
+    t.like(await once.recovery.sweep({ forget: false }), { committed: 1 })
+    t.deepEqual(
+      [(await database.effects()).filter((one) => one > 0), await b.effects()],
+      [
+        [1, 2],
+        [1, 2],
+      ],
+    )
+  },
+)
+
+test.serial(
+  'A branch whose PREPARE waits for a standby is left to wait, and rolled back afterwards',
+  async (t) => {
+    t.timeout(120_000)
+    const { database, waiting, loseStandby, regainStandby, stillWait } = await replicated(t)
+    const a = await effectsDatabase(t, 'a')
+    const once = client<{ a: Effects; b: Effects }>(
+      t,
+      { a: a.url, b: database.url },
+      { transaction: { home: 'a', retries: 0, timeout: 1500 } },
+    )
+    const write = (id: number) =>
+      once.transaction(async (tx) => {
+        await tx.a.insertInto('effect').values({ id }).execute()
+        await tx.b.insertInto('effect').values({ id }).execute()
+      })
+    await write(1)
+    await loseStandby()
+    await t.throwsAsync(write(2), { instanceOf: AbortedError, code: 'TIMEOUT' })
+    const pids = await waiting()
+    t.true(await stillWait(pids))
+    await regainStandby()
+    await until('the branch is rolled back', async () => {
+      await once.recovery.sweep({ forget: false })
+      return (await database.prepared()) === 0
+    })
+    t.deepEqual([await a.effects(), (await database.effects()).filter((one) => one > 0)], [[1], [1]])
+  },
+)
+
+test.serial(
+  'A branch whose COMMIT PREPARED waits for a standby is not counted as committed by a sweep',
+  async (t) => {
+    t.timeout(120_000)
+    const { database, waiting, loseStandby, regainStandby, stillWait } = await replicated(t)
+    const a = await effectsDatabase(t, 'a')
+    const once = client<{ a: Effects; b: Effects }>(t, { a: a.url, b: database.url })
+    await once.recovery.sweep({ forget: false })
+    const { gid } = await leaveOrphan(a, database, 1)
+    await loseStandby()
+    const report = await once.recovery.sweep({ keep: 0 })
+    t.like(report, { committed: 0, proven: 0, losses: [] })
+    t.is(report.unfinished[0]?.gid, gid)
+    t.true(await stillWait(await waiting()))
+    t.deepEqual([await database.effects(), await database.count('once.evidence')], [[], 0])
+    await regainStandby()
+    await until('the commit is done', async () => (await database.effects()).includes(1))
+    t.like(await once.recovery.sweep({ keep: 0 }), { proven: 1, losses: [] })
+  },
+)
+
+test.serial(
+  'once.recover() waits with COMMIT PREPARED for the standby, longer than for anything else',
+  async (t) => {
+    t.timeout(120_000)
+    const { database, waiting, loseStandby, regainStandby } = await replicated(t)
+    const a = await effectsDatabase(t, 'a')
+    await database.sql.unsafe(`
+    create extension dblink;
+    create server other foreign data wrapper dblink_fdw options (host '${new URL(a.url).hostname}', port '${new URL(a.url).port}', dbname '${a.name}');
+    create user mapping for current_user server other options (user 'postgres');
+    alter database replicated set statement_timeout = '3s';
+    select once.add_peer('other')`)
+    await leaveOrphan(a, database, 1)
+    await loseStandby()
+    const recovering = connect(t, database.url, {
+      connection: { statement_timeout: '0' as unknown as number },
+    })
+    const recovered = recovering<{ action: string; subject: string; detail: string | null }[]>`
+    select action, subject, detail from once.recover()`
+    recovered.catch(() => {})
+    await until('it waits', async () => (await waiting()).length === 2)
+    await sleep(12_000)
+    t.is((await waiting()).length, 2)
+    t.deepEqual(await database.effects(), [])
+    await regainStandby()
+    t.true((await recovered).some(({ action, detail }) => action === 'committed' && detail === null))
+    t.true((await database.effects()).includes(1))
+  },
+)
