@@ -4,6 +4,7 @@
 import { CompiledQuery, type DatabaseConnection, type Kysely, type QueryResult } from 'kysely'
 import { AbortedError, isErrorAnswer } from '../errors.ts'
 import { PostgresJsConnection } from './dialect.ts'
+import { identifier } from './quote.ts'
 import type { Executor } from './stream.ts'
 
 /** What a statement returned; the command tag only from dialects that tell it (ours does). */
@@ -80,7 +81,7 @@ function sessionOver(connection: DatabaseConnection, release: () => void): Sessi
     async takeRole(role) {
       const { rows } = await query<{ role: string }>("select pg_catalog.current_setting('role') as role")
       before = rows[0]?.role ?? 'none'
-      await query(`set role "${role.replaceAll('"', '""')}"`)
+      await query(`set role ${identifier(role)}`)
     },
     async leaveRole() {
       if (before === undefined) return

@@ -89,15 +89,17 @@ export async function findHomes(
   report: Tally,
   anew = false,
 ): Promise<Map<string, Database>> {
-  const homes = new Map<string, Database>()
-  await Promise.all(
-    databases.map(async (database) => {
-      const identity = await attempt(report, database, () =>
-        inTime(patience, database.identify({ anew, apart: true })),
-      )
-      if (identity !== undefined && !homes.has(identity)) homes.set(identity, database)
-    }),
+  const identities = await Promise.all(
+    databases.map((database) =>
+      attempt(report, database, () => inTime(patience, database.identify({ anew, apart: true }))),
+    ),
   )
+  // In the order of the databases, whoever answers first: a sweep does the same each time.
+  const homes = new Map<string, Database>()
+  databases.forEach((database, index) => {
+    const identity = identities[index]
+    if (identity !== undefined && !homes.has(identity)) homes.set(identity, database)
+  })
   return homes
 }
 
