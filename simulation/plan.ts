@@ -228,13 +228,13 @@ const provocations: readonly Provocation[] = [
   },
   { kinds: ['outcome'], action: 'cut', point: 'commit: done' },
   {
-    kinds: ['set role', 'take role again', 'commit prepared'],
+    kinds: ['tell role', 'set role', 'take role again', 'commit prepared'],
     action: 'kill',
     point: 'commit: done',
     login: 'keeper',
   },
   {
-    kinds: ['set role', 'take role again', 'rollback prepared'],
+    kinds: ['tell role', 'set role', 'take role again', 'rollback prepared'],
     action: 'kill',
     point: 'prepare: done',
     login: 'keeper',
