@@ -54,6 +54,8 @@ export interface Network {
   readonly backends: Map<number, Backend>
   /** Whose client is gone, or cut off: the faults over, they learn it. */
   readonly lost: Set<Backend>
+  /** Whose client has hung up behind what may still be on its way. */
+  readonly left: Set<Backend>
   pids: number
   /**
    * A point is passed. Faults strike here.
@@ -258,6 +260,7 @@ export function closeWire(network: Network, wire: Wire): void {
   const { scheduler } = network
   wire.closed = true
   wire.process.wires.delete(wire)
+  network.left.add(wire.backend)
   const loss = lossOf('CONNECTION_CLOSED', 'the connection was closed')
   for (const { reject } of wire.pending.splice(0)) reject(loss)
   wire.up = Math.max(wire.up, scheduler.now + delayOn(network, wire.random))

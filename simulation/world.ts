@@ -162,6 +162,7 @@ function createWorld(
     delay: plan.delay,
     backends: new Map(),
     lost,
+    left: new Set(),
     pids: 0,
     broken: undefined,
     servers,
@@ -721,7 +722,7 @@ function heal(here: World): void {
   here.note(() => 'the faults are over')
   here.calm = true
   for (const server of here.servers) if (!server.up) startServer(here, server)
-  for (const backend of here.lost) hangUp(backend, true)
+  for (const backend of [...here.lost, ...here.left]) hangUp(backend, true)
   // What is held up for longer is given up by TCP.
   for (const process of here.processes) {
     for (const wire of process.wires) {
