@@ -29,13 +29,21 @@ export interface Wire {
   cut: boolean
   /** The client knows that it is closed. */
   closed: boolean
-  /** When the last message in each direction arrives: none overtakes another. */
-  up: number
-  down: number
-  /** Until when the message in front is held up, and all behind it. */
-  upHeld: number
-  downHeld: number
+  readonly up: Direction
+  readonly down: Direction
   onclose: ((error: Error) => void) | undefined
+}
+
+/** To the server, or to the client. No message overtakes another. */
+interface Direction {
+  /** Who gets the messages; nobody's process in a server. */
+  readonly receiver: Process | undefined
+  /** What each message does when it arrives. */
+  readonly messages: (() => void)[]
+  /** When the last of them does. */
+  due: number
+  /** Until when the message in front is held up, and all behind it. */
+  heldUntil: number
 }
 
 interface Pending {
@@ -118,10 +126,8 @@ export function connect(
         pending: [],
         cut: false,
         closed: false,
-        up: 0,
-        down: 0,
-        upHeld: 0,
-        downHeld: 0,
+        up: { receiver: undefined, messages: [], due: 0, heldUntil: 0 },
+        down: { receiver: process, messages: [], due: 0, heldUntil: 0 },
         onclose: undefined,
       }
       if (!process.alive) return hangUp(backend, true)
@@ -134,6 +140,25 @@ export function connect(
   })
 }
 
+/** Puts a message on the wire, behind those that are on their way. */
+function post({ scheduler }: Network, direction: Direction, delay: number, message: () => void): void {
+  const { receiver, messages } = direction
+  messages.push(message)
+  const arrive = () => {
+    if (scheduler.now < direction.heldUntil) scheduler.at(direction.heldUntil, receiver, arrive)
+    else messages.shift()?.()
+  }
+  direction.due = Math.max(direction.due, scheduler.now + delay)
+  scheduler.at(direction.due, receiver, arrive)
+}
+
+/** Holds up the message that is arriving, and with it those behind it. */
+function hold({ scheduler }: Network, direction: Direction, milliseconds: number, goOn: () => void): void {
+  direction.heldUntil = scheduler.now + milliseconds
+  direction.due = Math.max(direction.due, direction.heldUntil)
+  scheduler.at(direction.heldUntil, direction.receiver, goOn)
+}
+
 /** Sends a statement; the promise settles with its answer, or with the loss of the connection. */
 export function send(
   network: Network,
@@ -141,7 +166,6 @@ export function send(
   text: string,
   values: readonly unknown[],
 ): Promise<Answer> {
-  const { scheduler } = network
   const { process, backend } = wire
   return new Promise((resolve, reject) => {
     if (wire.closed) return reject(lossOf('CONNECTION_CLOSED', 'the connection is closed'))
@@ -160,11 +184,8 @@ export function send(
         )
         const held = network.reach(point + sideNumber.done, process, wire, request)
         if (wire.cut) return
-        wire.down = Math.max(wire.down, scheduler.now + held + delayOn(network, wire.random))
-        const arrive = () => {
+        post(network, wire.down, held + delayOn(network, wire.random), () => {
           if (wire.cut || wire.closed) return
-          if (scheduler.now < wire.downHeld)
-            return void scheduler.after(wire.downHeld - scheduler.now, process, arrive)
           const late = network.reach(point + sideNumber.answer, process, wire, request)
           if (wire.cut || wire.closed || !process.alive) return
           const settle = () => {
@@ -176,12 +197,9 @@ export function send(
             if (result instanceof PgError) reject(result)
             else resolve(result)
           }
-          if (late === 0) return settle()
-          wire.downHeld = scheduler.now + late
-          wire.down = Math.max(wire.down, wire.downHeld)
-          scheduler.after(late, process, settle)
-        }
-        scheduler.after(wire.down - scheduler.now, process, arrive)
+          if (late === 0) settle()
+          else hold(network, wire.down, late, settle)
+        })
       },
     }
     network.note(
@@ -190,21 +208,15 @@ export function send(
     )
     const held = network.reach(point + sideNumber.send, process, wire, request)
     if (!process.alive || wire.cut) return
-    wire.up = Math.max(wire.up, scheduler.now + held + delayOn(network, wire.random))
-    const arrive = () => {
+    post(network, wire.up, held + delayOn(network, wire.random), () => {
       if (wire.cut) return
-      if (scheduler.now < wire.upHeld)
-        return void scheduler.after(wire.upHeld - scheduler.now, undefined, arrive)
       const late = network.reach(point + sideNumber.arrive, process, wire, request)
       if (wire.cut) return
       if (late === 0) return receive(backend, request)
-      wire.upHeld = scheduler.now + late
-      wire.up = Math.max(wire.up, wire.upHeld)
-      scheduler.after(late, undefined, () => {
+      hold(network, wire.up, late, () => {
         if (!wire.cut) receive(backend, request)
       })
-    }
-    scheduler.after(wire.up - scheduler.now, undefined, arrive)
+    })
   })
 }
 
@@ -225,8 +237,7 @@ function told(result: Answer | PgError): string {
 /** The server has closed a connection, after a last word perhaps. */
 function tellEnd(network: Network, wire: Wire, error: PgError | undefined): void {
   if (wire.cut || wire.closed) return
-  wire.down = Math.max(wire.down, network.scheduler.now + delayOn(network, wire.random))
-  network.scheduler.after(wire.down - network.scheduler.now, wire.process, () => close(network, wire, error))
+  post(network, wire.down, delayOn(network, wire.random), () => close(network, wire, error))
 }
 
 /** The client learns that its connection is gone. */
@@ -249,7 +260,7 @@ export function cutWire(network: Network, wire: Wire, clientNotices: number, ser
   wire.cut = true
   network.lost.add(wire.backend)
   const { scheduler } = network
-  wire.down = Math.max(wire.down, scheduler.now + clientNotices)
+  wire.down.due = Math.max(wire.down.due, scheduler.now + clientNotices)
   scheduler.after(clientNotices, wire.process, () => close(network, wire))
   scheduler.after(serverNotices, undefined, () => hangUp(wire.backend, true))
 }
@@ -257,14 +268,12 @@ export function cutWire(network: Network, wire: Wire, clientNotices: number, ser
 /** The client closes the connection; what is under way still arrives. */
 export function closeWire(network: Network, wire: Wire): void {
   if (wire.closed) return
-  const { scheduler } = network
   wire.closed = true
   wire.process.wires.delete(wire)
   network.left.add(wire.backend)
   const loss = lossOf('CONNECTION_CLOSED', 'the connection was closed')
   for (const { reject } of wire.pending.splice(0)) reject(loss)
-  wire.up = Math.max(wire.up, scheduler.now + delayOn(network, wire.random))
-  scheduler.after(wire.up - scheduler.now, undefined, () => hangUp(wire.backend, false))
+  post(network, wire.up, delayOn(network, wire.random), () => hangUp(wire.backend, false))
   wire.onclose?.(loss)
 }
 
@@ -287,7 +296,7 @@ export function killProcess(network: Network, process: ClientProcess): void {
     // What is under way arrives, or some of it, or the whole machine is gone and nobody says goodbye.
     if (dice.chance(0.3)) wire.cut = true
     if (dice.chance(0.05)) continue
-    const noticed = Math.max(wire.up - network.scheduler.now, 0) + dice.between(0.1, 3000)
+    const noticed = Math.max(wire.up.due - network.scheduler.now, 0) + dice.between(0.1, 3000)
     const lose = dice.chance(0.5)
     network.scheduler.after(noticed, undefined, () => hangUp(backend, lose))
   }

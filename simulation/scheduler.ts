@@ -37,6 +37,8 @@ export interface Scheduler {
   /** The process whose event is at hand; undefined in a server, or on the wire. */
   readonly current: Process | undefined
   readonly events: number
+  /** What is due at the same time happens in the order in which it was scheduled. */
+  at(time: number, owner: Process | undefined, task: () => void): Scheduled
   after(milliseconds: number, owner: Process | undefined, task: () => void): Scheduled
   cancel(event: Scheduled): void
   /** Runs events until a condition holds, or time or events run out; whether the condition holds. */
@@ -84,6 +86,11 @@ export function scheduler(): Scheduler {
     heap[at] = last
     return top
   }
+  const at = (time: number, owner: Process | undefined, task: () => void) => {
+    const event = { time: Math.max(now, time), order: order++, owner, task }
+    push(event)
+    return event
+  }
   return {
     get now() {
       return now
@@ -94,11 +101,8 @@ export function scheduler(): Scheduler {
     get events() {
       return events
     },
-    after(milliseconds, owner, task) {
-      const event = { time: now + Math.max(0, milliseconds), order: order++, owner, task }
-      push(event)
-      return event
-    },
+    at,
+    after: (milliseconds, owner, task) => at(now + milliseconds, owner, task),
     cancel(event) {
       event.task = undefined
     },

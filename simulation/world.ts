@@ -726,7 +726,7 @@ function heal(here: World): void {
   // What is held up for longer is given up by TCP.
   for (const process of here.processes) {
     for (const wire of process.wires) {
-      const latest = Math.max(wire.up, wire.down, wire.upHeld, wire.downHeld)
+      const latest = Math.max(wire.up.due, wire.down.due)
       if (latest > here.scheduler.now + 1_000) cutWire(here, wire, 0.1, 0.1)
     }
   }
@@ -760,7 +760,7 @@ function rest(here: World): void {
   // is not finished yet, until the longest `lockTimeout`.
   const latest = here.processes.flatMap(({ pausedUntil, wires }) => [
     pausedUntil,
-    ...[...wires].flatMap(({ up, down }) => [up, down]),
+    ...[...wires].flatMap(({ up, down }) => [up.due, down.due]),
   ])
   clock.runUntil(() => false, Math.max(clock.now, ...latest) + 12_000)
   for (const process of here.processes) {

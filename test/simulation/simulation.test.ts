@@ -18,6 +18,11 @@ test.serial('No schedule violates an invariant', async (t) => {
   t.true((totals.faults.kill ?? 0) > 0 && (totals.faults.crash ?? 0) > 0 && (totals.faults.cut ?? 0) > 0)
 })
 
+test.serial('Schedules that once violated an invariant do not', async (t) => {
+  for (const seed of [18692, 51349, 365581])
+    t.deepEqual((await simulate(planOf(seed))).violations, [], `${seed}`)
+})
+
 test.serial('The same seed gives the same schedule, event by event', async (t) => {
   for (const seed of [1, 2, 3, 7, 11, 4711]) {
     const lines: string[][] = [[], []]
