@@ -114,7 +114,7 @@ export const mutants: readonly Mutant[] = [
         find: `        let value: unknown\n`,
         replace:
           `        await branch.query('commit')\n        await branch.query('begin')\n` +
-          `        await branch.query(\`call once.open('\${transactionId}')\`)\n        let value: unknown\n`,
+          `        await branch.query(\`call once.open('\${branch.transactionId}')\`)\n        let value: unknown\n`,
       },
     ],
     run: ['--workload', 'monotonic', '--faults', 'kill,point,server'],
@@ -148,13 +148,18 @@ export const mutants: readonly Mutant[] = [
     what: 'evidence of a branch is written in a transaction of its own',
     edits: [
       {
-        file: 'src/transaction/commit.ts',
+        file: 'src/transaction/votes.ts',
+        find: "import type { Abortion } from './abortion.ts'\n",
+        replace: `import { withReadCommitted } from '../database/database.ts'\nimport type { Abortion } from './abortion.ts'\n`,
+      },
+      {
+        file: 'src/transaction/votes.ts',
         find: `    const { rows } = await explained(
       branch,
       branch.query<{ wrote: boolean }>('select once.vote`,
         replace: `    await withReadCommitted(branch.database.connectApart(), (session) =>
       session.query(
-        \`insert into once.evidence (transaction_id, home, participant) values ('\${transactionId}', '\${home}', '\${name}')\`,
+        \`insert into once.evidence (transaction_id, home, participant) values ('\${transactionId}', '\${home}', '\${database.name}')\`,
       ),
     )
     const { rows } = await explained(

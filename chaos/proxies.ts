@@ -1,5 +1,6 @@
 /** A proxy before each server, and what it does at random. */
 import { setTimeout as sleep } from 'node:timers/promises'
+import { randomFrom } from '../src/demo/random.ts'
 import {
   type Action,
   type MessageName,
@@ -7,7 +8,6 @@ import {
   type Rule,
   startProxy,
 } from './proxy/index.ts'
-import { seeded } from './random.ts'
 import type { Cluster, Name } from './servers.ts'
 
 export interface NamedProxies extends AsyncDisposable {
@@ -48,12 +48,12 @@ const tags: readonly (RegExp | undefined)[] = [
 const asked: readonly MessageName[] = ['Query', 'Parse', 'Bind', 'Execute']
 
 export async function startProxies(cluster: Cluster, seed: number): Promise<NamedProxies> {
-  const random = seeded(seed + 1)
+  const random = randomFrom(seed + 1)
   const pick = <T>(list: readonly T[]): T => list[Math.floor(random() * list.length)] as T
   const proxies = new Map<Name, MessageProxy>()
   for (const { name, server } of cluster.nodes) {
     const target = { host: '127.0.0.1', port: server.port }
-    proxies.set(name, await startProxy({ target, random: seeded(seed + 2 + proxies.size) }))
+    proxies.set(name, await startProxy({ target, random: randomFrom(seed + 2 + proxies.size) }))
   }
   const chooseRule = (): Rule => {
     const milliseconds = Math.round(100 + random() * 1_900)

@@ -7,6 +7,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import postgres from 'postgres'
+import { randomFrom } from '../src/demo/random.ts'
 import { pgonce } from '../src/index.ts'
 import { type Anomaly, check, type Verdict } from './checker/index.ts'
 import { startCoordinators } from './coordinators.ts'
@@ -15,7 +16,6 @@ import { type Operation, writeHistory } from './history.ts'
 import { chooseFate, chooseSkew, count, type Fault, runNemesis, type Tally } from './nemesis.ts'
 import type { Assignment } from './protocol.ts'
 import { type NamedProxies, startProxies } from './proxies.ts'
-import { seeded } from './random.ts'
 import { type Recorder, recorder } from './recorder.ts'
 import { startRecoverers } from './recoverers.ts'
 import { type Cluster, connection, type Name, names, startCluster } from './servers.ts'
@@ -80,7 +80,7 @@ export async function run(options: RunOptions): Promise<RunReport> {
   // The servers may run as another user, who must come through.
   await chmod(directory, 0o755)
   const environment = { ...process.env, NODE_COMPILE_CACHE: join(tmpdir(), 'pgonce-chaos-cache') }
-  const random = seeded(seed)
+  const random = randomFrom(seed)
   const tally: Tally = {}
   const skipped: string[] = []
   let passed = false

@@ -20,7 +20,7 @@ export const names = ['a', 'b', 'c'] as const
 export type Name = (typeof names)[number]
 
 /** The database of pgonce in each cluster. */
-export const databaseName = 'app'
+const databaseName = 'app'
 
 export interface Node {
   readonly name: Name
@@ -243,7 +243,7 @@ export async function killAll(server: EmbeddedServer): Promise<void> {
 }
 
 /** The postmaster first, so that it starts nothing anew. */
-export async function processesOf({ pid }: EmbeddedServer): Promise<number[]> {
+async function processesOf({ pid }: EmbeddedServer): Promise<number[]> {
   if (pid === undefined) return []
   const list = `/proc/${pid}/task/${pid}/children`
   const children = existsSync(list)
@@ -255,7 +255,7 @@ export async function processesOf({ pid }: EmbeddedServer): Promise<number[]> {
   return [pid, ...children.split(/\s+/).filter(Boolean).map(Number)]
 }
 
-export function signal(pid: number | undefined, name: NodeJS.Signals): boolean {
+function signal(pid: number | undefined, name: NodeJS.Signals): boolean {
   try {
     return pid !== undefined && process.kill(pid, name)
   } catch {

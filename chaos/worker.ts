@@ -6,10 +6,10 @@
 import { subscribe } from 'node:diagnostics_channel'
 import { writeSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { randomFrom } from '../src/demo/random.ts'
 import { environment, replaceEnvironment } from '../src/environment.ts'
 import { OutcomeUnknownError, PgonceError, pgonce, type StepEvent } from '../src/index.ts'
 import type { Assignment, Line, ToCoordinator } from './protocol.ts'
-import { seeded } from './random.ts'
 import { workloads } from './workloads/index.ts'
 import type { Databases, Done, Lane, Once, Workload } from './workloads/workload.ts'
 
@@ -34,7 +34,7 @@ async function work(assignment: Assignment): Promise<void> {
   const { slot, life, urls, idleTimeout, skew, point, drain } = assignment
   const start = BigInt(assignment.start)
   const now = () => Number(clock() - start)
-  const random = seeded(assignment.seed)
+  const random = randomFrom(assignment.seed)
   if (skew) skewClock(skew)
   if (point) obey(point)
   const once: Once = pgonce<Databases>({

@@ -33,9 +33,7 @@ import { statementOf } from './postgres/statements.ts'
  * - `plain`: one at a time, no tags, one statement a text
  * - `reopening`: as `pg`; a connection that broke is opened anew without a word
  */
-export const driverNames = ['postgres.js', 'pg', 'tagged', 'plain', 'reopening'] as const
-
-export type DriverName = (typeof driverNames)[number]
+export type DriverName = 'postgres.js' | 'pg' | 'tagged' | 'plain' | 'reopening'
 
 export interface SimulatedPool {
   readonly open: OpenDatabase<unknown>

@@ -9,7 +9,7 @@ import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { type Edit, withEdited } from '../test/support/mutated.ts'
 
-export interface Mutant {
+interface Mutant {
   readonly name: string
   /** What goes wrong with it. */
   readonly what: string
@@ -51,8 +51,8 @@ export const mutants: readonly Mutant[] = [
     edits: [
       {
         file: 'src/transaction/commit.ts',
-        find: "        return isErrorAnswer(commit.reason)\n          ? { outcome: 'aborted'",
-        replace: "        return commit.reason !== undefined\n          ? { outcome: 'aborted'",
+        find: "      return isErrorAnswer(commit.reason)\n        ? { outcome: 'aborted'",
+        replace: "      return commit.reason !== undefined\n        ? { outcome: 'aborted'",
       },
     ],
   },
@@ -106,9 +106,9 @@ export const mutants: readonly Mutant[] = [
     edits: [
       {
         file: 'src/transaction/commit.ts',
-        find: '  let decision = await decide(work, home, commitOf(home, transactionId))\n',
+        find: '  let decision = await decide(work, home, commitOf(home))\n',
         replace:
-          '  await Promise.all(writers.map((writer) => finish(transactionId, writer, `commit prepared ${gidOf(writer)}`)))\n  let decision = await decide(work, home, commitOf(home, transactionId))\n',
+          '  await Promise.all(writers.map((writer) => finish(writer, `commit prepared ${gidOf(writer)}`)))\n  let decision = await decide(work, home, commitOf(home))\n',
       },
     ],
   },
@@ -135,8 +135,8 @@ export const mutants: readonly Mutant[] = [
       },
       {
         file: 'src/transaction/commit.ts',
-        find: "if (command !== undefined && command !== 'COMMIT')\n        return { outcome",
-        replace: "if (command !== undefined && command === '')\n        return { outcome",
+        find: "if (command !== undefined && command !== 'COMMIT') return { outcome",
+        replace: "if (command !== undefined && command === '') return { outcome",
       },
     ],
   },
@@ -146,8 +146,8 @@ export const mutants: readonly Mutant[] = [
     edits: [
       {
         file: 'src/transaction/commit.ts',
-        find: "if (command !== undefined && command !== 'COMMIT')\n        return { outcome",
-        replace: "if (command !== undefined && command === '')\n        return { outcome",
+        find: "if (command !== undefined && command !== 'COMMIT') return { outcome",
+        replace: "if (command !== undefined && command === '') return { outcome",
       },
     ],
   },
@@ -237,7 +237,7 @@ export const mutants: readonly Mutant[] = [
     what: 'the simulated once.decide reads the row before the status, as the SQL must not',
     edits: [
       {
-        file: 'simulation/postgres/statements.ts',
+        file: 'simulation/postgres/once.ts',
         find: `  let over = true
   try {`,
         replace: `  const early = read(transaction, 'global', id)
@@ -253,7 +253,7 @@ export const mutants: readonly Mutant[] = [
     what: 'the simulated once.decide takes pg_xact_status for the decision, a stranger’s included',
     edits: [
       {
-        file: 'simulation/postgres/statements.ts',
+        file: 'simulation/postgres/once.ts',
         find: `  yield pause(transaction)
   const row = read(transaction, 'global', id)
   return row`,
@@ -269,9 +269,9 @@ export const mutants: readonly Mutant[] = [
     what: 'the simulated once.open leaves synchronous_commit off: of one phase, there is nobody else to see to it',
     edits: [
       {
-        file: 'simulation/postgres/statements.ts',
-        find: "  if (transaction.synchronousCommit === 'off') transaction.synchronousCommit = 'on'\n  return tag('CALL')",
-        replace: "  return tag('CALL')",
+        file: 'simulation/postgres/once.ts',
+        find: "  if (transaction.synchronousCommit === 'off') transaction.synchronousCommit = 'on'\n",
+        replace: '',
       },
     ],
   },
@@ -280,12 +280,12 @@ export const mutants: readonly Mutant[] = [
     what: 'the simulated once.open and once.begin_global both leave synchronous_commit off',
     edits: [
       {
-        file: 'simulation/postgres/statements.ts',
-        find: "  if (transaction.synchronousCommit === 'off') transaction.synchronousCommit = 'on'\n  return tag('CALL')",
-        replace: "  return tag('CALL')",
+        file: 'simulation/postgres/once.ts',
+        find: "  if (transaction.synchronousCommit === 'off') transaction.synchronousCommit = 'on'\n",
+        replace: '',
       },
       {
-        file: 'simulation/postgres/statements.ts',
+        file: 'simulation/postgres/once.ts',
         find: '  if (transaction.xid === 0) return null\n  makeDurable(transaction)\n',
         replace: '  if (transaction.xid === 0) return null\n',
       },
@@ -293,7 +293,7 @@ export const mutants: readonly Mutant[] = [
   },
 ]
 
-export interface Caught {
+interface Caught {
   /** Undefined: it survived. */
   readonly after: number | undefined
   readonly invariant: string | undefined

@@ -3,12 +3,11 @@
  * the connection, or arrive after its sender has died.
  */
 
-import { firstPointOf, sideNumber } from './points.ts'
+import { pointsOf } from './points.ts'
 import { type Backend, hangUp, openBackend, type Request, receive, terminate } from './postgres/backend.ts'
 import { type Answer, PgError, type Server, type SimulatedDatabase } from './postgres/server.ts'
 import { type Statement, statementOf } from './postgres/statements.ts'
-import type { Random } from './random.ts'
-import { random } from './random.ts'
+import { type Random, random } from './random.ts'
 import type { Process, Scheduler } from './scheduler.ts'
 
 /** A coordinator, a recoverer. */
@@ -44,6 +43,8 @@ interface Direction {
   due: number
   /** Until when the message in front is held up, and all behind it. */
   heldUntil: number
+  /** What is scheduled for each message: the one in front arrives. */
+  readonly arrive: () => void
 }
 
 interface Pending {
@@ -71,12 +72,13 @@ export interface Network {
    * @returns milliseconds that the message is held up
    */
   reach(point: number, process: ClientProcess, wire: Wire, request: Request | undefined): number
-  note(text: () => string): void
+  /** Gets every event as a line, if somebody looks. */
+  readonly note: ((text: () => string) => void) | undefined
   /** The simulation itself is at fault; the schedule says nothing. */
   broken: unknown
 }
 
-export interface ConnectionError extends Error {
+interface ConnectionError extends Error {
   readonly code: string
 }
 
@@ -126,8 +128,8 @@ export function connect(
         pending: [],
         cut: false,
         closed: false,
-        up: { receiver: undefined, messages: [], due: 0, heldUntil: 0 },
-        down: { receiver: process, messages: [], due: 0, heldUntil: 0 },
+        up: directionTo(undefined, scheduler),
+        down: directionTo(process, scheduler),
         onclose: undefined,
       }
       if (!process.alive) return hangUp(backend, true)
@@ -140,16 +142,25 @@ export function connect(
   })
 }
 
+function directionTo(receiver: Process | undefined, scheduler: Scheduler): Direction {
+  const direction: Direction = {
+    receiver,
+    messages: [],
+    due: 0,
+    heldUntil: 0,
+    arrive() {
+      if (scheduler.now < direction.heldUntil) scheduler.at(direction.heldUntil, receiver, direction.arrive)
+      else direction.messages.shift()?.()
+    },
+  }
+  return direction
+}
+
 /** Puts a message on the wire, behind those that are on their way. */
 function post({ scheduler }: Network, direction: Direction, delay: number, message: () => void): void {
-  const { receiver, messages } = direction
-  messages.push(message)
-  const arrive = () => {
-    if (scheduler.now < direction.heldUntil) scheduler.at(direction.heldUntil, receiver, arrive)
-    else messages.shift()?.()
-  }
+  direction.messages.push(message)
   direction.due = Math.max(direction.due, scheduler.now + delay)
-  scheduler.at(direction.due, receiver, arrive)
+  scheduler.at(direction.due, direction.receiver, direction.arrive)
 }
 
 /** Holds up the message that is arriving, and with it those behind it. */
@@ -170,30 +181,30 @@ export function send(
   return new Promise((resolve, reject) => {
     if (wire.closed) return reject(lossOf('CONNECTION_CLOSED', 'the connection is closed'))
     const statement = known(network, text)
-    const point = firstPointOf(statement.kind)
+    const at = pointsOf(statement.kind)
     const pending = { resolve, reject }
     wire.pending.push(pending)
     const request: Request = {
       statement,
       values,
       refusal: undefined,
-      flushed: () => void network.reach(point + sideNumber.flushed, process, wire, request),
+      flushed: () => void network.reach(at.flushed, process, wire, request),
       done(result) {
-        network.note(
+        network.note?.(
           () => `${backend.database.name} (${backend.pid}) did ${text.slice(0, 60)}: ${told(result)}`,
         )
-        const held = network.reach(point + sideNumber.done, process, wire, request)
+        const held = network.reach(at.done, process, wire, request)
         if (wire.cut) return
         post(network, wire.down, held + delayOn(network, wire.random), () => {
           if (wire.cut || wire.closed) return
-          const late = network.reach(point + sideNumber.answer, process, wire, request)
+          const late = network.reach(at.answer, process, wire, request)
           if (wire.cut || wire.closed || !process.alive) return
           const settle = () => {
             if (wire.closed) return
-            const at = wire.pending.indexOf(pending)
-            if (at < 0) return
-            wire.pending.splice(at, 1)
-            network.note(() => `${process.name} hears ${told(result)}`)
+            const place = wire.pending.indexOf(pending)
+            if (place < 0) return
+            wire.pending.splice(place, 1)
+            network.note?.(() => `${process.name} hears ${told(result)}`)
             if (result instanceof PgError) reject(result)
             else resolve(result)
           }
@@ -202,15 +213,15 @@ export function send(
         })
       },
     }
-    network.note(
+    network.note?.(
       () =>
         `${process.name} sends to ${backend.database.name} (${backend.pid}): ${text.replace(/\s+/g, ' ')} ${values.length > 0 ? JSON.stringify(values) : ''}`,
     )
-    const held = network.reach(point + sideNumber.send, process, wire, request)
+    const held = network.reach(at.send, process, wire, request)
     if (!process.alive || wire.cut) return
     post(network, wire.up, held + delayOn(network, wire.random), () => {
       if (wire.cut) return
-      const late = network.reach(point + sideNumber.arrive, process, wire, request)
+      const late = network.reach(at.arrive, process, wire, request)
       if (wire.cut) return
       if (late === 0) return receive(backend, request)
       hold(network, wire.up, late, () => {
@@ -247,7 +258,7 @@ function close(network: Network, wire: Wire, last?: PgError): void {
   wire.cut = true
   wire.process.wires.delete(wire)
   if (!wire.process.alive) return
-  network.note(() => `${wire.process.name} loses its connection to ${wire.backend.database.name}`)
+  network.note?.(() => `${wire.process.name} loses its connection to ${wire.backend.database.name}`)
   const pending = wire.pending.splice(0)
   const loss = lossOf('CONNECTION_CLOSED', 'the connection was closed')
   for (const [index, { reject }] of pending.entries()) reject(index === 0 && last ? last : loss)

@@ -5,6 +5,7 @@
 import { OutcomeUnknownError } from '../src/errors.ts'
 import type { TransactionPlan } from './plan.ts'
 import type { Backend } from './postgres/backend.ts'
+import { decodeGid } from './postgres/once.ts'
 import type {
   LogRecord,
   Observer,
@@ -13,7 +14,6 @@ import type {
   SimulatedDatabase,
   Transaction,
 } from './postgres/server.ts'
-import { decodeGid } from './postgres/statements.ts'
 
 export interface Violation {
   readonly invariant: string
@@ -283,6 +283,11 @@ export function createOracle(databases: readonly SimulatedDatabase[], lost: Read
       }
     },
   }
+}
+
+/** What an error says, and where it was made. */
+export function stackOf(error: unknown): string {
+  return error instanceof Error ? String(error.stack) : String(error)
 }
 
 function presentOf(attempt: Attempt): Set<boolean> {

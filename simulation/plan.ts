@@ -4,7 +4,7 @@
  * Delays and other small chances are drawn while it runs, from streams of the same seed.
  */
 import type { DriverName } from './drivers.ts'
-import { type Kind, kinds, points, reachable, sides } from './points.ts'
+import { type Kind, kinds, points, reachable, sidesOf } from './points.ts'
 import { type Random, random } from './random.ts'
 
 export interface Plan {
@@ -20,14 +20,14 @@ export interface Plan {
   readonly faults: readonly Fault[]
 }
 
-export interface ServerPlan {
+interface ServerPlan {
   readonly maxPrepared: number
   readonly synchronousCommit: string
   readonly isolation: string
   readonly statusReach: number
 }
 
-export interface ProcessPlan {
+interface ProcessPlan {
   /** One a database. */
   readonly drivers: readonly DriverName[]
   readonly maxConnections: number
@@ -92,25 +92,22 @@ export interface RecovererPlan {
   readonly audits: boolean
 }
 
-export const actions = [
-  'kill',
-  'crash',
-  'cut',
-  'stall',
-  'pause',
-  'terminate',
-  'refuse',
-  'sweep',
-  'jump',
-  'fail over',
-  'roll back by hand',
-  'commit by hand',
-  'force',
-  'forge',
-  'fill slots',
-] as const
-
-export type Action = (typeof actions)[number]
+export type Action =
+  | 'kill'
+  | 'crash'
+  | 'cut'
+  | 'stall'
+  | 'pause'
+  | 'terminate'
+  | 'refuse'
+  | 'sweep'
+  | 'jump'
+  | 'fail over'
+  | 'roll back by hand'
+  | 'commit by hand'
+  | 'force'
+  | 'forge'
+  | 'fill slots'
 
 export interface Fault {
   readonly action: Action
@@ -139,6 +136,11 @@ const usual: readonly Action[] = [
 ]
 const unusual: readonly Action[] = ['sweep', 'sweep', 'sweep', 'jump', 'forge', 'fill slots']
 const grave: readonly Action[] = ['fail over', 'fail over', 'roll back by hand', 'commit by hand', 'force']
+
+/** What such a fault loses is younger than what is forgotten; see the guarantees. */
+export function hasGraveFault({ faults }: Plan): boolean {
+  return faults.some(({ action }) => grave.includes(action))
+}
 
 /** What is passed in most transactions: where most faults are worth the most. */
 const busy = [
@@ -310,12 +312,9 @@ function provoke(seed: number): Plan {
     login = 'app',
     sweeps = 1,
   } = provocation
-  const flushes = ['prepare', 'commit', 'check and commit', 'commit prepared', 'rollback prepared'].includes(
-    kind,
-  )
-  const side = dice.pick(flushes ? sides : sides.filter((one) => one !== 'flushed'))
+  const side = dice.pick(sidesOf(kind))
   const driver = dice.pick(drivers)
-  const isGrave = grave.includes(action ?? 'kill')
+  const isGrave = action !== undefined && grave.includes(action)
   const fault = (what: Action, where: string, passage: number, time = timeOf(dice, what)): Fault => ({
     action: what,
     point: where,
@@ -499,8 +498,7 @@ function faultOf(dice: Random, action: Action): Fault {
 
 function busyPoint(dice: Random): string {
   const kind = dice.pick(busy)
-  const flushes = kind === 'prepare' || kind.startsWith('commit') || kind.startsWith('rollback')
-  return `${kind}: ${dice.pick(flushes ? sides : sides.filter((side) => side !== 'flushed'))}`
+  return `${kind}: ${dice.pick(sidesOf(kind))}`
 }
 
 function timeOf(dice: Random, action: Action): number {

@@ -54,11 +54,12 @@ export type Kind = (typeof kinds)[number]
  * A statement's way: the client is about to send it; it has arrived and was not begun; it is durable and not
  * visible yet (only what flushes); it was carried out and not answered; its answer has arrived.
  */
-export const sides = ['send', 'arrive', 'flushed', 'done', 'answer'] as const
+const sides = ['send', 'arrive', 'flushed', 'done', 'answer'] as const
 
-export type Side = (typeof sides)[number]
+type Side = (typeof sides)[number]
 
-const steps = ['begin', 'vote', 'prepare', 'decide', 'finish', 'recover'] as const
+/** What the code under test traces and concerns one database. */
+export const steps = ['begin', 'vote', 'prepare', 'decide', 'finish', 'recover'] as const
 
 /** Kinds whose execution has a moment between its flush and its effect. */
 const flushing: ReadonlySet<Kind> = new Set([
@@ -74,24 +75,38 @@ export const points: readonly string[] = [
   ...steps.flatMap((step) => [`step ${step}: start`, `step ${step}: end`]),
 ]
 
-const kindNumbers = new Map<Kind, number>(kinds.map((kind, index) => [kind, index * sides.length]))
-const pointNumbers = new Map<string, number>(points.map((point, index) => [point, index]))
-
-/** Of the first side; the others follow. */
-export function firstPointOf(kind: Kind): number {
-  return kindNumbers.get(kind) as number
-}
-
-export const sideNumber = { send: 0, arrive: 1, flushed: 2, done: 3, answer: 4 } as const
+const numbers = new Map<string, number>(points.map((point, number) => [point, number]))
 
 export function pointOf(name: string): number {
-  const number = pointNumbers.get(name)
+  const number = numbers.get(name)
   if (number === undefined) throw new Error(`There is no point ${name}`)
   return number
 }
 
+const wayOf = new Map(
+  kinds.map((kind) => {
+    const way = sides.map((side) => [side, pointOf(`${kind}: ${side}`)])
+    return [kind, Object.fromEntries(way) as Record<Side, number>]
+  }),
+)
+
+/** The points of a statement's way. */
+export function pointsOf(kind: Kind): Readonly<Record<Side, number>> {
+  return wayOf.get(kind) as Record<Side, number>
+}
+
+/** Whether the statement that passes a point has been begun. */
+export function isBegun(point: number): boolean {
+  return point % sides.length >= sides.indexOf('flushed')
+}
+
+/** The sides that a statement of this kind passes. */
+export function sidesOf(kind: Kind): readonly Side[] {
+  return flushing.has(kind) ? sides : sides.filter((side) => side !== 'flushed')
+}
+
 /** The points that a schedule can pass. */
-export const reachable: readonly number[] = points.flatMap((point, number) => {
-  const kind = kinds[Math.floor(number / sides.length)]
-  return kind !== undefined && point.endsWith(': flushed') && !flushing.has(kind) ? [] : [number]
-})
+export const reachable: readonly number[] = [
+  ...kinds.flatMap((kind) => sidesOf(kind).map((side) => pointsOf(kind)[side])),
+  ...steps.flatMap((step) => [pointOf(`step ${step}: start`), pointOf(`step ${step}: end`)]),
+]

@@ -1,11 +1,10 @@
 /** Many schedules, one after the other, and what they had in common. */
-
-import type { Violation } from './oracle.ts'
+import { stackOf, type Violation } from './oracle.ts'
 import { type Plan, planOf } from './plan.ts'
 import { points } from './points.ts'
-import { type Outcome, runPlan } from './world.ts'
+import { type Outcome, runPlan } from './schedule.ts'
 
-export interface Failure {
+interface Failure {
   readonly seed: number
   readonly violations: readonly Violation[]
 }
@@ -125,7 +124,7 @@ export async function simulate(
     const strays = await inTask(() => unhandled.splice(0))
     const violations = strays.map((error) => ({
       invariant: 'no rejection is left unhandled',
-      detail: error instanceof Error ? String(error.stack) : String(error),
+      detail: stackOf(error),
     }))
     return { ...outcome, violations: [...outcome.violations, ...violations] }
   } finally {

@@ -23,7 +23,7 @@ export interface Process {
   pausedUntil: number
 }
 
-export interface Scheduled {
+interface Scheduled {
   time: number
   readonly order: number
   /** Whose it is; it is dropped when that process dies. */
@@ -50,10 +50,7 @@ const mostEvents = 200_000
 
 export function scheduler(): Scheduler {
   const heap: Scheduled[] = []
-  let now = 0
-  let current: Process | undefined
   let order = 0
-  let events = 0
 
   const before = (one: Scheduled, other: Scheduled) =>
     one.time < other.time || (one.time === other.time && one.order < other.order)
@@ -86,31 +83,25 @@ export function scheduler(): Scheduler {
     heap[at] = last
     return top
   }
-  const at = (time: number, owner: Process | undefined, task: () => void) => {
-    const event = { time: Math.max(now, time), order: order++, owner, task }
-    push(event)
-    return event
-  }
-  return {
-    get now() {
-      return now
+  // Fields, not getters: what a getter closes over stays in memory until the next full collection.
+  const clock: Mutable<Scheduler> = {
+    now: 0,
+    current: undefined,
+    events: 0,
+    at(time, owner, task) {
+      const event = { time: Math.max(clock.now, time), order: order++, owner, task }
+      push(event)
+      return event
     },
-    get current() {
-      return current
-    },
-    get events() {
-      return events
-    },
-    at,
-    after: (milliseconds, owner, task) => at(now + milliseconds, owner, task),
+    after: (milliseconds, owner, task) => clock.at(clock.now + milliseconds, owner, task),
     cancel(event) {
       event.task = undefined
     },
     runUntil(condition, time) {
-      const stop = events + mostEvents
+      const stop = clock.events + mostEvents
       while (!condition()) {
         const next = heap[0]
-        if (next === undefined || next.time > time || events > stop) return false
+        if (next === undefined || next.time > time || clock.events > stop) return false
         pop()
         const { owner, task } = next
         if (task === undefined) continue
@@ -122,14 +113,17 @@ export function scheduler(): Scheduler {
             continue
           }
         }
-        now = next.time
-        events += 1
-        current = owner
+        clock.now = next.time
+        clock.events += 1
+        clock.current = owner
         task()
         drain()
-        current = undefined
+        clock.current = undefined
       }
       return true
     },
   }
+  return clock
 }
+
+type Mutable<T> = { -readonly [Key in keyof T]: T[Key] }

@@ -1,10 +1,11 @@
 /**
  * The client: named databases, and what can be done once in them.
  */
-import type { Kysely, Transaction } from 'kysely'
-import { asConnectionLost, createDatabase, type Database } from './database/database.ts'
+import type { Transaction } from 'kysely'
+import { checkDatabaseName, checkFunction, checkInteger, checkMilliseconds, checkObject } from './check.ts'
+import { createDatabase, type Database } from './database/database.ts'
 import type { DatabaseTarget } from './database/open.ts'
-import { AbortedError, codeOf, InvalidInputError } from './errors.ts'
+import { AbortedError, InvalidInputError } from './errors.ts'
 import {
   claim,
   claimKeys,
@@ -17,16 +18,6 @@ import {
   type SequencedBatch,
 } from './ledger.ts'
 import {
-  checkBoolean,
-  checkDatabaseName,
-  checkFunction,
-  checkInteger,
-  checkMilliseconds,
-  checkObject,
-  checkSignal,
-  show,
-} from './names.ts'
-import {
   advance,
   type OffsetMove,
   type OffsetState,
@@ -37,19 +28,19 @@ import {
 } from './offset.ts'
 import { audit } from './transaction/audit.ts'
 import { traced } from './transaction/channels.ts'
-import { readOutcome } from './transaction/commit.ts'
 import {
   type Context,
+  checkOptions,
+  databaseNamed,
   defaults,
   type Handles,
-  isolationLevels,
   runTransaction,
   type TransactionBody,
   type TransactionOptions,
   type TransactionResult,
 } from './transaction/coordinator.ts'
 import { refuseUnexecuted } from './transaction/explain.ts'
-import { parseId } from './transaction/gid.ts'
+import { type Outcome, outcomeOf } from './transaction/outcome.ts'
 import { type Recovery, type RunningRecovery, startRecovery, sweep } from './transaction/recovery.ts'
 
 /** What the client is made of. `Databases` maps each name to its Kysely table types. */
@@ -142,9 +133,6 @@ export interface ProcessOptions extends Omit<TransactionOptions, 'home'> {
   /** A position to move in the same commit, in the database of the claim; also if the message is a duplicate. */
   readonly offset?: OffsetMove
 }
-
-/** What became of a global transaction: `forgotten` means it ended too long ago to tell. */
-export type Outcome = 'committed' | 'aborted' | 'pending' | 'forgotten'
 
 export interface Pgonce<Databases> extends AsyncDisposable {
   /**
@@ -270,14 +258,7 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
       for (const recovery of running) recovery.poke()
     },
   }
-  const named = (name: string): Database => {
-    const database = databases.get(name)
-    if (database !== undefined) return database
-    throw new InvalidInputError(
-      'ONARG',
-      `No database named ${typeof name === 'string' ? name.slice(0, 100) : show(name)}; there are ${[...databases.keys()].join(', ')}`,
-    )
-  }
+  const named = (name: string) => databaseNamed(databases, name)
   const withDefaults = (own: TransactionOptions) => {
     const { home, ...rest } = checkOptions({ ...options.transaction, ...checkObject('options', own) })
     return home === undefined ? rest : { ...rest, home: named(home).name }
@@ -343,9 +324,9 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
     ): Promise<Processed<unknown>> {
       checkFunction('handler', handler)
       const { offset, ...own } = checkObject('options', processOptions)
-      const { result, ...rest } = await run({ ...own, home: name }, async (handles, begin, transactionId) => {
+      const { result, ...rest } = await run({ ...own, home: name }, async (handles, begin) => {
         const branch = await begin(name)
-        const claimed = await traced('claim', { database: name, transactionId }, () => claim(branch, message))
+        const claimed = await traced('claim', branch, () => claim(branch, message))
         let value: unknown
         if (claimed.status === 'claimed') {
           value = refuseUnexecuted(await handler(handles[name] as Transaction<unknown>, handles))
@@ -368,9 +349,9 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
       checkObject('batch', batch, 'Pass { producer, sequences } or { scope, messages }')
       checkFunction('handler', handler)
       const { offset, ...own } = checkObject('options', processOptions)
-      const { result, ...rest } = await run({ ...own, home: name }, async (handles, begin, transactionId) => {
+      const { result, ...rest } = await run({ ...own, home: name }, async (handles, begin) => {
         const branch = await begin(name)
-        const answer = await traced('claim', { database: name, transactionId }, async () => {
+        const answer = await traced('claim', branch, async () => {
           if (isSequenced(batch)) {
             const claimed = await claimSequences(branch, batch)
             return { claimed, duplicates: batch.sequences.length - claimed.length }
@@ -393,7 +374,7 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
       return { ...result, ...rest } as ProcessedBatch<unknown> | ProcessedKeys<unknown>
     },
 
-    outcome: (id: string) => unlessClosed(() => outcome(id)),
+    outcome: (id: string) => unlessClosed(() => outcomeOf(all, id)),
     takePartition: (name: string, partition: Partition, owner?: string) =>
       unlessClosed(async () => {
         const { lockTimeout = defaults.lockTimeout } = withDefaults({})
@@ -406,77 +387,4 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
     [Symbol.asyncDispose]: () => (closing ??= close()),
   }
   return client as unknown as Pgonce<Databases>
-
-  async function outcome(id: string): Promise<Outcome> {
-    const global = parseId(id)
-    const ask = async (home: Database) => {
-      try {
-        return (await readOutcome(home, global)) as Outcome
-      } catch (error) {
-        throw asConnectionLost(home.name, error)
-      }
-    }
-    const known = all.find(({ identity }) => identity === global.home)
-    if (known !== undefined) {
-      try {
-        return await ask(known)
-      } catch (error) {
-        // It is not what it was when it said who it is; perhaps another is the home by now.
-        if (codeOf(error) !== 'ONIDN') throw error
-      }
-    }
-    const home = await findHome(global.home)
-    if (home !== undefined) return await ask(home)
-    throw new InvalidInputError('ONARG', `None of the databases is the home of transaction ${id}`, {
-      hint: `Add it: in that database once.identity has the id ${global.home}`,
-    })
-  }
-
-  /** Whichever says that it is this one: the others, of which one may not answer, are waited for only until then. */
-  function findHome(home: string): Promise<Database | undefined> {
-    return new Promise((resolve, reject) => {
-      const asked = all.map(async (database) => {
-        if ((await database.identify({ anew: true, apart: true })) === home) resolve(database)
-      })
-      Promise.all(asked).then(
-        () => resolve(undefined),
-        (error) => Promise.allSettled(asked).then(() => reject(error)),
-      )
-    })
-  }
 }
-
-function checkOptions(options: TransactionOptions): TransactionOptions {
-  // As numbers: a bigint is taken as well, and timers take none.
-  const numbers: { -readonly [What in 'lockTimeout' | 'idleTimeout' | 'timeout' | 'retries']?: number } = {}
-  for (const what of ['lockTimeout', 'idleTimeout'] as const) {
-    if (options[what] !== undefined) numbers[what] = checkMilliseconds(what, options[what])
-  }
-  if (options.timeout !== undefined)
-    numbers.timeout = Number(checkInteger('timeout', options.timeout, 1n, 2147483647n))
-  if (options.retries !== undefined)
-    numbers.retries = Number(checkInteger('retries', options.retries, 0n, 1000n))
-  if (options.signal !== undefined) checkSignal('signal', options.signal)
-  checkBoolean('record', options.record, false)
-  const { finish = 'await', isolationLevel } = options
-  if (finish !== 'await' && finish !== 'background') {
-    throw new InvalidInputError(
-      'ONARG',
-      `Expected \`finish\` to be 'await' or 'background', got ${show(finish)}`,
-    )
-  }
-  if (
-    isolationLevel !== undefined &&
-    // A string by its type: it goes into the text of BEGIN.
-    !(typeof isolationLevel === 'string' && isolationLevels.includes(isolationLevel))
-  ) {
-    throw new InvalidInputError(
-      'ONARG',
-      `Expected \`isolationLevel\` to be ${isolationLevels.map((level) => `'${level}'`).join(', ')}, got ${show(isolationLevel)}`,
-    )
-  }
-  return { ...options, ...numbers }
-}
-
-/** For types only: what a target of a database may be. */
-export type { DatabaseTarget, Kysely }

@@ -1,5 +1,6 @@
 /**
- * Every error of this package, and the one table that says which SQLSTATE becomes which.
+ * Every error of this package, and the one table that says which SQLSTATE becomes which. What to do about each code
+ * is in docs/api.md#errors.
  *
  * Errors that a handler raises, and SQL errors of its own statements, pass through as they are.
  */
@@ -42,8 +43,9 @@ export class FencedError extends PgonceError {}
 export class SequenceGapError extends PgonceError {}
 
 /**
- * A bound was reached: gaps of a producer or partitions (`ONMAX`), prepared transactions (`NO_SLOTS`), connections
- * (`NO_CONNECTION`, `TOO_MANY_CONNECTIONS`), the time for a lock that a statement of ours needed (`LOCK_TIMEOUT`).
+ * A bound was reached: gaps of a producer or days with keys (`ONMAX`), prepared transactions (`NO_SLOTS`),
+ * connections of the pool (`NO_CONNECTION`) or of the server (`TOO_MANY_CONNECTIONS`), the time for a lock that a
+ * statement of ours needed (`LOCK_TIMEOUT`).
  */
 export class LimitError extends PgonceError {}
 
@@ -54,29 +56,39 @@ export class PayloadMismatchError extends PgonceError {}
 export class OffsetError extends PgonceError {}
 
 /**
- * A handler did what a handler must not: ended its transaction (`ONEND`), left another role in force
- * (`ONROL`), went on after a failed statement (`SWALLOWED`), returned a query without executing it
- * (`NOT_EXECUTED`), used what cannot be prepared (`CANNOT_PREPARE`), or used its transaction after the end (`ENDED`). Everything was rolled back, except
- * what the handler itself committed.
+ * A handler did what a handler must not: ended its transaction (`ONEND`), left another role in force (`ONROL`),
+ * went on after a failed statement (`SWALLOWED`), returned a query without executing it (`NOT_EXECUTED`), began
+ * another transaction (`NESTED`), used what cannot be prepared (`CANNOT_PREPARE`),
+ * or used its transaction after the end (`ENDED`). Everything was rolled back, except what the handler
+ * itself committed.
  */
 export class HandlerError extends PgonceError {}
 
 /**
- * A database cannot do what it is asked: there is none (`NO_DATABASE`), it does not let us in (`LOGIN_REFUSED`), not
- * installed (`NOT_INSTALLED`), another schema version
- * (`SCHEMA_VERSION`), a standby (`ONSTB`), a copy (`ONCPY`), not the home (`ONIDN`), a wrong isolation level
- * (`ONISO`), `dblink` missing (`ONEXT`), another database out of its reach (`ONPER`), two names for one database (`SAME_DATABASE`), prepared transactions switched off
- * (`PREPARE_DISABLED`), not allowed (`NO_PRIVILEGE`).
+ * A database cannot do what it is asked.
+ *
+ * - We do not get in: there is none of this name (`NO_DATABASE`), it refuses user or password (`LOGIN_REFUSED`), the
+ *   role may not (`NO_PRIVILEGE`), or, for `migrate`, whatever the reason (`UNREACHABLE`).
+ * - It is not the right one: too old (`SERVER_VERSION`), a standby (`ONSTB`), a copy (`ONCPY`), not the home (`ONIDN`),
+ *   under two names (`SAME_DATABASE`).
+ * - It is not set up: no schema once (`NOT_INSTALLED`), one of another version (`SCHEMA_VERSION`) or of somebody else
+ *   (`FOREIGN_SCHEMA`), an installation that failed (`MIGRATION_FAILED`), prepared transactions switched off
+ *   (`PREPARE_DISABLED`), no dblink (`ONEXT`), no way to another database from inside (`ONPER`).
+ * - A decision cannot be read under this isolation level (`ONISO`).
  */
 export class DatabaseError extends PgonceError {}
 
-/** The transaction was given up before its decision and rolled back: aborted, timed out, connection lost. */
+/**
+ * The transaction was given up before its decision and rolled back: by the caller's signal (`ABORTED`), because its
+ * time was over (`TIMEOUT`), a connection was lost or could not be made (`CONNECTION_LOST`), the client was closed
+ * (`CLOSED`), or COMMIT found a failed statement (`ROLLED_BACK`).
+ */
 export class AbortedError extends PgonceError {}
 
 /**
- * The decision was asked for and its answer was lost. What was decided stands and recovery completes it;
- * only this process does not know it. Never retry blindly: ask `once.outcome(error.id)`, or deliver the
- * message again, since its claim knows.
+ * The decision was asked for and its answer was lost (`OUTCOME_UNKNOWN`). What was decided stands and recovery
+ * completes it; only this process does not know it. Never retry blindly: ask `once.outcome(error.id)`, or deliver
+ * the message again, since its claim knows.
  */
 export class OutcomeUnknownError extends PgonceError {
   /** For `once.outcome(id)`; null if the transaction left no row (one database, without `record`). */
@@ -112,6 +124,12 @@ const classes: Readonly<Record<string, ErrorClass>> = {
 export function codeOf(error: unknown): string | undefined {
   if (typeof error !== 'object' || error === null || !('code' in error)) return undefined
   return typeof error.code === 'string' ? error.code : undefined
+}
+
+/** What an error says, and what it says to do, in one line: for reports, which have no place for a hint. */
+export function withHint(error: unknown): string {
+  const { message, hint } = error as { message: string; hint?: unknown }
+  return typeof hint === 'string' ? `${message}. ${hint}` : message
 }
 
 /** Turns what SQL raised under our class `ON` into our error; anything else comes back unchanged. */

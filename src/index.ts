@@ -1,6 +1,5 @@
 export {
   type Jsonified,
-  type Outcome,
   type Pgonce,
   type PgonceOptions,
   type Processed,
@@ -37,15 +36,11 @@ export type {
   SequencedBatch,
   SequencedMessage,
 } from './ledger.ts'
-export {
-  type MigrateOptions,
-  type MigrateResult,
-  type MigrationStep,
-  migrate,
-  migrationSql,
-} from './migrate.ts'
+export { type MigrateOptions, type MigrateResult, type MigrationStep, migrate } from './migrate.ts'
+export { migrationSql } from './migration-sql.ts'
 export type { OffsetMove, OffsetState, Partition, Position, TakenPartition } from './offset.ts'
 export { type Step, type StepEvent, steps } from './transaction/channels.ts'
 export type { TransactionOptions, TransactionResult } from './transaction/coordinator.ts'
+export type { Outcome } from './transaction/outcome.ts'
 export type { Recovery, RunningRecovery, StartOptions, SweepOptions } from './transaction/recovery.ts'
 export type { Loss, RecoveryReport, UnfinishedBranch } from './transaction/report.ts'

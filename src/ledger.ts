@@ -3,7 +3,6 @@
  * sent and read.
  */
 import { createHash } from 'node:crypto'
-import { fromOwn, InvalidInputError } from './errors.ts'
 import {
   checkArray,
   checkBoolean,
@@ -13,7 +12,8 @@ import {
   checkSequence,
   checkText,
   show,
-} from './names.ts'
+} from './check.ts'
+import { fromOwn, InvalidInputError } from './errors.ts'
 import type { Branch } from './transaction/branch.ts'
 
 /** A message with a place in its producer's stream. */

@@ -9,20 +9,13 @@
  * to a database, so a user's own chain and ours could not live side by side.
  */
 
-import { readdir, readFile } from 'node:fs/promises'
 import { type Kysely, sql, type Transaction } from 'kysely'
 import { type MigrationProvider, Migrator } from 'kysely/migration'
+import { checkBoolean, checkFunction, checkMilliseconds, checkObject } from './check.ts'
 import { checkUrl, type DatabaseTarget, databaseIn, describeTarget, open } from './database/open.ts'
-import { identifier, literal } from './database/quote.ts'
-import { codeOf, DatabaseError, InvalidInputError, PgonceError } from './errors.ts'
-import { checkBoolean, checkFunction, checkObject, show } from './names.ts'
-
-/** One released file: SQL without `begin` and `commit`. */
-export interface MigrationFile {
-  /** The file's name without `.sql`; it begins with the schema version it brings, as in `000001-install`. */
-  readonly name: string
-  readonly sql: string
-}
+import { identifier } from './database/quote.ts'
+import { codeOf, DatabaseError, InvalidInputError, LimitError, PgonceError } from './errors.ts'
+import { type MigrationFile, packageVersion, readMigrations, versionOf } from './migration-files.ts'
 
 /** `installed` now, `present` before, or `pending` (only with `dryRun`). */
 export type MigrationStatus = 'installed' | 'present' | 'pending'
@@ -65,21 +58,6 @@ export interface MigrateOptions {
   readonly migrations?: readonly MigrationFile[]
 }
 
-export interface MigrationSqlOptions {
-  /**
-   * The schema version that the database has already, as `once.schema_version()` gives it.
-   * @defaultValue 0, not installed
-   */
-  readonly from?: number
-
-  /**
-   * The migrations, in order.
-   * @defaultValue the ones that this package ships
-   * @internal
-   */
-  readonly migrations?: readonly MigrationFile[]
-}
-
 export interface MigrateResult {
   /** The database's own name for itself. */
   readonly database: string
@@ -90,9 +68,6 @@ export interface MigrateResult {
 }
 
 const defaults = { connectTimeout: 10_000, lockTimeout: 10_000 } as const
-
-/** From src/ and from dist/ alike. */
-const committed = new URL('../migrations/committed/', import.meta.url)
 
 /** The oldest server on which every function works. */
 const oldestServer = 150_000
@@ -114,11 +89,11 @@ const installerLock = '2087155398171459377'
  *
  * @throws InvalidInputError `ONARG`: what was given is no database, a URL that names none, or a timeout no number
  *   of milliseconds
- * @throws DatabaseError In every case the migration at hand left no trace.
+ * @throws LimitError `LOCK_TIMEOUT` a lock was not to be had in time. As below, the migration at hand left no trace
+ * @throws DatabaseError
  *   `UNREACHABLE` no answer, or not let in; `SERVER_VERSION` older than Postgres 15; `ONSTB` a standby;
  *   `SCHEMA_VERSION` the schema is newer than this package; `FOREIGN_SCHEMA` a schema once of somebody else;
- *   `NO_PRIVILEGE` not allowed to; `LOCK_TIMEOUT` a lock was not to be had in time;
- *   `MIGRATION_FAILED` anything else, `cause` has it
+ *   `NO_PRIVILEGE` not allowed to; `MIGRATION_FAILED` anything else, `cause` has it
  * @see https://github.com/kysely-org/kysely Migrator
  */
 export async function migrate<DB = unknown>(
@@ -128,8 +103,12 @@ export async function migrate<DB = unknown>(
   checkObject('options', options)
   const dryRun = checkBoolean('dryRun', options.dryRun, false)
   const onProgress = options.onProgress && checkFunction('onProgress', options.onProgress)
-  const connectTimeout = milliseconds('connectTimeout', options.connectTimeout ?? defaults.connectTimeout, 1)
-  const lockTimeout = milliseconds('lockTimeout', options.lockTimeout ?? defaults.lockTimeout, 0)
+  const connectTimeout = checkMilliseconds(
+    'connectTimeout',
+    options.connectTimeout ?? defaults.connectTimeout,
+    1,
+  )
+  const lockTimeout = checkMilliseconds('lockTimeout', options.lockTimeout ?? defaults.lockTimeout)
   if (typeof target === 'object' && target !== null && 'isTransaction' in target && target.isTransaction) {
     throw new InvalidInputError(
       'ONARG',
@@ -179,53 +158,6 @@ export async function migrate<DB = unknown>(
   } finally {
     await opened.close()
   }
-}
-
-/**
- * The whole installation as one SQL text, for people who review it first or who run it with tools of their
- * own: `psql -1 -v ON_ERROR_STOP=1 -f`, or a migration of their own chain. It contains no `begin` and no
- * `commit`, and must run in one transaction. Its bookkeeping is the same as that of {@link migrate}, which
- * afterwards finds the schema installed.
- *
- * @throws InvalidInputError `ONARG` if there is no such version
- */
-export async function migrationSql(options: MigrationSqlOptions = {}): Promise<string> {
-  const { from = 0 } = checkObject('options', options)
-  const migrations = options.migrations ?? (await readMigrations())
-  const versions = migrations.map(({ name }) => versionOf(name))
-  const latest = versions.at(-1) ?? 0
-  if (from !== 0 && !versions.includes(from)) {
-    throw new InvalidInputError(
-      'ONARG',
-      `Expected \`from\` to be a schema version from 0 (not installed) to ${latest}, got ${show(from)}`,
-      { hint: 'The database tells: select once.schema_version()' },
-    )
-  }
-  const before = migrations.filter(({ name }) => versionOf(name) <= from)
-  const wanted = migrations.filter(({ name }) => versionOf(name) > from)
-  const head = `-- pgonce ${await packageVersion()}: schema once from version ${from} to ${latest}.\n`
-  if (wanted.length === 0) return `${head}-- Nothing to do.\n`
-  const parts = [
-    `${head}${howToRun}`,
-    from === 0 ? createBookkeeping : '',
-    expectInstalled(before),
-    ...wanted.map((file) => `-- ${file.name}\n${plain(file.sql)}\n${record(file.name)}`),
-  ]
-  return parts.filter((part) => part !== '').join('\n')
-}
-
-/**
- * The migrations that this package ships, in order.
- * @internal
- */
-export async function readMigrations(folder: URL = committed): Promise<readonly MigrationFile[]> {
-  const files = (await readdir(folder)).filter((file) => file.endsWith('.sql')).sort()
-  return Promise.all(
-    files.map(async (file) => ({
-      name: file.slice(0, -4),
-      sql: await readFile(new URL(file, folder), 'utf8'),
-    })),
-  )
 }
 
 /** Without a name the server's default would be taken, which is hardly ever meant for an installation. */
@@ -459,120 +391,36 @@ async function run<DB>(trx: Kysely<DB> | Transaction<DB>, text: string): Promise
 }
 
 // ---------------------------------------------------------------------------------------------------
-// As SQL text
-
-const howToRun = `-- Run it in one transaction, so that a failure leaves nothing behind. As a file:
---   psql -1 -v ON_ERROR_STOP=1 -f FILE 'postgres://user@host/database'
-`
-
-// As Kysely's Migrator creates them, so that it goes on from here. A schema of somebody else's is refused, as by
-// migrate().
-const createBookkeeping = `do $pgonce$
-begin
-  if pg_catalog.to_regnamespace('once') is null then
-    create schema once;
-  elsif pg_catalog.to_regclass('once.migration') is null
-    and exists (select from pg_catalog.pg_class c where c.relnamespace = pg_catalog.to_regnamespace('once')) then
-    raise exception 'there is a schema once in database "%" that pgonce did not make: it has no table once.migration', pg_catalog.current_database()
-      using errcode = 'duplicate_schema',
-            detail = 'Nothing was changed.',
-            hint = 'Install into another database, or rename that schema: alter schema once rename to …';
-  end if;
-  if pg_catalog.to_regclass('once.migration') is null then
-    create table once.migration (name varchar(255) not null primary key, "timestamp" varchar(255) not null);
-    create table once.migration_lock (id varchar(255) not null primary key, is_locked integer not null default 0);
-    insert into once.migration_lock (id, is_locked) values ('migration_lock', 0);
-  end if;
-end
-$pgonce$;
-`
-
-/** Stops a script that was made for another version, before it changes anything. */
-function expectInstalled(before: readonly MigrationFile[]): string {
-  const names = before.map(({ name }) => literal(name)).join(', ')
-  return `do $pgonce$
-declare
-  v_installed text[] := coalesce((select pg_catalog.array_agg(m.name::text order by m.name collate "C") from once.migration m), '{}');
-begin
-  if v_installed <> array[${names}]::text[] then
-    raise exception 'this script updates pgonce from schema version ${versionOf(before.at(-1)?.name)}, but the database has %', v_installed
-      using errcode = 'object_not_in_prerequisite_state',
-            hint = 'Make the script for this database: pgonce migrate --sql URL';
-  end if;
-end
-$pgonce$;
-`
-}
-
-function record(name: string): string {
-  // An ISO time in UTC, as Kysely writes it. It orders the migrations by this text, so the next one must
-  // not be earlier than the last, even where clocks differ.
-  return `insert into once.migration (name, "timestamp")
-select ${literal(name)},
-       pg_catalog.to_char(
-         greatest(pg_catalog.clock_timestamp(), max(m."timestamp"::timestamptz) + interval '1 millisecond') at time zone 'UTC',
-         'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')
-  from once.migration m;
-`
-}
-
-/**
- * Without graphile-migrate's own comments, which it refuses in a file that somebody includes in his chain,
- * and ready for another statement after it.
- */
-function plain(text: string): string {
-  const body = text
-    .replace(/^(--! [A-Z][^\n]*\n)+/, '')
-    .replace(/^--! Included (.*)$/gm, '-- $1')
-    .replace(/^--! EndIncluded .*\n?/gm, '')
-    .trim()
-  return body.endsWith(';') ? `${body}\n` : `${body}\n;\n`
-}
-
-// ---------------------------------------------------------------------------------------------------
 // Words
-
-function milliseconds(name: string, value: number, least: number): number {
-  const most = 2 ** 31 - 1
-  if (Number.isInteger(value) && value >= least && value <= most) return value
-  throw new InvalidInputError(
-    'ONARG',
-    `Expected \`${name}\` to be milliseconds from ${least} to ${most}, got ${show(value)}`,
-  )
-}
-
-/** 0 for none. */
-function versionOf(name: string | undefined): number {
-  return name === undefined ? 0 : Number.parseInt(name, 10)
-}
-
-async function packageVersion(): Promise<string> {
-  const text = await readFile(new URL('../package.json', import.meta.url), 'utf8')
-  return (JSON.parse(text) as { version: string }).version
-}
 
 function explain(error: unknown, place: Place): Error {
   if (error instanceof PgonceError) return error
   const code = codeOf(error) ?? ''
   // A refused connection has no message of its own if several addresses were tried.
   const said = text(error, 'message') || code || String(error)
-  const failed = (kind: string, message: string, hint = text(error, 'hint')) =>
-    new DatabaseError(kind, message, {
-      cause: error,
-      detail: text(error, 'detail') || undefined,
-      hint: hint || undefined,
-    })
-  if (!place.connected) return failed('UNREACHABLE', `Cannot look into ${place.label}: ${said}`, advice(code))
-  const what = place.migration === undefined ? 'The installation' : `Migration ${place.migration}`
-  if (code === '55P03') {
-    return failed(
-      'LOCK_TIMEOUT',
-      `${what} of ${place.label} gave up waiting for a lock; nothing of it was kept`,
-      'Repeat it when long transactions have ended: select * from pg_stat_activity where xact_start is not null',
-    )
+  const options = {
+    cause: error,
+    detail: text(error, 'detail') || undefined,
+    hint: text(error, 'hint') || undefined,
   }
-  const kind = code === '42501' ? 'NO_PRIVILEGE' : 'MIGRATION_FAILED'
-  return failed(kind, `${what} of ${place.label} failed: ${said}; nothing of it was kept`)
+  if (!place.connected) {
+    return new DatabaseError('UNREACHABLE', `Cannot look into ${place.label}: ${said}`, {
+      ...options,
+      hint: advice(code),
+    })
+  }
+  const what = `${place.migration === undefined ? 'The installation' : `Migration ${place.migration}`} of ${place.label}`
+  if (code === '55P03') {
+    return new LimitError('LOCK_TIMEOUT', `${what} gave up waiting for a lock; nothing of it was kept`, {
+      ...options,
+      hint: 'Repeat it when long transactions have ended: select * from pg_stat_activity where xact_start is not null',
+    })
+  }
+  return new DatabaseError(
+    code === '42501' ? 'NO_PRIVILEGE' : 'MIGRATION_FAILED',
+    `${what} failed: ${said}; nothing of it was kept`,
+    options,
+  )
 }
 
 function advice(code: string): string {

@@ -1,10 +1,18 @@
 /**
  * Positions of consumer groups, kept beside the results. What decides is in `sql/offset/`.
  */
+import {
+  checkEpoch,
+  checkInteger,
+  checkName,
+  checkObject,
+  checkText,
+  maxInt32,
+  maxSequence,
+} from './check.ts'
 import { asConnectionLost, type Database, withReadCommitted, withSession } from './database/database.ts'
 import type { SessionResult } from './database/session.ts'
 import { fromOwn, InvalidInputError } from './errors.ts'
-import { checkInteger, checkName, checkObject, checkText, maxSequence } from './names.ts'
 import type { Branch } from './transaction/branch.ts'
 
 /** Which position. */
@@ -91,8 +99,8 @@ export async function readOffset(database: Database, partition: Partition): Prom
         at: string
       }>(
         `select o.epoch, o."position"::text as number, o.token, o.owner,
-                to_char(o.updated_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') as at
-           from once.read_offset($1, $2, $3::int) o`,
+                  to_char(o.updated_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') as at
+             from once.read_offset($1, $2, $3::int) o`,
         [checked.group, checked.topic, checked.partition],
       ),
     ),
@@ -116,7 +124,7 @@ export async function advance(branch: Branch, move: OffsetMove): Promise<void> {
   await branch.checkOpen()
   const { group, topic, partition } = check(move)
   const { epoch, expected, next } = move
-  const common = [group, topic, partition, Number(checkInteger('epoch', epoch, 0n, 2147483647n))]
+  const common = [group, topic, partition, checkEpoch(epoch)]
   if (typeof next === 'string') {
     if (expected !== null && typeof expected !== 'string') {
       throw new InvalidInputError('ONARG', 'Expected `expected` to be a token or null, as `next` is a token')
@@ -143,7 +151,7 @@ function check(which: Partition): Required<Partition> {
   return {
     group: checkName('group', group),
     topic: checkName('topic', topic),
-    partition: Number(checkInteger('partition', partition, 0n, 2147483647n)),
+    partition: Number(checkInteger('partition', partition, 0n, maxInt32)),
   }
 }
 

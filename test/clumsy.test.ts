@@ -13,7 +13,7 @@ import type { EmbeddedServer } from '../src/embedded.ts'
 import { DatabaseError, pgonce } from '../src/index.ts'
 import { named, pgonceCli } from './support/cli.ts'
 import { connect, installSchema, ownServer, type TestDatabase } from './support/database.ts'
-import { makeOrphan, type Orphan } from './support/orphan.ts'
+import { type LeftBehind, leaveBehind } from './support/orphan.ts'
 import { oneValue, rowsOf } from './support/sql.ts'
 
 const run = promisify(execFile)
@@ -433,15 +433,15 @@ function pay(
   participant: TestDatabase,
   decision: 'committed' | 'aborted',
   sql = participant.sql,
-): Promise<Orphan> {
-  return makeOrphan({
+): Promise<LeftBehind> {
+  return leaveBehind(
     home,
-    participant,
-    decision,
-    name: participant.name,
-    effect: `insert into account values ('ada', 1)`,
-    sql,
-  })
+    { [participant.name]: { sql } },
+    {
+      decision,
+      effect: `insert into account values ('ada', 1)`,
+    },
+  )
 }
 
 async function gids({ sql }: TestDatabase): Promise<string[]> {

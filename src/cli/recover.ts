@@ -4,6 +4,7 @@
 
 import { tracingChannel } from 'node:diagnostics_channel'
 import { type Command, InvalidArgumentError } from 'commander'
+import { maxInt32 } from '../check.ts'
 import { pgonce } from '../client.ts'
 import type { StepEvent } from '../transaction/channels.ts'
 import type { Recovery } from '../transaction/recovery.ts'
@@ -36,7 +37,7 @@ export function recoverCommand(program: Command): void {
  * Runs the command. Once: exits with 1 if a branch could not be finished, a database did not answer, or a loss
  * was found. A branch whose home's transaction still runs is no fault.
  */
-export async function runRecover(urls: readonly string[], flags: RecoverFlags): Promise<void> {
+async function runRecover(urls: readonly string[], flags: RecoverFlags): Promise<void> {
   const chosen = chooseDatabases(urls, flags)
   const databases = Object.fromEntries(chosen.map(({ name, url }) => [name, url]))
   const once = pgonce<Record<string, object>>({ databases, maxConnections: 2, connectTimeout: 5_000 })
@@ -155,6 +156,6 @@ function keepOf({ keep }: RecoverFlags): { keep?: number } {
 }
 
 function milliseconds(text: string): number {
-  if (/^\d{1,10}$/.test(text) && Number(text) <= 2147483647) return Number(text)
-  throw new InvalidArgumentError('Expected milliseconds, 0 to 2147483647.')
+  if (/^\d{1,10}$/.test(text) && BigInt(text) <= maxInt32) return Number(text)
+  throw new InvalidArgumentError(`Expected milliseconds, 0 to ${maxInt32}.`)
 }

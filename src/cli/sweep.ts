@@ -3,7 +3,7 @@
  */
 import type { Command } from 'commander'
 import { type Database, withSession } from '../database/database.ts'
-import { fromSql, InvalidInputError } from '../errors.ts'
+import { fromSql, InvalidInputError, withHint } from '../errors.ts'
 import { chooseDatabases, type DatabaseFlags, withDatabases, withEach } from './databases.ts'
 import { count, paint, print, printJson, progress, table } from './output.ts'
 
@@ -44,7 +44,7 @@ export function sweepCommand(program: Command): void {
 }
 
 /** Runs the command, on each database in turn. One that fails does not keep the others from it. */
-export async function runSweep(urls: readonly string[], flags: SweepFlags): Promise<void> {
+async function runSweep(urls: readonly string[], flags: SweepFlags): Promise<void> {
   const chosen = chooseDatabases(urls, flags)
   const retentions = (flags.retention ?? []).map(parseRetention)
   const swept = await withEach(chosen, connectTimeout, async (databases) => {
@@ -115,8 +115,7 @@ async function sweepOne(database: Database, retentions: readonly Retention[]): P
       }
     })
   } catch (error) {
-    const { message, hint } = fromSql(error) as Error & { hint?: string }
-    swept.error = hint === undefined ? message : `${message}. ${hint}`
+    swept.error = withHint(fromSql(error))
   } finally {
     shown.end()
   }

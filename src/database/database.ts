@@ -79,25 +79,25 @@ export function databaseOver(
   { maxConnections, connectTimeout }: DatabaseOptions,
 ): Database {
   let apart: OpenDatabase<unknown> | undefined
-  let identity: string | undefined
-  let takesSeveral = false
   let asking: Promise<string> | undefined
 
   const connect = (opened: OpenDatabase<unknown>, timeout = connectTimeout) =>
     within(timeout, name, acquire(opened.db))
-  const database: Database = {
+  const database: { -readonly [Key in keyof Database]: Database[Key] } = {
     name,
     order,
     db: main.db,
     permits: semaphore(main.maxConnections ?? maxConnections),
+    identity: undefined,
+    takesSeveral: false,
     identify({ anew = false, apart = false } = {}) {
-      if (anew && identity !== undefined) database.forgetIdentity()
+      if (anew && database.identity !== undefined) database.forgetIdentity()
       if (asking !== undefined) return asking
       const connecting = apart ? database.connectApart() : database.connect()
       const asked = identify(name, connecting, connectTimeout).then(
         ({ home, several }) => {
-          if (asking === asked) identity = home
-          takesSeveral = several
+          if (asking === asked) database.identity = home
+          database.takesSeveral = several
           return home
         },
         (error) => {
@@ -108,15 +108,9 @@ export function databaseOver(
       asking = asked
       return asked
     },
-    get identity() {
-      return identity
-    },
     forgetIdentity() {
-      identity = undefined
+      database.identity = undefined
       asking = undefined
-    },
-    get takesSeveral() {
-      return takesSeveral
     },
     connect: (timeout) => connect(main, timeout),
     connectApart: (timeout) => {

@@ -3,8 +3,8 @@
  */
 import { Kysely } from 'kysely'
 import postgres from 'postgres'
+import { show } from '../check.ts'
 import { InvalidInputError } from '../errors.ts'
-import { show } from '../names.ts'
 import { type ConnectionSource, postgresJsDialect } from './dialect.ts'
 import { callersPool, ownPool } from './pool.ts'
 

@@ -6,7 +6,7 @@ import { type DatabaseName, databaseNames } from './plan.ts'
 import { createTally } from './tally.ts'
 
 /** On which server each database lives. */
-export const serverOf: Readonly<Record<DatabaseName, number>> = { west: 0, central: 0, east: 1 }
+const serverOf: Readonly<Record<DatabaseName, number>> = { west: 0, central: 0, east: 1 }
 
 /** Where the ledger and the workers' positions are kept. */
 export const home: DatabaseName = 'central'

@@ -7,8 +7,8 @@ import { readFile } from 'node:fs/promises'
 import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
 import { createInterface } from 'node:readline'
+import { show } from '../check.ts'
 import { InvalidInputError } from '../errors.ts'
-import { show } from '../names.ts'
 import { type DatabaseName, databaseNames, type Message, type Place } from './plan.ts'
 
 export interface InputOptions {

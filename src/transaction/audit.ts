@@ -9,62 +9,81 @@ import { arrayOf, attempt, findHomes, type Loss, page, patience, record, type Ta
  * there after its decision was not, the home has lost it.
  */
 export async function audit(databases: readonly Database[]): Promise<Pick<Tally, 'losses' | 'unreachable'>> {
-  const report = { unreachable: [] as { database: string; reason: string }[] } as Tally
-  const losses: Loss[] = []
+  const report: Pick<Tally, 'losses' | 'unreachable'> = { losses: [], unreachable: [] }
   const homes = await findHomes(databases, report, true)
   for (const database of homes.values()) {
     await attempt(report, database, async () => {
-      let after: string | undefined
-      for (;;) {
-        const { rows } = await withSession(
-          database.connectApart(patience),
-          (session) =>
-            session.query<{ id: string; home: string; participant: string }>(
-              `select e.transaction_id::text as id, e.home::text as home, e.participant
-                 from once.evidence_page($1::int, coalesce($2::text::uuid, '00000000-0000-0000-0000-000000000000')) e`,
-              [page, after ?? null],
-            ),
-          patience,
-        )
-        for (const [home, evidence] of Map.groupBy(rows, (row) => row.home)) {
+      for await (const evidence of evidencePages(database)) {
+        for (const [home, rows] of Map.groupBy(evidence, (row) => row.home)) {
           const asked = homes.get(home)
-          if (asked === undefined) continue
-          const ids = evidence.map(({ id }) => id)
-          const known = await withIdentified(
-            home,
-            asked.connectApart(patience),
-            (session) =>
-              session.query<{ id: string }>(
-                'select d.transaction_id::text as id from once.find_decisions($1::text::uuid[]) d',
-                [arrayOf(ids)],
-              ),
-            patience,
-          )
-          const decided = new Set(known.rows.map(({ id }) => id))
-          const suspects = evidence.filter(({ id }) => !decided.has(id))
-          if (suspects.length === 0) continue
-          await withReadCommitted(
-            database.connectApart(patience),
-            async (session) => {
-              const still = await session.query<{ id: string }>(
-                'select e::text as id from once.find_evidence($1::text::uuid[]) e',
-                [arrayOf(suspects.map(({ id }) => id))],
-              )
-              const ours = new Set(still.rows.map(({ id }) => id))
-              for (const { id, participant } of suspects.filter((suspect) => ours.has(suspect.id))) {
-                await record(session, { kind: 'lost decision', transactionId: id, participant, home }, losses)
-              }
-            },
-            patience,
-          )
+          if (asked !== undefined) await findLostDecisions(database, asked, home, rows, report.losses)
         }
-        after = rows.at(-1)?.id
-        if (rows.length < page) break
       }
       await judgeForced(database, homes)
     })
   }
-  return { losses, unreachable: report.unreachable }
+  return report
+}
+
+interface Evidence {
+  readonly id: string
+  /** Its identity. */
+  readonly home: string
+  readonly participant: string
+}
+
+async function* evidencePages(database: Database): AsyncGenerator<readonly Evidence[]> {
+  let after: string | undefined
+  for (;;) {
+    const { rows } = await withSession(
+      database.connectApart(patience),
+      (session) =>
+        session.query<Evidence>(
+          `select e.transaction_id::text as id, e.home::text as home, e.participant
+                 from once.evidence_page($1::int, coalesce($2::text::uuid, '00000000-0000-0000-0000-000000000000')) e`,
+          [page, after ?? null],
+        ),
+      patience,
+    )
+    yield rows
+    after = rows.at(-1)?.id
+    if (rows.length < page) return
+  }
+}
+
+async function findLostDecisions(
+  database: Database,
+  asked: Database,
+  home: string,
+  evidence: readonly Evidence[],
+  losses: Loss[],
+): Promise<void> {
+  const known = await withIdentified(
+    home,
+    asked.connectApart(patience),
+    (session) =>
+      session.query<{ id: string }>(
+        'select d.transaction_id::text as id from once.find_decisions($1::text::uuid[]) d',
+        [arrayOf(evidence.map(({ id }) => id))],
+      ),
+    patience,
+  )
+  const decided = new Set(known.rows.map(({ id }) => id))
+  const suspects = evidence.filter(({ id }) => !decided.has(id))
+  if (suspects.length === 0) return
+  await withReadCommitted(
+    database.connectApart(patience),
+    async (session) => {
+      const still = await session.query<{ id: string }>(
+        'select e::text as id from once.find_evidence($1::text::uuid[]) e',
+        [arrayOf(suspects.map(({ id }) => id))],
+      )
+      const ours = new Set(still.rows.map(({ id }) => id))
+      for (const { id, participant } of suspects.filter((suspect) => ours.has(suspect.id)))
+        await record(session, { kind: 'lost decision', transactionId: id, participant, home }, losses)
+    },
+    patience,
+  )
 }
 
 /**

@@ -29,7 +29,7 @@ export interface Branch {
   readonly transactionId: string
   readonly session: Session
   /** Settles with the answer to BEGIN: until then what the handler did not wait for is not sent. */
-  readonly opened: Promise<unknown>
+  opened(): Promise<unknown>
   /** For the handler: a connection that watches what the handler does. */
   readonly connection: DatabaseConnection
   /**
@@ -68,7 +68,7 @@ const harmless =
  */
 export async function openBranch(database: Database, settings: BranchSettings): Promise<Branch> {
   const { transactionId, lockTimeout, idleTimeout, isolationLevel } = settings
-  return await traced('begin', { database: database.name, transactionId }, async () => {
+  return await traced('begin', { database, transactionId }, async () => {
     const branch = branchOver(database, await database.connect(), settings)
     try {
       const begin = isolationLevel === undefined ? 'begin' : `begin isolation level ${isolationLevel}`
@@ -98,11 +98,6 @@ function branchOver(
   { transactionId, identity, progress }: BranchSettings,
 ): Branch {
   const sent: Promise<unknown>[] = []
-  let xid: Promise<string | null> | undefined
-  let wrote = false
-  let suspect = false
-  let failure: unknown
-
   /**
    * The answer to BEGIN. A request to cancel, meant for what was before, may hit BEGIN itself; whatever is sent
    * before it is answered would then be a transaction of its own, and commit.
@@ -115,10 +110,10 @@ function branchOver(
         await opened
         refuseIf(progress.committing, database)
         const result = await session.connection.executeQuery<never>(query)
-        if (!harmless.test(commandOf(result) ?? '')) suspect = true
-        if (result.numAffectedRows !== undefined && result.numAffectedRows > 0n) wrote = true
+        if (!harmless.test(commandOf(result) ?? '')) branch.suspect = true
+        if (result.numAffectedRows !== undefined && result.numAffectedRows > 0n) branch.wrote = true
         // After a failure nothing succeeds but ROLLBACK TO SAVEPOINT, which heals it.
-        failure = undefined
+        branch.failure = undefined
         return result
       } catch (error) {
         throw await failed(error)
@@ -127,8 +122,8 @@ function branchOver(
   })
   /** A statement of the handler failed: what it gets to see. */
   const failed = async (error: unknown): Promise<unknown> => {
-    const first = failure
-    failure ??= error
+    const first = branch.failure
+    branch.failure ??= error
     if (codeOf(error) !== '25P02') return isFatal(error) ? asAborted(database, error) : error
     // "The transaction is aborted": by something of ours that was sent ahead, if anything was; else by what the
     // handler had caught, and that would say more than this.
@@ -142,21 +137,23 @@ function branchOver(
       if (outcome.status === 'rejected') throw asAborted(database, fromOwn(database.name, outcome.reason))
   }
   const ours = (error: unknown): unknown =>
-    codeOf(error) === '25P02' && failure !== undefined
-      ? swallowed({ database, failure })
+    codeOf(error) === '25P02' && branch.failure !== undefined
+      ? swallowed(branch)
       : asAborted(database, fromOwn(database.name, error))
   const query = <R>(text: string, parameters?: readonly unknown[]) =>
     session.query<R>(text, parameters).catch((error: unknown) => {
       throw asAborted(database, error)
     })
-  return {
+  const branch: { -readonly [Key in keyof Branch]: Branch[Key] } = {
     database,
     identity,
     transactionId,
     session,
-    get opened() {
-      return Promise.allSettled([opened])
-    },
+    xid: undefined,
+    wrote: false,
+    suspect: false,
+    failure: undefined,
+    opened: () => Promise.allSettled([opened]),
     connection,
     settle,
     query,
@@ -171,7 +168,7 @@ function branchOver(
         })
     },
     async checkOpen() {
-      if (!suspect) return
+      if (!branch.suspect) return
       try {
         await query('select once.check_open($1::uuid)', [transactionId])
       } catch (error) {
@@ -180,26 +177,15 @@ function branchOver(
     },
     noteXid() {
       if (!session.pipelines) return
-      xid ??= query<{ xid: string | null }>(
+      branch.xid ??= query<{ xid: string | null }>(
         'select pg_catalog.pg_current_xact_id_if_assigned()::text as xid',
       ).then(
         ({ rows }) => rows[0]?.xid ?? null,
         () => null,
       )
     },
-    get xid() {
-      return xid
-    },
-    get wrote() {
-      return wrote
-    },
-    get suspect() {
-      return suspect
-    },
-    get failure() {
-      return failure
-    },
   }
+  return branch
 }
 
 /** Before the decision a lost connection means that the transaction is rolled back. */

@@ -11,7 +11,7 @@ import { tracingChannel } from 'node:diagnostics_channel'
 export interface StepEvent {
   /** The database that the step runs in, by its name in the client. */
   readonly database: string
-  /** The global transaction (UUID); empty in events of recovery that concern several. */
+  /** The global transaction (UUID). */
   readonly transactionId: string
   /** Only in `recover`: what the home decided. The result is false if somebody else finished the branch first. */
   readonly outcome?: 'committed' | 'aborted'
@@ -27,8 +27,19 @@ const channels = Object.fromEntries(steps.map((step) => [step, tracingChannel(`p
   ReturnType<typeof tracingChannel>
 >
 
+/** Where a step runs, and for which transaction: a branch, say. */
+interface Scene extends Omit<StepEvent, 'database'> {
+  readonly database: { readonly name: string }
+}
+
 /** Runs one step between its events. */
-export function traced<T>(step: Step, event: StepEvent, run: () => Promise<T>): Promise<T> {
+export function traced<T>(
+  step: Step,
+  { database, transactionId, outcome }: Scene,
+  run: () => Promise<T>,
+): Promise<T> {
   const channel = channels[step]
-  return channel.hasSubscribers ? channel.tracePromise(run, { ...event }) : run()
+  if (!channel.hasSubscribers) return run()
+  const event: StepEvent = { database: database.name, transactionId, ...(outcome ? { outcome } : {}) }
+  return channel.tracePromise(run, event)
 }

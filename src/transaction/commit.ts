@@ -15,15 +15,18 @@
  * @see Gray, Lamport: Consensus on Transaction Commit, 2006, section 3 (two-phase commit)
  * @see sql/transaction/
  */
-import { type Database, inTime, withReadCommitted } from '../database/database.ts'
+import { type Database, inTime } from '../database/database.ts'
 import { literal } from '../database/quote.ts'
 import type { Session } from '../database/session.ts'
 import { environment } from '../environment.ts'
 import { AbortedError, codeOf, isErrorAnswer, PgonceError } from '../errors.ts'
+import type { Abortion } from './abortion.ts'
 import type { Branch } from './branch.ts'
 import { traced } from './channels.ts'
 import { explained, lost, outcomeUnknown, reasonOf, refusalOf, swallowed } from './explain.ts'
 import { formatGid, formatId, type GlobalId } from './gid.ts'
+import { awaitOutcome } from './outcome.ts'
+import { beginGlobal, castVote, collectVotes, knownHome, narrow, sendDecision, type Voting } from './votes.ts'
 
 /** How long to wait for the answer to a question that only delays us. */
 const patience = 10_000
@@ -41,22 +44,10 @@ export class Settled extends Error {
   }
 }
 
-/** What ends waiting when the transaction is given up. */
-export interface Abortion {
-  /** Whether it was given up. */
-  readonly over: boolean
-  race<T>(promise: Promise<T>): Promise<T>
-}
-
-export interface Work {
-  readonly transactionId: string
-  readonly branches: readonly Branch[]
-  /** Cuts waiting short when the transaction is given up. */
-  readonly aborted: Abortion
+export interface Work extends Voting {
   /** Milliseconds to wait for the answer to COMMIT. */
-  readonly patience: number
+  readonly answerTimeout: number
   readonly record: boolean
-  readonly preferredHome: string | undefined
 }
 
 export interface Committed {
@@ -79,63 +70,23 @@ export async function commit(work: Work): Promise<Committed> {
   await work.aborted.race(Promise.all(readers.map((reader) => commitReader(reader))))
   if (home === undefined) return { id: null, unfinished: undefined }
   if (writers.length === 0 || xid === null) {
-    await work.aborted.race(
-      home.send('select once.narrow_global($1::uuid, $2::text[], $2::uuid[])', [work.transactionId, '{}']),
-    )
+    await work.aborted.race(narrow(home, []))
     return await commitInOnePhase(work, home)
   }
   return await commitInTwoPhases(work, home, xid, writers, false)
-}
-
-/**
- * The usual case: the candidate for home had written before the second database was begun, and rows were
- * changed in every other. Then nobody needs to be asked first: the votes travel with PREPARE, and the decision
- * row with COMMIT.
- *
- * The xid asked for early is that of the transaction that commits: its mark (`once.open`) must still be there
- * when the decision row is inserted, so no other transaction was on this connection in between.
- */
-async function knownHome({
-  branches,
-  aborted,
-  preferredHome,
-}: Work): Promise<{ home: Branch; xid: string; others: readonly Branch[] } | undefined> {
-  const home = branches.find(
-    ({ database }) =>
-      database ===
-      candidateAmong(
-        branches.map((branch) => branch.database),
-        preferredHome,
-      ),
-  )
-  const others = branches.filter((branch) => branch !== home)
-  if (home === undefined || home.suspect) return undefined
-  if (others.some(({ wrote, suspect, session }) => !wrote || suspect || !session.pipelines)) return undefined
-  const xid = await aborted.race(Promise.resolve(home.xid))
-  return xid == null ? undefined : { home, xid, others }
-}
-
-/** Who is to be home if it wrote anything: the preferred database, else the first that was used. */
-export function candidateAmong(databases: readonly Database[], preferred: string | undefined): Database {
-  return databases.find(({ name }) => name === preferred) ?? (databases[0] as Database)
 }
 
 /** One database wrote: its plain COMMIT is the decision. */
 async function commitInOnePhase(work: Work, branch: Branch): Promise<Committed> {
   let id: string | null = null
   if (work.record) {
-    const xid = await work.aborted.race(beginGlobal(work, branch, []))
-    if (xid !== null)
-      id = formatId({
-        home: branch.identity,
-        transactionId: work.transactionId,
-        homeXid: xid,
-      })
+    const xid = await work.aborted.race(beginGlobal(branch, []))
+    if (xid !== null) id = formatId(globalOf(branch, xid))
   } else if (branch.suspect && (branch.session.pipelines || !branch.database.takesSeveral)) {
-    const checked = explained(branch, branch.send('select once.check_open($1::uuid)', [work.transactionId]))
+    const checked = explained(branch, branch.send('select once.check_open($1::uuid)', [branch.transactionId]))
     await work.aborted.race(checked)
   }
-  const decision = await decide(work, branch, commitAloneOf(branch, work.transactionId))
+  const decision = await decide(work, branch, commitAloneOf(branch))
   if (decision.outcome === 'committed') return { id, unfinished: undefined }
   if (decision.outcome === 'aborted') throw decision.error
   if (isLoss(decision.error)) throw lost(branch, decision.error)
@@ -143,123 +94,13 @@ async function commitInOnePhase(work: Work, branch: Branch): Promise<Committed> 
   throw new Settled(outcomeUnknown(id, branch, decision.error))
 }
 
+function globalOf({ identity, transactionId }: Branch, homeXid: string): GlobalId {
+  return { home: identity, transactionId, homeXid }
+}
+
 async function commitReader(reader: Branch): Promise<void> {
   const { command } = await explained(reader, reader.query('commit'))
   if (command !== undefined && command !== 'COMMIT') throw swallowed(reader)
-}
-
-interface Votes {
-  /** Undefined if nobody wrote anything. */
-  readonly home: Branch | undefined
-  /** Null if the home is the only one that wrote and has no decision row. */
-  readonly xid: string | null
-  /** Those that wrote, without the home: their evidence stands in their transactions. */
-  readonly writers: readonly Branch[]
-  readonly readers: readonly Branch[]
-}
-
-/**
- * Asks everybody in one round trip whether they wrote; the candidate for home answers with the xid of its
- * decision row. A candidate that wrote nothing is no home: it would be one participant more.
- */
-async function collectVotes({ transactionId, branches, aborted, preferredHome }: Work): Promise<Votes> {
-  const readers: Branch[] = []
-  let candidates = branches
-  for (;;) {
-    const databases = candidates.map(({ database }) => database)
-    const home = candidates[databases.indexOf(candidateAmong(databases, preferredHome))] as Branch
-    const others = candidates.filter((branch) => branch !== home)
-    const [xid, wrote] = await aborted.race(
-      allOrFirstCause(
-        candidates,
-        beginGlobal({ transactionId }, home, others),
-        Promise.all(others.map((other) => castVote(transactionId, other, home.identity))),
-      ),
-    )
-    const writers = others.filter((_, index) => wrote[index])
-    readers.push(...others.filter((branch) => !writers.includes(branch)))
-    if (xid !== null) {
-      if (writers.length > 0 && writers.length < others.length)
-        await aborted.race(narrow(transactionId, home, writers))
-      return { home, xid, writers, readers }
-    }
-    readers.push(home)
-    const [next] = writers
-    if (next === undefined || writers.length === 1) return { home: next, xid: null, writers: [], readers }
-    // It has voted for the home that is none; a home leaves no evidence.
-    await aborted.race(
-      next.send('select once.narrow_global($1::uuid, $2::text[], $2::uuid[])', [transactionId, '{}']),
-    )
-    candidates = writers
-  }
-}
-
-/** What was sent ahead and failed explains why the votes did. */
-async function allOrFirstCause<A, B>(
-  branches: readonly Branch[],
-  one: Promise<A>,
-  other: Promise<B>,
-): Promise<[A, B]> {
-  const [ahead] = await Promise.allSettled([
-    Promise.all(branches.map((branch) => explained(branch, branch.settle()))),
-    one,
-    other,
-  ])
-  if (ahead.status === 'rejected') throw ahead.reason
-  return [await one, await other]
-}
-
-/** The home's decision row; null if it wrote nothing. @see sql/transaction/begin_global.sql */
-async function beginGlobal(
-  { transactionId }: Pick<Work, 'transactionId'>,
-  home: Branch,
-  others: readonly Branch[],
-): Promise<string | null> {
-  return await traced('vote', { database: home.database.name, transactionId }, async () => {
-    const { names, identities } = participants(others)
-    const { rows } = await explained(
-      home,
-      home.query<{ xid: string | null }>(
-        'select once.begin_global($1::uuid, $2::text::text[], $3::text::uuid[], $4::uuid)::text as xid',
-        [transactionId, names, identities, home.identity],
-      ),
-    )
-    return rows[0]?.xid ?? null
-  })
-}
-
-/** Whether the participant wrote, with its evidence if so. @see sql/transaction/vote.sql */
-async function castVote(transactionId: string, branch: Branch, home: string): Promise<boolean> {
-  const { name } = branch.database
-  return await traced('vote', { database: name, transactionId }, async () => {
-    const { rows } = await explained(
-      branch,
-      branch.query<{ wrote: boolean }>('select once.vote($1::uuid, $2::uuid, $3, $4::uuid) as wrote', [
-        transactionId,
-        home,
-        name,
-        branch.identity,
-      ]),
-    )
-    return rows[0]?.wrote === true
-  })
-}
-
-async function narrow(transactionId: string, home: Branch, writers: readonly Branch[]): Promise<void> {
-  const { names, identities } = participants(writers)
-  await home.send('select once.narrow_global($1::uuid, $2::text::text[], $3::text::uuid[])', [
-    transactionId,
-    names,
-    identities,
-  ])
-}
-
-/** As array literals, which every driver passes on as they are. Names need no quotes: see checkDatabaseName. */
-function participants(branches: readonly Branch[]): { names: string; identities: string } {
-  return {
-    names: `{${branches.map(({ database }) => database.name).join(',')}}`,
-    identities: `{${branches.map(({ identity }) => identity).join(',')}}`,
-  }
 }
 
 async function commitInTwoPhases(
@@ -269,16 +110,15 @@ async function commitInTwoPhases(
   writers: readonly Branch[],
   together: boolean,
 ): Promise<Committed> {
-  const { transactionId } = work
-  const global: GlobalId = { home: home.identity, transactionId, homeXid: xid }
+  const global = globalOf(home, xid)
   const id = formatId(global)
   const gidOf = (branch: Branch) => literal(formatGid(global, branch.database.name))
 
   const answers = await Promise.allSettled(
     writers.map((writer) => {
       const prepared = together
-        ? voteAndPrepare(transactionId, writer, global.home, gidOf(writer))
-        : prepare(transactionId, writer, gidOf(writer))
+        ? voteAndPrepare(writer, global.home, gidOf(writer))
+        : prepare(writer, gidOf(writer))
       return work.aborted.race(prepared)
     }),
   )
@@ -301,19 +141,13 @@ async function commitInTwoPhases(
       const answer = answers[index]
       return answer?.status === 'fulfilled' && answer.value
     })
-    const { names, identities } = participants(evident)
     // Travels with COMMIT; decide() waits for both.
-    await home.send('select from once.begin_global($1::uuid, $2::text::text[], $3::text::uuid[], $4::uuid)', [
-      transactionId,
-      names,
-      identities,
-      home.identity,
-    ])
+    await sendDecision(home, evident)
   }
-  let decision = await decide(work, home, commitOf(home, transactionId))
+  let decision = await decide(work, home, commitOf(home))
   if (decision.outcome === 'unknown') {
     home.session.abandon()
-    const answer = await ask(home.database, global, work.patience)
+    const answer = await awaitOutcome(home.database, global, work.answerTimeout)
     if (answer === undefined) throw new Settled(outcomeUnknown(id, home, decision.error))
     decision =
       answer === 'committed'
@@ -325,13 +159,13 @@ async function commitInTwoPhases(
     // may have failed instead of it, and then the home is left inside a failed transaction.
     const tidied = Promise.all([
       rollBack([home]),
-      ...writers.map((writer) => finish(transactionId, writer, `rollback prepared ${gidOf(writer)}`)),
+      ...writers.map((writer) => finish(writer, `rollback prepared ${gidOf(writer)}`)),
     ])
     throw new Settled(decision.error, tidied)
   }
   const unfinished = Promise.all(
     writers.map(async (writer) => {
-      const finished = await finish(transactionId, writer, `commit prepared ${gidOf(writer)}`)
+      const finished = await finish(writer, `commit prepared ${gidOf(writer)}`)
       return finished ? [] : [writer.database]
     }),
   ).then((databases) => databases.flat())
@@ -349,24 +183,16 @@ function isRefusal(error: unknown): boolean {
 }
 
 /** Vote and PREPARE in one round trip; if the vote fails, so does PREPARE. Gives the vote. */
-async function voteAndPrepare(
-  transactionId: string,
-  branch: Branch,
-  home: string,
-  gid: string,
-): Promise<boolean> {
-  const [vote, prepared] = await Promise.allSettled([
-    castVote(transactionId, branch, home),
-    prepare(transactionId, branch, gid),
-  ])
+async function voteAndPrepare(branch: Branch, home: string, gid: string): Promise<boolean> {
+  const [vote, prepared] = await Promise.allSettled([castVote(branch, home), prepare(branch, gid)])
   if (prepared.status === 'rejected' && !isRefusal(prepared.reason)) throw prepared.reason
   if (vote.status === 'rejected') throw vote.reason
   if (prepared.status === 'rejected') throw prepared.reason
   return vote.value
 }
 
-async function prepare(transactionId: string, branch: Branch, gid: string): Promise<true> {
-  await traced('prepare', { database: branch.database.name, transactionId }, async () => {
+async function prepare(branch: Branch, gid: string): Promise<true> {
+  await traced('prepare', branch, async () => {
     const { command } = await branch.query(`prepare transaction ${gid}`).catch((error: unknown) => {
       throw refusalOf(branch, error)
     })
@@ -398,7 +224,7 @@ async function undo(
   )
   if (!over) home.session.abandon()
   await Promise.all([
-    ...(over ? prepared.map((branch) => finish('', branch, `rollback prepared ${gidOf(branch)}`)) : []),
+    ...(over ? prepared.map((branch) => finish(branch, `rollback prepared ${gidOf(branch)}`)) : []),
     rollBack(refused),
   ])
 }
@@ -411,40 +237,31 @@ type Decision =
  * COMMIT, with what was sent just before it. An ERROR from the server is a rollback for certain. Anything else
  * that is no answer is unknown, FATAL included: a server that shuts down may say it after committing.
  */
-async function decide(
-  { transactionId, patience }: Work,
-  branch: Branch,
-  commitText: string,
-): Promise<Decision> {
-  return await traced(
-    'decide',
-    { database: branch.database.name, transactionId },
-    async (): Promise<Decision> => {
-      const [before, commit] = await Promise.allSettled([
-        inTime(patience, branch.settle()),
-        inTime(patience, branch.session.query(commitText)),
-      ])
-      if (before.status === 'rejected' && isRefusal(before.reason)) {
-        return { outcome: 'aborted', error: reasonOf(branch, before.reason) }
-      }
-      if (commit.status === 'rejected') {
-        return isErrorAnswer(commit.reason)
-          ? { outcome: 'aborted', error: reasonOf(branch, commit.reason) }
-          : { outcome: 'unknown', error: commit.reason }
-      }
-      const { command } = commit.value
-      if (command !== undefined && command !== 'COMMIT')
-        return { outcome: 'aborted', error: swallowed(branch) }
-      return { outcome: 'committed' }
-    },
-  )
+async function decide({ answerTimeout }: Work, branch: Branch, commitText: string): Promise<Decision> {
+  return await traced('decide', branch, async (): Promise<Decision> => {
+    const [before, commit] = await Promise.allSettled([
+      inTime(answerTimeout, branch.settle()),
+      inTime(answerTimeout, branch.session.query(commitText)),
+    ])
+    if (before.status === 'rejected' && isRefusal(before.reason)) {
+      return { outcome: 'aborted', error: reasonOf(branch, before.reason) }
+    }
+    if (commit.status === 'rejected') {
+      return isErrorAnswer(commit.reason)
+        ? { outcome: 'aborted', error: reasonOf(branch, commit.reason) }
+        : { outcome: 'unknown', error: commit.reason }
+    }
+    const { command } = commit.value
+    if (command !== undefined && command !== 'COMMIT') return { outcome: 'aborted', error: swallowed(branch) }
+    return { outcome: 'committed' }
+  })
 }
 
 /**
  * Some drivers answer neither with a command tag nor notice that a connection was lost and opened anew: COMMIT
  * would be a success there, of nothing. In one text with the check it is refused instead.
  */
-function commitOf({ session, database }: Branch, transactionId: string): string {
+function commitOf({ session, database, transactionId }: Branch): string {
   if (session.pipelines || !database.takesSeveral) return 'commit'
   return `select once.check_open('${transactionId}'); commit`
 }
@@ -455,55 +272,19 @@ function commitOf({ session, database }: Branch, transactionId: string): string 
  * its pool. Before COMMIT in one text, RESET ROLE costs no message more, and if it fails nothing is committed. It is
  * for connections of our own; a caller's may have been given a role on purpose.
  */
-function commitAloneOf(branch: Branch, transactionId: string): string {
+function commitAloneOf(branch: Branch): string {
   if (branch.session.isOwn) return 'reset role; commit'
-  if (branch.session.pipelines) return `select once.check_open('${transactionId}'); commit`
-  return commitOf(branch, transactionId)
-}
-
-/** Asks the home until it answers for certain; undefined if it does not in time. */
-async function ask(
-  home: Database,
-  global: GlobalId,
-  time: number,
-): Promise<'committed' | 'aborted' | undefined> {
-  const deadline = environment.now() + time
-  while (environment.now() < deadline) {
-    try {
-      const outcome = await inTime(deadline - environment.now(), readOutcome(home, global))
-      if (outcome === 'committed' || outcome === 'aborted') return outcome
-    } catch {
-      // Not reachable yet; only an answer counts.
-    }
-    await environment.sleep(Math.min(50, Math.max(0, deadline - environment.now())))
-  }
-  return undefined
-}
-
-/** @see sql/transaction/outcome.sql */
-export async function readOutcome(
-  home: Database,
-  { home: homeId, transactionId, homeXid }: GlobalId,
-): Promise<string> {
-  const { rows } = await withReadCommitted(
-    home.connectApart(),
-    (session) =>
-      session.query<{ outcome: string }>(
-        'select once.outcome($1::uuid, $2::uuid, $3::text::xid8) as outcome',
-        [homeId, transactionId, homeXid],
-      ),
-    patience,
-  )
-  return rows[0]?.outcome ?? 'pending'
+  if (branch.session.pipelines) return `select once.check_open('${branch.transactionId}'); commit`
+  return commitOf(branch)
 }
 
 /**
  * Commits or rolls back a prepared branch on the connection that prepared it. False: left to recovery. Never
  * throws, for the decision is made.
  */
-async function finish(transactionId: string, branch: Branch, statement: string): Promise<boolean> {
-  const { session, database } = branch
-  return await traced('finish', { database: database.name, transactionId }, async () => {
+async function finish(branch: Branch, statement: string): Promise<boolean> {
+  const { session, transactionId } = branch
+  return await traced('finish', branch, async () => {
     try {
       return await inTime(patience, finishPrepared(session, statement, transactionId))
     } catch {
@@ -551,7 +332,7 @@ export async function finishPrepared(
 export async function rollBack(branches: readonly Branch[], aborted?: Abortion): Promise<void> {
   await Promise.all(
     branches.map(async (branch) => {
-      if (aborted?.over) return branch.session.abandon()
+      if (aborted?.isOver()) return branch.session.abandon()
       try {
         // A role that the handler left behind a COMMIT of its own is not undone by ROLLBACK.
         const text = branch.session.isOwn && branch.suspect ? 'rollback; reset role' : 'rollback'

@@ -7,6 +7,7 @@
  */
 import { AsyncLocalStorage } from 'node:async_hooks'
 import type { Transaction } from 'kysely'
+import { checkBoolean, checkInteger, checkMilliseconds, checkSignal, show } from '../check.ts'
 import type { Database } from '../database/database.ts'
 import { environment } from '../environment.ts'
 import {
@@ -19,16 +20,13 @@ import {
   LimitError,
   OutcomeUnknownError,
 } from '../errors.ts'
+import { answerUntil, whenAborted } from './abortion.ts'
 import { type Branch, lazyTransaction, openBranch } from './branch.ts'
-import { type Abortion, candidateAmong, commit, rollBack, Settled } from './commit.ts'
+import { commit, rollBack, Settled } from './commit.ts'
+import { candidateAmong } from './votes.ts'
 
 /** Postgres's, of which it takes the first for the second. */
-export const isolationLevels = [
-  'read uncommitted',
-  'read committed',
-  'repeatable read',
-  'serializable',
-] as const
+const isolationLevels = ['read uncommitted', 'read committed', 'repeatable read', 'serializable'] as const
 
 export interface TransactionOptions {
   /** Gives up and rolls back, up to the decision; afterwards it has no effect. */
@@ -95,6 +93,48 @@ export const defaults = {
   finish: 'await',
   retries: 5,
 } as const
+
+/** @throws InvalidInputError `ONARG` */
+export function checkOptions(options: TransactionOptions): TransactionOptions {
+  // As numbers: a bigint is taken as well, and timers take none.
+  const numbers: { -readonly [What in 'lockTimeout' | 'idleTimeout' | 'timeout' | 'retries']?: number } = {}
+  for (const what of ['lockTimeout', 'idleTimeout'] as const) {
+    if (options[what] !== undefined) numbers[what] = checkMilliseconds(what, options[what])
+  }
+  if (options.timeout !== undefined) numbers.timeout = checkMilliseconds('timeout', options.timeout, 1)
+  if (options.retries !== undefined)
+    numbers.retries = Number(checkInteger('retries', options.retries, 0n, 1000n))
+  if (options.signal !== undefined) checkSignal('signal', options.signal)
+  checkBoolean('record', options.record, false)
+  const { finish = 'await', isolationLevel } = options
+  if (finish !== 'await' && finish !== 'background') {
+    throw new InvalidInputError(
+      'ONARG',
+      `Expected \`finish\` to be 'await' or 'background', got ${show(finish)}`,
+    )
+  }
+  if (
+    isolationLevel !== undefined &&
+    // A string by its type: it goes into the text of BEGIN.
+    !(typeof isolationLevel === 'string' && isolationLevels.includes(isolationLevel))
+  ) {
+    throw new InvalidInputError(
+      'ONARG',
+      `Expected \`isolationLevel\` to be ${isolationLevels.map((level) => `'${level}'`).join(', ')}, got ${show(isolationLevel)}`,
+    )
+  }
+  return { ...options, ...numbers }
+}
+
+/** @throws InvalidInputError `ONARG` */
+export function databaseNamed(databases: ReadonlyMap<string, Database>, name: string): Database {
+  const database = databases.get(name)
+  if (database !== undefined) return database
+  throw new InvalidInputError(
+    'ONARG',
+    `No database named ${typeof name === 'string' ? name.slice(0, 100) : show(name)}; there are ${[...databases.keys()].join(', ')}`,
+  )
+}
 
 /** Milliseconds. */
 const longestBackoff = 1_000
@@ -209,22 +249,14 @@ async function runOnce<T>(
       branch.catch(() => {})
       begun.set(database, branch)
       // With its xid known in time the commit saves a round trip: see knownHome.
-      const home = candidateAmong([...begun.keys()], options.home)
-      if (home !== database)
+      const home = candidateAmong([...begun.keys()], ({ name }) => name, options.home)
+      if (home !== undefined && home !== database)
         begun.get(home)?.then(
           (first) => first.noteXid(),
           () => {},
         )
     }
     return branch
-  }
-  const named = (name: string) => {
-    const database = context.databases.get(name)
-    if (database !== undefined) return database
-    throw new InvalidInputError(
-      'ONARG',
-      `No database named ${name}; there are ${[...context.databases.keys()].join(', ')}`,
-    )
   }
   const handles: Handles = {}
   for (const [name, database] of context.databases) {
@@ -236,18 +268,19 @@ async function runOnce<T>(
   let branches: Branch[] = []
   try {
     await aborted.race(permits.takeAll(wanted, signal))
-    const running = nested.run(scope, () => body(handles, (name) => begin(named(name)), transactionId))
+    const running = nested.run(scope, () =>
+      body(handles, (name) => begin(databaseNamed(context.databases, name)), transactionId),
+    )
     const result = await aborted.race(running)
     progress.returned = true
     scope.over = true
     branches = await aborted.race(Promise.all(begun.values()))
-    await aborted.race(Promise.all(branches.map((branch) => branch.opened)))
+    await aborted.race(Promise.all(branches.map((branch) => branch.opened())))
     progress.committing = true
     const { id, unfinished } = await commit({
-      transactionId,
       branches,
       aborted,
-      patience: options.timeout ?? defaults.timeout,
+      answerTimeout: options.timeout ?? defaults.timeout,
       record: options.record ?? false,
       preferredHome: options.home,
     })
@@ -369,50 +402,4 @@ function sameDatabase(one: Database, other: Database): DatabaseError {
     detail: `Both have the identity ${one.identity}.`,
     hint: 'Give it one name. If one is a copy of the other, run in the copy: select once.renew_identity(…)',
   })
-}
-
-// ---------------------------------------------------------------------------------------------------
-// Giving up in time
-
-interface Watch extends Abortion {
-  stop(): void
-}
-
-/** An answer that always comes; undefined if the transaction's time is over before. */
-async function answerUntil<T>(signal: AbortSignal, answer: Promise<T>): Promise<T | undefined> {
-  const aborted = whenAborted(signal)
-  return await aborted
-    .race(answer)
-    .catch(() => undefined)
-    .finally(aborted.stop)
-}
-
-function whenAborted(signal: AbortSignal): Watch {
-  let listener = () => {}
-  const aborted = new Promise<never>((_, reject) => {
-    listener = () => {
-      const reason = signal.reason as Error
-      const timedOut = reason?.name === 'TimeoutError'
-      reject(
-        new AbortedError(
-          timedOut ? 'TIMEOUT' : 'ABORTED',
-          `The transaction was ${timedOut ? 'not decided in time' : 'aborted'}`,
-          {
-            detail: 'It is rolled back in every database.',
-            cause: reason,
-          },
-        ),
-      )
-    }
-    if (signal.aborted) listener()
-    else signal.addEventListener('abort', listener, { once: true })
-  })
-  aborted.catch(() => {})
-  return {
-    get over() {
-      return signal.aborted
-    },
-    race: (promise) => Promise.race([aborted, promise]),
-    stop: () => signal.removeEventListener('abort', listener),
-  }
 }

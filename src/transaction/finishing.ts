@@ -138,7 +138,7 @@ export async function finishBranches(
     try {
       const finished = await traced(
         'recover',
-        { database: database.name, transactionId: branch.transactionId, outcome: decision },
+        { database, transactionId: branch.transactionId, outcome: decision },
         () =>
           withSession(
             database.connectApart(patience),

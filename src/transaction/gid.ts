@@ -4,8 +4,8 @@
  *
  * The part before the participant is the id of the global transaction: it says where to ask and for what.
  */
+import { checkDatabaseName, show } from '../check.ts'
 import { InvalidInputError } from '../errors.ts'
-import { checkDatabaseName, show } from '../names.ts'
 
 /** What a global transaction's id says. */
 export interface GlobalId {

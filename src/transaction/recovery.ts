@@ -11,9 +11,9 @@
  *
  * @see sql/transaction/
  */
+import { checkBoolean, checkFunction, checkMilliseconds, checkObject } from '../check.ts'
 import { type Database, withSession } from '../database/database.ts'
 import { environment } from '../environment.ts'
-import { checkBoolean, checkFunction, checkMilliseconds, checkObject } from '../names.ts'
 import { audit } from './audit.ts'
 import { askHomes, finishBranches, listInDoubt } from './finishing.ts'
 import { confirm, forget, prove } from './forgetting.ts'
@@ -63,6 +63,8 @@ const defaults = { settle: 0, keep: 600_000, interval: 250 } as const
 const runningSettle = 150
 const forgetEvery = 2_000
 const auditEvery = 60_000
+
+/** Looks once: finishes what is in doubt, then proves and forgets. What does not answer is reported and passed over. */
 export async function sweep(
   databases: readonly Database[],
   options: SweepOptions = {},

@@ -4,7 +4,7 @@
  */
 import { type Database, inTime } from '../database/database.ts'
 import type { Session } from '../database/session.ts'
-import { codeOf, PgonceError } from '../errors.ts'
+import { codeOf, withHint } from '../errors.ts'
 
 /** A branch that could not be finished yet, and why. */
 export interface UnfinishedBranch {
@@ -57,7 +57,7 @@ export type Tally = {
 
 /** Runs a step on a database; one that fails is reported and passed over. */
 export async function attempt<T>(
-  report: Tally,
+  report: Pick<Tally, 'unreachable'>,
   { name, forgetIdentity }: Database,
   step: () => Promise<T>,
 ): Promise<T | undefined> {
@@ -77,7 +77,7 @@ export function sayWhy(error: unknown): string {
   const { message } = error as Error
   if (codeOf(error) === '42501')
     return `${message}. As its owner: select once.grant_recover('<the recovering role>')`
-  return error instanceof PgonceError && error.hint !== undefined ? `${message}. ${error.hint}` : message
+  return withHint(error)
 }
 
 /**
@@ -86,7 +86,7 @@ export function sayWhy(error: unknown): string {
  */
 export async function findHomes(
   databases: readonly Database[],
-  report: Tally,
+  report: Pick<Tally, 'unreachable'>,
   anew = false,
 ): Promise<Map<string, Database>> {
   const identities = await Promise.all(

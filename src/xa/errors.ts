@@ -1,6 +1,6 @@
 /** What the verbs of XA say when something goes wrong: its return codes, in words, with what to do. */
+import { show } from '../check.ts'
 import { codeOf } from '../errors.ts'
-import { show } from '../names.ts'
 import { XaError, type XaErrorName } from './codes.ts'
 
 /** Of a branch that is not prepared yet. */

@@ -4,20 +4,20 @@
  *
  * An unprepared transaction of Postgres lives and dies with the connection that it was begun on, a prepared one
  * belongs to no connection. So `start` takes a connection out of the pool for the branch, which `prepare`, a
- * commit in one phase, or `rollback` gives back; and a prepared branch is finished on any connection, from any
- * process.
+ * commit in one phase, or `rollback` gives back; a prepared branch is finished on any connection, from any
+ * process: see prepared.ts.
  *
  * @see X/Open C193, chapter 5 (the verbs) and section 6.3 (the states of a branch)
  */
 import { randomUUID } from 'node:crypto'
 import type { Transaction } from 'kysely'
-import { createDatabase, inTime, transactionOver, withSession } from '../database/database.ts'
+import { checkInteger, checkMilliseconds, checkObject } from '../check.ts'
+import { createDatabase, inTime, transactionOver } from '../database/database.ts'
 import type { DatabaseTarget } from '../database/open.ts'
 import { literal } from '../database/quote.ts'
 import type { Session } from '../database/session.ts'
 import { type Executor, type Numbers, numbers, withStreams } from '../database/stream.ts'
 import { codeOf, HandlerError, isErrorAnswer } from '../errors.ts'
-import { checkInteger, checkObject } from '../names.ts'
 import {
   TMENDRSCAN,
   TMFAIL,
@@ -36,16 +36,15 @@ import {
   badFlags,
   duplicate,
   improper,
-  localTransaction,
   noSuspension,
   rolledBack,
   type State,
   unavailable,
-  unfinished,
   unknown,
   whatIsLeft,
 } from './errors.ts'
-import { formatXid, gidOf, isOwnGidSql, parseXid, type RawXid, type Xid, type XidInput } from './xid.ts'
+import { isInTransaction, preparedBranches, type RecoveredXid } from './prepared.ts'
+import { formatXid, gidOf, type RawXid, type XidInput } from './xid.ts'
 
 export interface XaOptions {
   /** Connections that branches may hold at once; more than the given instance's pool has is of no use. @defaultValue 10 */
@@ -54,15 +53,6 @@ export interface XaOptions {
   readonly connectTimeout?: number
   /** Milliseconds to wait for what a verb asks of the server; then the answer is XAER_RMFAIL. @defaultValue 60000 */
   readonly timeout?: number
-}
-
-/** A prepared branch. It can be passed to `commit` and `rollback` as it is. */
-export type RecoveredXid = (Xid | RawXid) & {
-  /** What Postgres calls it. */
-  readonly gid: string
-  readonly preparedAt: Date
-  /** The role that prepared it: it or a superuser may finish it. */
-  readonly owner: string | null
 }
 
 /**
@@ -173,13 +163,12 @@ export function xaResource<DB = unknown>(
 ): XaResource<DB> {
   checkObject('options', options)
   const maxConnections = Number(checkInteger('maxConnections', options.maxConnections ?? 10, 1n, 10_000n))
-  const milliseconds = (what: 'connectTimeout' | 'timeout', byDefault: number) =>
-    Number(checkInteger(what, options[what] ?? byDefault, 1n, 2147483647n))
-  const connectTimeout = milliseconds('connectTimeout', 10_000)
-  const timeout = milliseconds('timeout', 60_000)
+  const connectTimeout = checkMilliseconds('connectTimeout', options.connectTimeout ?? 10_000, 1)
+  const timeout = checkMilliseconds('timeout', options.timeout ?? 60_000, 1)
   const database = createDatabase('xa', 0, target as DatabaseTarget, { maxConnections, connectTimeout })
   // Others use the pool as well, and may have left something open on a connection.
   const borrowed = typeof target !== 'string' && !(target instanceof URL)
+  const prepared = preparedBranches(database, { borrowed, timeout })
   /** By gid; undefined while it begins. */
   const branches = new Map<string, Branch | undefined>()
   let scanning = false
@@ -366,64 +355,6 @@ export function xaResource<DB = unknown>(
     if (command !== undefined && command !== 'PREPARE TRANSACTION') throw rolledBack(gid, branch.failure)
   }
 
-  // -------------------------------------------------------------------------------------------------
-  // Branches that are prepared
-
-  /**
-   * Asks on some connection: one of the pool if one is free, else one apart, so that open branches, which may
-   * wait for the locks of a prepared one, cannot keep it from being finished.
-   */
-  async function ask<T>(what: string, task: (session: Session) => Promise<T>): Promise<T> {
-    const pooled = database.permits.tryTake()
-    try {
-      return await withSession(pooled ? database.connect() : database.connectApart(), task, timeout)
-    } catch (error) {
-      if (error instanceof XaError || isErrorAnswer(error)) throw error
-      throw unavailable(what, error)
-    } finally {
-      if (pooled) database.permits.give()
-    }
-  }
-
-  /** What to say of a branch that is not here: that it is prepared, or that there is none. */
-  async function elsewhere(gid: string, ifPrepared: string): Promise<XaError> {
-    let prepared: boolean
-    try {
-      prepared = await ask(`Branch ${gid} could not be looked for`, async (session) => {
-        const { rows } = await session.query(
-          `select from pg_catalog.pg_prepared_xacts p
-            where p.gid = $1 and p.database = pg_catalog.current_database()`,
-          [gid],
-        )
-        return rows.length > 0
-      })
-    } catch (error) {
-      return error instanceof XaError ? error : unavailable(`Branch ${gid} could not be looked for`, error)
-    }
-    return prepared ? new XaError('XAER_PROTO', `Branch ${gid} ${ifPrepared}`) : unknown(gid)
-  }
-
-  async function finish(verb: 'commit' | 'rollback', gid: string): Promise<void> {
-    const deadline = performance.now() + Math.min(timeout, patience)
-    for (;;) {
-      try {
-        // A refusal is returned: thrown, it would cost the connection, and the local transaction on it.
-        const refusal = await ask(`The answer to ${verb} of branch ${gid} is missing`, async (session) => {
-          // The statement itself would be refused there, and the refusal would break the local transaction.
-          if (borrowed && (await isInTransaction(session))) return localTransaction(gid)
-          await session.query(`${verb} prepared ${literal(gid)}`)
-          return undefined
-        })
-        if (refusal === undefined) return
-        throw refusal
-      } catch (error) {
-        if (error instanceof XaError) throw error
-        if (codeOf(error) !== '55000' || performance.now() > deadline) throw unfinished(verb, gid, error)
-        await new Promise((resolve) => setTimeout(resolve, 20))
-      }
-    }
-  }
-
   const checkOpen = () => {
     if (closing) throw new XaError('XAER_PROTO', 'This resource is closed')
   }
@@ -484,7 +415,7 @@ export function xaResource<DB = unknown>(
       checkOpen()
       const gid = formatXid(xid)
       const branch = take(gid)
-      if (branch === undefined) throw await elsewhere(gid, 'is prepared already')
+      if (branch === undefined) throw await prepared.elsewhere(gid, 'is prepared already')
       return await complete(branch, 'prepare', async () => {
         const wrote = await examine(branch)
         await (wrote ? prepareHere(branch) : commitHere(branch))
@@ -499,11 +430,11 @@ export function xaResource<DB = unknown>(
         throw badFlags('commit', flags, 'TMNOFLAGS or TMONEPHASE')
       if (flags === TMNOFLAGS) {
         if (branches.has(gid)) throw improper(gid, branches.get(gid)?.state ?? 'active', 'prepare it first')
-        await finish('commit', gid)
+        await prepared.finish('commit', gid)
         return XA_OK
       }
       const branch = take(gid)
-      if (branch === undefined) throw await elsewhere(gid, 'is prepared, and takes the second phase')
+      if (branch === undefined) throw await prepared.elsewhere(gid, 'is prepared, and takes the second phase')
       await complete(branch, 'commit', async () => {
         await examine(branch)
         await commitHere(branch)
@@ -515,7 +446,7 @@ export function xaResource<DB = unknown>(
       checkOpen()
       const gid = gidOf(xid)
       const branch = take(gid)
-      if (branch === undefined) await finish('rollback', gid)
+      if (branch === undefined) await prepared.finish('rollback', gid)
       else await complete(branch, 'rollback', () => rollBack(branch))
       return XA_OK
     },
@@ -528,7 +459,7 @@ export function xaResource<DB = unknown>(
       if (!starts && !scanning) {
         throw new XaError('XAER_INVAL', 'No scan was started', { hint: 'The first call takes TMSTARTRSCAN' })
       }
-      const found = starts ? await listPrepared() : []
+      const found = starts ? await prepared.list() : []
       scanning = (flags & TMENDRSCAN) === 0
       return found
     },
@@ -537,7 +468,7 @@ export function xaResource<DB = unknown>(
       checkOpen()
       const gid = gidOf(xid)
       if (branches.has(gid)) throw improper(gid, branches.get(gid)?.state ?? 'active')
-      throw await elsewhere(gid, 'is prepared, and was not completed heuristically')
+      throw await prepared.elsewhere(gid, 'is prepared, and was not completed heuristically')
     },
 
     close() {
@@ -560,51 +491,5 @@ export function xaResource<DB = unknown>(
       }),
     )
     await database.close()
-  }
-
-  async function listPrepared(): Promise<RecoveredXid[]> {
-    const what = 'The prepared branches could not be listed'
-    try {
-      const { rows } = await ask(what, (session) =>
-        session.query<{ gid: string; owner: string | null; prepared: number | string }>(
-          `select p.gid, p.owner::text as owner,
-                  (pg_catalog.date_part('epoch', p.prepared) * 1000)::text as prepared
-             from pg_catalog.pg_prepared_xacts p
-            where p.database = pg_catalog.current_database() and not p.${isOwnGidSql}
-            order by p.prepared, p.gid`,
-        ),
-      )
-      return rows.map(({ gid, owner, prepared }) => ({
-        ...parseXid(gid),
-        gid,
-        owner,
-        preparedAt: new Date(Number(prepared)),
-      }))
-    } catch (error) {
-      throw error instanceof XaError ? error : unavailable(what, error)
-    }
-  }
-}
-
-/** Milliseconds to wait for whoever else is finishing the same branch. */
-const patience = 2_000
-
-/**
- * Whether a transaction is open on a connection that was idle. What is set locally outlives its statement in a
- * transaction only. (SAVEPOINT would tell as well, but where all is well it leaves an error in the server's log;
- * and comparing the ages of statement and transaction depends on the driver's protocol.)
- */
-async function isInTransaction(session: Session): Promise<boolean> {
-  try {
-    const [, { rows }] = await Promise.all([
-      session.query("select pg_catalog.set_config('pgonce.probe', 'open', true)"),
-      session.query<{ probe: string | null }>(
-        "select pg_catalog.current_setting('pgonce.probe', true) as probe",
-      ),
-    ])
-    return rows[0]?.probe === 'open'
-  } catch (error) {
-    if (codeOf(error) === '25P02') return true
-    throw error
   }
 }

@@ -6,7 +6,7 @@
  * @see https://github.com/pgjdbc/pgjdbc/blob/master/pgjdbc/src/main/java/org/postgresql/xa/RecoveredXid.java
  * @see https://github.com/psycopg/psycopg2/blob/master/psycopg/xid_type.c
  */
-import { show } from '../names.ts'
+import { show } from '../check.ts'
 import { XaError } from './codes.ts'
 
 /** The name of a branch, as transaction managers give it. */

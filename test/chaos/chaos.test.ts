@@ -10,7 +10,6 @@ import { workloads } from '../../chaos/workloads/index.ts'
 import { edited } from '../support/mutated.ts'
 
 test('Every seeded bug still fits its place in the code', async (t) => {
-  t.true(mutants.length >= 10)
   for (const { name, edits } of mutants) await t.notThrowsAsync(edited(edits), name)
 })
 

@@ -22,14 +22,10 @@ import {
 } from '../../chaos/proxy/index.ts'
 import { environment, replaceEnvironment } from '../../src/environment.ts'
 import { OutcomeUnknownError, type Pgonce, pgonce, type TransactionOptions } from '../../src/index.ts'
-import {
-  type Effects,
-  type EffectsDatabase,
-  effectsDatabase,
-  fileContext,
-  kyselyOnPg,
-} from '../support/client.ts'
-import { leaveInDoubt } from '../support/in-doubt.ts'
+import { kyselyOnPg } from '../support/client.ts'
+import { fileContext } from '../support/database.ts'
+import { type Effects, type EffectsDatabase, effectsDatabase, insertEffect } from '../support/effects.ts'
+import { leaveBehind } from '../support/orphan.ts'
 
 type Name = 'a' | 'b'
 type Client = Pgonce<{ a: Effects; b: Effects }>
@@ -163,7 +159,12 @@ const flows: readonly Flow[] = [
       driver: 'postgres.js',
       effects: ['a', 'b'],
       expected: decision,
-      prepare: ({ databases }, id) => leaveInDoubt(databases, id, decision).then(() => {}),
+      prepare: ({ databases }, id) =>
+        leaveBehind(
+          databases.a,
+          { b: databases.b },
+          { decision, effect: insertEffect(id), atHome: insertEffect(id) },
+        ).then(() => {}),
       run: (once) => once.recovery.sweep({ keep: 0 }),
     }),
   ),

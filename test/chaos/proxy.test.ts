@@ -8,8 +8,9 @@ import {
   type Proxy as TcpProxy,
 } from '../../chaos/proxy/index.ts'
 import { conversation, type Direction } from '../../chaos/proxy/protocol.ts'
-import { type EffectsDatabase, effectsDatabase, until } from '../support/client.ts'
 import { connect } from '../support/database.ts'
+import { type EffectsDatabase, effectsDatabase } from '../support/effects.ts'
+import { until } from '../support/until.ts'
 
 interface Between {
   readonly database: EffectsDatabase

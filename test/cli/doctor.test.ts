@@ -11,7 +11,7 @@ import {
   testDatabase,
   testRole,
 } from '../support/database.ts'
-import { makeOrphan } from '../support/orphan.ts'
+import { leaveBehind } from '../support/orphan.ts'
 import { serverUrl } from '../support/servers.ts'
 
 test('a healthy pair of databases passes every check', async (t) => {
@@ -182,7 +182,7 @@ test('slots that run out are critical, and fewer than may be needed are worth a 
 
 test('orphans, losses and gaps are found, and what to type for each', async (t) => {
   const [orders, billing] = [await testDatabase(t), await testDatabase(t, { server: 'b' })]
-  await makeOrphan({ home: orders, participant: billing, decision: 'committed' })
+  await leaveBehind(orders, { billing })
   const young = await doctor(...named({ orders, billing }))
   t.is(find(young.checks, 'in doubt', 'billing').status, 'ok')
   t.regex(find(young.checks, 'in doubt', 'billing').found, /^1 branch/)
@@ -205,7 +205,7 @@ test('orphans, losses and gaps are found, and what to type for each', async (t) 
 
 test('what to type for an orphan names its home where that is not among the databases given', async (t) => {
   const [orders, billing] = [await testDatabase(t), await testDatabase(t, { server: 'b' })]
-  await makeOrphan({ home: orders, participant: billing, decision: 'committed' })
+  await leaveBehind(orders, { billing })
   const [{ id }] = await orders.sql<[{ id: string }]>`select once.home_id()::text as id`
   const alone = find((await doctor(...named({ billing }), '--orphan-age', '0')).checks, 'in doubt')
   t.is(alone.status, 'critical')

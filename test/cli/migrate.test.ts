@@ -1,5 +1,6 @@
 import test from 'ava'
-import { migrationSql, readMigrations } from '../../src/migrate.ts'
+import { readMigrations } from '../../src/migration-files.ts'
+import { migrationSql } from '../../src/migration-sql.ts'
 import { pgonceCli } from '../support/cli.ts'
 import { emptyDatabase, randomName } from '../support/database.ts'
 import { serverUrl } from '../support/servers.ts'

@@ -3,14 +3,14 @@ import type { BranchShown } from '../../src/cli/in-doubt.ts'
 import type { RecoveryReport } from '../../src/transaction/report.ts'
 import { named, pgonceCli, startCli } from '../support/cli.ts'
 import { connect, type TestContext, type TestDatabase, testDatabase, testRole } from '../support/database.ts'
-import { makeOrphan } from '../support/orphan.ts'
+import { leaveBehind } from '../support/orphan.ts'
 
 test('in-doubt shows each branch with the decision of its home, and the line that finishes it', async (t) => {
   const pair = await databases(t)
-  const { orders: home, billing: participant } = pair
-  const committed = await makeOrphan({ home, participant, decision: 'committed', effect: write(1) })
-  const aborted = await makeOrphan({ home, participant, decision: 'aborted', effect: write(2) })
-  const pending = await makeOrphan({ home, participant, decision: 'pending' })
+  const { orders, billing } = pair
+  const committed = await leaveBehind(orders, { billing }, { effect: write(1) })
+  const aborted = await leaveBehind(orders, { billing }, { decision: 'aborted', effect: write(2) })
+  const pending = await leaveBehind(orders, { billing }, { decision: 'pending' })
 
   const { exitCode, branches } = await inDoubt(pair)
   t.is(exitCode, 0)
@@ -37,52 +37,52 @@ test('in-doubt shows each branch with the decision of its home, and the line tha
   t.true(stdout.includes(`    → in billing: commit prepared '${committed.gid}';\n`))
   t.regex(stdout, /3 branches in doubt, 2 decided/)
 
-  for (const { type } of branches) if (type !== null) await participant.sql.unsafe(type)
+  for (const { type } of branches) if (type !== null) await billing.sql.unsafe(type)
   await pending.endHome('rollback')
-  t.deepEqual(await written(participant), [1])
+  t.deepEqual(await written(billing), [1])
   t.is((await recover(pair)).rolledBack, 1)
   t.deepEqual((await inDoubt(pair)).branches, [])
 })
 
 test('in-doubt without the home says which database to add', async (t) => {
-  const { orders: home, billing: participant } = await databases(t)
-  await makeOrphan({ home, participant, decision: 'committed' })
-  const { branches } = await inDoubt({ billing: participant })
-  const [{ id }] = await home.sql<[{ id: string }]>`select id::text from once.identity`
+  const { orders, billing } = await databases(t)
+  await leaveBehind(orders, { billing })
+  const { branches } = await inDoubt({ billing })
+  const [{ id }] = await orders.sql<[{ id: string }]>`select id::text from once.identity`
   t.like(branches[0], { decision: 'unknown', homeName: null, home: id, type: null })
   t.regex(branches[0]?.reason ?? '', new RegExp(`${id}.*add the one`))
 })
 
 test('recover heals what is decided, once, and exits with 0', async (t) => {
   const pair = await databases(t)
-  const { orders: home, billing: participant } = pair
-  const committed = await makeOrphan({ home, participant, decision: 'committed', effect: write(1) })
-  await makeOrphan({ home, participant, decision: 'aborted', effect: write(2) })
+  const { orders, billing } = pair
+  const committed = await leaveBehind(orders, { billing }, { effect: write(1) })
+  await leaveBehind(orders, { billing }, { decision: 'aborted', effect: write(2) })
   const { exitCode, stdout } = await pgonceCli(['recover', ...named(pair)])
   t.is(exitCode, 0, stdout)
   t.true(stdout.includes(`billing: committed the branch of transaction ${committed.transactionId}\n`))
   t.regex(stdout, /^1 committed, 1 rolled back, 0 unfinished, 1 proven, 0 new losses in orders, billing\.$/m)
-  t.deepEqual(await written(participant), [1])
+  t.deepEqual(await written(billing), [1])
   t.deepEqual((await inDoubt(pair)).branches, [])
 
   const again = await recover(pair, '--keep', '0')
   t.like(again, { exitCode: 0, committed: 0, rolledBack: 0, forgotten: 1, losses: [] })
-  t.is((await home.sql`select from once.global_transaction`).length, 0)
-  t.is((await participant.sql`select from once.evidence`).length, 0)
+  t.is((await orders.sql`select from once.global_transaction`).length, 0)
+  t.is((await billing.sql`select from once.evidence`).length, 0)
 })
 
 test('recover leaves a branch alone whose home is not given, and exits with 1', async (t) => {
-  const { orders: home, billing: participant } = await databases(t)
-  const { gid } = await makeOrphan({ home, participant, decision: 'committed' })
-  const report = await recover({ billing: participant })
+  const { orders, billing } = await databases(t)
+  const { gid } = await leaveBehind(orders, { billing })
+  const report = await recover({ billing })
   t.is(report.exitCode, 1)
   t.like(report.unfinished[0], { database: 'billing', gid })
-  t.is((await inDoubt({ orders: home, billing: participant })).branches.length, 1)
+  t.is((await inDoubt({ orders, billing })).branches.length, 1)
 })
 
 test("recover leaves a branch alone whose home's transaction still runs", async (t) => {
   const pair = await databases(t)
-  const { endHome } = await makeOrphan({ home: pair.orders, participant: pair.billing, decision: 'pending' })
+  const { endHome } = await leaveBehind(pair.orders, { billing: pair.billing }, { decision: 'pending' })
   t.like(await recover(pair), { exitCode: 0, pending: 1, committed: 0, rolledBack: 0 })
   await endHome('commit')
   t.like(await recover(pair), { exitCode: 0, pending: 0, committed: 1 })
@@ -90,11 +90,7 @@ test("recover leaves a branch alone whose home's transaction still runs", async 
 
 test('recover finds a lost branch by its audit, records it and exits with 1', async (t) => {
   const pair = await databases(t)
-  const { gid, transactionId } = await makeOrphan({
-    home: pair.orders,
-    participant: pair.billing,
-    decision: 'committed',
-  })
+  const { gid, transactionId } = await leaveBehind(pair.orders, { billing: pair.billing })
   // What a failover to a replica does that lagged behind.
   await pair.billing.sql.unsafe(`rollback prepared '${gid}'`)
   const { exitCode, stdout } = await pgonceCli(['recover', ...named(pair)])
@@ -103,11 +99,7 @@ test('recover finds a lost branch by its audit, records it and exits with 1', as
   t.is((await pgonceCli(['doctor', ...named(pair)])).exitCode, 1)
 
   const evidence = await databases(t)
-  const lost = await makeOrphan({
-    home: evidence.orders,
-    participant: evidence.billing,
-    decision: 'committed',
-  })
+  const lost = await leaveBehind(evidence.orders, { billing: evidence.billing })
   await evidence.billing.sql.unsafe(`commit prepared '${lost.gid}'`)
   await evidence.orders.sql`delete from once.global_transaction`
   const report = await recover(evidence)
@@ -149,12 +141,7 @@ test('a recoverer that is no member of the owner says so and exits with 1; as a 
   await pair.orders.sql`select once.grant_recover(${roles.orders})`
   await pair.billing.sql`select once.grant_recover(${roles.billing})`
   const urls = { orders: pair.orders.urlAs(roles.orders), billing: pair.billing.urlAs(roles.billing) }
-  const { gid } = await makeOrphan({
-    home: pair.orders,
-    participant: pair.billing,
-    decision: 'committed',
-    sql: connect(t, pair.billing.urlAs(app)),
-  })
+  const { gid } = await leaveBehind(pair.orders, { billing: { sql: connect(t, pair.billing.urlAs(app)) } })
 
   const refused = await pgonceCli(['recover', ...named(urls)])
   t.is(refused.exitCode, 1)
@@ -169,12 +156,12 @@ test('a recoverer that is no member of the owner says so and exits with 1; as a 
 
 test('recover --watch heals what appears later, says so, and ends cleanly at Ctrl-C', async (t) => {
   const pair = await databases(t)
-  const { orders: home, billing: participant } = pair
+  const { orders, billing } = pair
   const watching = startCli(t, ['recover', '--watch', ...named(pair)])
   await watching.line(/watching orders, billing/)
-  const { transactionId } = await makeOrphan({ home, participant, decision: 'committed', effect: write(7) })
+  const { transactionId } = await leaveBehind(orders, { billing }, { effect: write(7) })
   await watching.line(new RegExp(`billing: committed the branch of transaction ${transactionId}`))
-  t.deepEqual(await written(participant), [7])
+  t.deepEqual(await written(billing), [7])
   const { exitCode, stdout, stderr } = await watching.stop('SIGINT')
   t.is(exitCode, 0)
   t.regex(stdout, /stopped; 1 committed, 0 rolled back$/)
@@ -183,11 +170,7 @@ test('recover --watch heals what appears later, says so, and ends cleanly at Ctr
 
 test('recover --watch --json prints an object a line, a trouble once, and goes on through it', async (t) => {
   const pair = await databases(t)
-  const { gid, endHome } = await makeOrphan({
-    home: pair.orders,
-    participant: pair.billing,
-    decision: 'pending',
-  })
+  const { gid, endHome } = await leaveBehind(pair.orders, { billing: pair.billing }, { decision: 'pending' })
   const watching = startCli(t, ['recover', '--watch', '--json', ...named({ billing: pair.billing })])
   await watching.line(/"unfinished":\[\{/)
   await pair.billing.sql.unsafe(`rollback prepared '${gid}'`)

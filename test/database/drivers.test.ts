@@ -1,4 +1,3 @@
-import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import test from 'ava'
 import {
   type CompiledQuery,
@@ -11,9 +10,12 @@ import {
   CompiledQuery as Query,
 } from 'kysely'
 import type postgres from 'postgres'
-import { HandlerError, type StepEvent } from '../../src/index.ts'
-import { client, type Effects, effectsDatabase, killSessions, until } from '../support/client.ts'
+import { HandlerError } from '../../src/index.ts'
+import { client, killSessions, type Two } from '../support/client.ts'
 import { connect } from '../support/database.ts'
+import { twoDatabases } from '../support/effects.ts'
+import { at } from '../support/steps.ts'
+import { until } from '../support/until.ts'
 
 /** A dialect as others have written it: no command tags, and no eye on the connection. */
 function plainDialect<DB>(sql: postgres.Sql, several: boolean): Kysely<DB> {
@@ -53,8 +55,8 @@ function plainDialect<DB>(sql: postgres.Sql, several: boolean): Kysely<DB> {
 
 for (const several of [true, false]) {
   test(`Any Kysely dialect will do, one that tells no command tags included (several statements a text: ${several})`, async (t) => {
-    const [a, b] = await Promise.all([effectsDatabase(t, 'a'), effectsDatabase(t, 'b')])
-    const once = client<{ a: Effects; b: Effects }>(t, {
+    const [a, b] = await twoDatabases(t)
+    const once = client<Two>(t, {
       a: plainDialect(connect(t, a.url, { max: 2 }), several),
       b: plainDialect(connect(t, b.url, { max: 2 }), several),
     })
@@ -78,24 +80,21 @@ for (const several of [true, false]) {
 test.serial(
   'A driver that goes on with a reopened connection cannot make us commit branches without their home',
   async (t) => {
-    const [a, b] = await Promise.all([effectsDatabase(t, 'a'), effectsDatabase(t, 'b')])
+    const [a, b] = await twoDatabases(t)
     // PREPARE takes as long as somebody holds this row.
     await b.sql.unsafe(`
     create table gate (id int primary key); insert into gate values (1);
     create function wait_at_gate() returns trigger language plpgsql as $$ begin perform from gate for update; return null; end $$;
     create constraint trigger late after insert on effect deferrable initially deferred for each row execute function wait_at_gate()`)
     const mine = connect(t, a.url)
-    const once = client<{ a: Effects; b: Effects }>(t, { a: plainDialect(mine, true), b: b.url })
+    const once = client<Two>(t, { a: plainDialect(mine, true), b: b.url })
     const gate = await b.sql.reserve()
     await gate`begin`
     await gate`select from gate for update`
     let prepares = false
-    const name = 'tracing:pgonce:prepare:start'
-    const listener = (event: unknown) => {
-      if ((event as StepEvent).database === 'b') prepares = true
-    }
-    subscribe(name, listener)
-    t.teardown(() => unsubscribe(name, listener))
+    at(t, 'prepare', 'start', 'b', () => {
+      prepares = true
+    })
     const transaction = once.transaction(
       async (tx) => {
         await tx.a.insertInto('effect').values({ id: 1 }).execute()

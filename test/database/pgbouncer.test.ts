@@ -5,8 +5,10 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import test from 'ava'
 import postgres from 'postgres'
-import { client, type Effects, type EffectsDatabase, effectsDatabase, until } from '../support/client.ts'
+import { client, type Two } from '../support/client.ts'
 import { connect, type TestContext } from '../support/database.ts'
+import { type EffectsDatabase, twoDatabases } from '../support/effects.ts'
+import { until } from '../support/until.ts'
 
 const installed = (() => {
   try {
@@ -79,7 +81,7 @@ ignore_startup_parameters = extra_float_digits
 }
 
 testBehind('Behind PgBouncer in transaction mode everything holds, with `prepare: false`', async (t) => {
-  const [a, b] = await Promise.all([effectsDatabase(t, 'a'), effectsDatabase(t, 'b')])
+  const [a, b] = await twoDatabases(t)
   const urls = await pgbouncer(t, [a, b])
   const [one, two] = urls.map((url) => {
     const sql = postgres(url, { prepare: false, max: 8, onnotice: () => {} })
@@ -87,7 +89,7 @@ testBehind('Behind PgBouncer in transaction mode everything holds, with `prepare
     return sql
   })
   if (!one || !two) return t.fail()
-  const once = client<{ a: Effects; b: Effects }>(t, { a: one, b: two })
+  const once = client<Two>(t, { a: one, b: two })
   const ids = Array.from({ length: 50 }, (_, id) => id)
   const deliver = (id: number) =>
     once.process(id % 2 === 0 ? 'a' : 'b', { scope: 's', key: `k${id}` }, async (_, tx) => {

@@ -1,8 +1,9 @@
 import test from 'ava'
 import { CompiledQuery, sql, type Transaction } from 'kysely'
 import { AbortedError, HandlerError, InvalidInputError, type Pgonce } from '../../src/index.ts'
-import { client, type Effects, effectsDatabase, killSessions, kyselyOnPg } from '../support/client.ts'
+import { client, killSessions, kyselyOnPg } from '../support/client.ts'
 import type { TestContext } from '../support/database.ts'
+import { type Effects, twoDatabases } from '../support/effects.ts'
 
 interface Two {
   a: Effects
@@ -12,7 +13,7 @@ interface Two {
 type Handles = { readonly [Name in keyof Two]: Transaction<Two[Name]> }
 
 async function rig(t: TestContext, driver: 'postgres.js' | 'pg') {
-  const [a, b] = await Promise.all([effectsDatabase(t, 'a'), effectsDatabase(t, 'b')])
+  const [a, b] = await twoDatabases(t)
   const target = ({ url }: { url: string }) =>
     driver === 'pg' ? kyselyOnPg<Effects>(t, url, { max: 2 }) : url
   const once: Pgonce<Two> = client<Two>(t, { a: target(a), b: target(b) } as { a: string; b: string })

@@ -8,6 +8,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import test from 'ava'
 import { CommanderError } from 'commander'
 import fc from 'fast-check'
+import { show } from '../../src/check.ts'
 import { chooseDatabases, type DatabaseFlags } from '../../src/cli/databases.ts'
 import { createProgram } from '../../src/cli/program.ts'
 import {
@@ -18,11 +19,11 @@ import {
   PgonceError,
   pgonce,
 } from '../../src/index.ts'
-import { show } from '../../src/names.ts'
 import { formatXid, parseXid, xaResource } from '../../src/xa/index.ts'
 import { pgonceCli } from '../support/cli.ts'
-import { client, type EffectsDatabase, effectsDatabase, fileContext } from '../support/client.ts'
-import { randomName } from '../support/database.ts'
+import { client } from '../support/client.ts'
+import { fileContext, randomName } from '../support/database.ts'
+import { type EffectsDatabase, effectsDatabase } from '../support/effects.ts'
 import { holds, stretch } from './runs.ts'
 
 /** What a value of the caller's throws by itself is the caller's, and comes through. */

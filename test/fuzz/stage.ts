@@ -10,7 +10,7 @@ import {
   type TestContext,
   type TestDatabase,
 } from '../support/database.ts'
-import { makeOrphan, type Orphan } from '../support/orphan.ts'
+import { type LeftBehind, leaveBehind } from '../support/orphan.ts'
 import { rowsOf } from '../support/sql.ts'
 import { prepare } from '../support/strangers.ts'
 import { injections, type Known } from './values.ts'
@@ -31,7 +31,7 @@ export interface Stage {
   readonly sessions: Readonly<Record<Role, postgres.Sql>>
   readonly known: Known
   /** Prepared in `branch`, by the application, and decided in `home`. */
-  readonly orphan: Orphan
+  readonly orphan: LeftBehind
   /** Prepared in `branch` by somebody who cannot vote, under a gid of our form. */
   readonly forged: string
   /** What there is in `branch`, as the superuser sees it. */
@@ -179,7 +179,7 @@ export async function makeStage(t: TestContext, withPeers: boolean): Promise<Sta
     values ('once:1:${gone}:${forced}:9:billing', '${forced}', '${gone}', '9', 'billing', 'app', 'commit', 'why not');
   `)
   const asApp = connect(t, server.url('billing', 'app'))
-  const orphan = await makeOrphan({ home, participant: branch, decision: 'committed', sql: asApp })
+  const orphan = await leaveBehind(home, { billing: { sql: asApp } }, { decision: 'committed' })
   const forged = orphan.gid.replace(/:[^:]+$/, ':forged')
   await prepare(t, server.url('billing', 'hostile'), forged, 'select pg_current_xact_id()')
   await prepare(t, server.url('billing'), "131077_it's", 'select pg_current_xact_id()')

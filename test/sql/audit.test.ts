@@ -1,12 +1,14 @@
 import test from 'ava'
+import { effectsDatabase, twoDatabases } from '../support/effects.ts'
+import { leaveOrphan } from '../support/orphan.ts'
 import { oneValue, rowsOf } from '../support/sql.ts'
-import { gexec, leaveOrphan, placeWithEffects } from '../support/strangers.ts'
+import { gexec } from '../support/strangers.ts'
 
 const findings = (sql: Parameters<typeof rowsOf>[0]) =>
   rowsOf(sql, 'select finding, transaction_id, participant from once.audit() order by 1')
 
-async function cluster(t: Parameters<typeof placeWithEffects>[0]) {
-  const [a, b] = [await placeWithEffects(t), await placeWithEffects(t)]
+async function cluster(t: Parameters<typeof effectsDatabase>[0]) {
+  const [a, b] = [await effectsDatabase(t), await effectsDatabase(t)]
   for (const { sql } of [a, b]) await sql`create extension dblink`
   return { a, b }
 }
@@ -82,7 +84,7 @@ test('A branch that comes back after its transaction was forgotten by hand is fo
 })
 
 test('Who cannot be reached is a finding, never silence', async (t) => {
-  const [far, b] = [await placeWithEffects(t, 'a'), await placeWithEffects(t, 'b')]
+  const [far, b] = await twoDatabases(t)
   const { gid } = await leaveOrphan(far, b, 1)
   await b.sql.unsafe(`commit prepared '${gid}'`)
   await age(b)

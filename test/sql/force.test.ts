@@ -1,12 +1,14 @@
 import test from 'ava'
 import { pgonce } from '../../src/index.ts'
 import { connect, testRole } from '../support/database.ts'
+import { effectsDatabase } from '../support/effects.ts'
+import { leaveOrphan } from '../support/orphan.ts'
 import { oneValue, openSession, refused, rowsOf } from '../support/sql.ts'
-import { effectsIn, gexec, leaveOrphan, placeWithEffects, prepare } from '../support/strangers.ts'
+import { gexec, prepare } from '../support/strangers.ts'
 
 /** A home out of reach of the participant, which is on another cluster, and knows no peer. */
-async function lostHome(t: Parameters<typeof placeWithEffects>[0]) {
-  return { home: await placeWithEffects(t, 'a'), b: await placeWithEffects(t, 'b') }
+async function lostHome(t: Parameters<typeof effectsDatabase>[0]) {
+  return { home: await effectsDatabase(t, 'a'), b: await effectsDatabase(t, 'b') }
 }
 
 for (const [outcome, effects] of [
@@ -33,7 +35,7 @@ for (const [outcome, effects] of [
       /was not typed/,
     )
     await b.sql.unsafe(String(lines[0]?.[0]))
-    t.deepEqual(await effectsIn(b), [...effects])
+    t.deepEqual(await b.effects(), [...effects])
     t.deepEqual(
       await rowsOf(b.sql, `select finding, transaction_id from once.audit() where finding <> 'not compared'`),
       [['hazard', transactionId]],
@@ -97,7 +99,7 @@ test('A commit that was forced before its home decided is judged beside the deci
 })
 
 test('Nothing is forced while the home can be asked', async (t) => {
-  const [a, b] = [await placeWithEffects(t), await placeWithEffects(t)]
+  const [a, b] = [await effectsDatabase(t), await effectsDatabase(t)]
   await b.sql`create extension dblink`
   const force = async (gid: string) => oneValue(b.sql, `select once.force('${gid}', 'commit', 'impatience')`)
   await refused(
@@ -133,7 +135,7 @@ test('Only an operator forces, as himself, and as the owner of the branch', asyn
   const { home, b } = await lostHome(t)
   const app = await testRole(t, b)
   await b.sql.unsafe(`grant all on effect to ${app}; select once.grant_app('${app}')`)
-  const { gid } = await leaveOrphan(home, b, 1, 'committed', { sql: connect(t, b.urlAs(app)) })
+  const { gid } = await leaveOrphan(home, { sql: connect(t, b.urlAs(app)) }, 1, 'committed')
   for (const grant of ['app', 'monitor', 'recover']) {
     const role = await testRole(t, b)
     await b.sql.unsafe(`select once.grant_${grant}('${role}'); grant ${app} to ${role}`)
@@ -160,7 +162,7 @@ test('Only an operator forces, as himself, and as the owner of the branch', asyn
     `/* forced by ${operator} */ commit prepared '${gid}'`,
     'reset role',
   ])
-  t.deepEqual(await effectsIn(b), [1])
+  t.deepEqual(await b.effects(), [1])
   t.is(await oneValue(b.sql, 'select forced_by from once.forced'), operator)
   await refused(t, oneValue(session, `update once.forced set forced_by = 'x'`), '42501')
 })

@@ -1,7 +1,9 @@
 import test from 'ava'
 import { connect, installSchema, ownServer, testDatabase, testRole } from '../support/database.ts'
+import { effectsDatabase } from '../support/effects.ts'
+import { leaveOrphan } from '../support/orphan.ts'
 import { oneValue, openSession, refused, rowsOf } from '../support/sql.ts'
-import { leaveOrphan, placeWithEffects, prepare } from '../support/strangers.ts'
+import { prepare } from '../support/strangers.ts'
 
 type Sql = Parameters<typeof rowsOf>[0]
 
@@ -29,7 +31,7 @@ test('A new database is well: every check is ok, named for Prometheus, and witho
 })
 
 test('A decided branch that nobody finishes alarms at both ends, and more so as time goes by', async (t) => {
-  const [a, b] = [await placeWithEffects(t), await placeWithEffects(t)]
+  const [a, b] = [await effectsDatabase(t), await effectsDatabase(t)]
   await leaveOrphan(a, b, 1)
   t.like(await check(b.sql, 'in_doubt'), { value: 1, status: 'ok' })
   t.like(await check(b.sql, 'oldest_in_doubt_seconds'), { status: 'ok', hint: null })
@@ -71,7 +73,7 @@ test('Prepared transactions of others, slots, and xid age are counted, here and 
 })
 
 test('A recovery that has not looked for long alarms, but only where there is something to recover', async (t) => {
-  const b = await placeWithEffects(t)
+  const b = await effectsDatabase(t)
   const name = 'last_recovery_seconds'
   t.like(await check(b.sql, name), { status: 'ok', value: null })
   await b.sql`insert into once.evidence (transaction_id, home, participant) values (gen_random_uuid(), gen_random_uuid(), 'b')`
@@ -113,7 +115,7 @@ test('Losses, gaps, stalled offsets and a retention that nobody applies are seen
 })
 
 test('A monitor may look at all of it, and read what it cannot change', async (t) => {
-  const [a, b] = [await placeWithEffects(t), await placeWithEffects(t)]
+  const [a, b] = [await effectsDatabase(t), await effectsDatabase(t)]
   const monitor = await testRole(t, b)
   await b.sql.unsafe(`select once.grant_monitor('${monitor}')`)
   await leaveOrphan(a, b, 1)

@@ -6,13 +6,20 @@ import { randomUUID } from 'node:crypto'
 import test from 'ava'
 import { pgonce } from '../../src/index.ts'
 import { named, pgonceCli } from '../support/cli.ts'
-import { client, fileContext } from '../support/client.ts'
-import { connect, emptyDatabase, randomName, type TestContext, testRole } from '../support/database.ts'
-import { makeOrphan, type Orphan } from '../support/orphan.ts'
+import { client } from '../support/client.ts'
+import {
+  connect,
+  emptyDatabase,
+  fileContext,
+  randomName,
+  type TestContext,
+  type TestDatabase,
+  testRole,
+} from '../support/database.ts'
+import { type EffectsDatabase, effectsDatabase } from '../support/effects.ts'
+import { type LeftBehind, leaveOrphan } from '../support/orphan.ts'
 import { isPending, oneValue, openSession, refused, rowsOf, untilBlocked } from '../support/sql.ts'
-import { effectsIn, gexec, placeWithEffects, prepare } from '../support/strangers.ts'
-
-type Place = Awaited<ReturnType<typeof placeWithEffects>>
+import { gexec, prepare } from '../support/strangers.ts'
 
 interface Effects {
   readonly effect: { readonly id: number }
@@ -22,18 +29,18 @@ const grants = ['app', 'recover', 'monitor', 'operator'] as const
 type Role = (typeof grants)[number] | 'hostile'
 
 interface Stage {
-  readonly home: Place
-  readonly branch: Place
+  readonly home: EffectsDatabase
+  readonly branch: EffectsDatabase
   /** Role names. In both databases, each with what its grant gives; `hostile` with none. */
   readonly roles: Readonly<Record<Role, string>>
   /** Prepared by the application; its home has committed. */
-  readonly orphan: Orphan
+  readonly orphan: LeftBehind
 }
 
 /** Two databases of one cluster, every role, and a branch in doubt. */
 async function makeStage(t: TestContext, decision: 'committed' | 'aborted' = 'committed'): Promise<Stage> {
-  const home = await placeWithEffects(t)
-  const branch = await placeWithEffects(t)
+  const home = await effectsDatabase(t)
+  const branch = await effectsDatabase(t)
   const roles: Record<string, string> = { hostile: await testRole(t, [home, branch]) }
   for (const grant of grants) {
     // As the manual advises: who finishes for others has their rights only where it takes them on.
@@ -48,8 +55,8 @@ async function makeStage(t: TestContext, decision: 'committed' | 'aborted' = 'co
     await home.sql.unsafe(`grant ${roles.app} to ${roles[finisher]}`)
   const stage = { home, branch, roles: roles as Stage['roles'] }
   const sql = connect(t, branch.urlAs(stage.roles.app))
-  const effect = 'insert into effect values (1)'
-  return { ...stage, orphan: await makeOrphan({ home, participant: branch, decision, effect, sql }) }
+  const orphan = await leaveOrphan(home, { sql }, 1, decision)
+  return { ...stage, orphan }
 }
 
 const sweep = async (stage: Pick<Stage, 'home' | 'branch'>, role = 'postgres') => {
@@ -59,7 +66,7 @@ const sweep = async (stage: Pick<Stage, 'home' | 'branch'>, role = 'postgres') =
   return await once.recovery.sweep()
 }
 
-const gidsIn = async ({ sql, name }: Place) =>
+const gidsIn = async ({ sql, name }: TestDatabase) =>
   (await rowsOf(sql, `select gid from pg_prepared_xacts where database = '${name}'`)).flat().toSorted()
 
 const withXid = (gid: string, xid: string) => gid.replace(/:\d+:(?=[^:]+$)/, `:${xid}:`)
@@ -298,7 +305,7 @@ for (const where of ['the branch’s database', 'another database of the cluster
       ),
     )
     t.regex(String(failure?.message) + String((failure?.cause as Error)?.message), /already in use/)
-    t.deepEqual([await effectsIn(home), await effectsIn(branch)], [[], [1]])
+    t.deepEqual([await home.effects(), await branch.effects()], [[], [1]])
     t.deepEqual(await gidsIn(squatter), [gid], 'and the squatter’s is left alone')
     const report = await sweep({ home, branch })
     t.deepEqual([report.committed, report.rolledBack, report.losses, report.unfinished], [0, 0, [], []])
@@ -334,7 +341,7 @@ for (const decision of ['committed', 'aborted'] as const) {
         losses: [],
       },
     )
-    t.deepEqual(await effectsIn(branch), decision === 'committed' ? [1] : [])
+    t.deepEqual(await branch.effects(), decision === 'committed' ? [1] : [])
     t.deepEqual(await gidsIn(branch), copies.toSorted())
     t.deepEqual(await gidsIn(home), [elsewhere])
     t.is((await rowsOf(branch.sql, 'select from once.resolve()')).length, 0)
@@ -479,13 +486,7 @@ test('A role whose name is an attack is quoted in every line to type', async (t)
     await sql.unsafe(`grant insert on effect to ${quoted}; grant ${quoted} to ${roles.recover}`)
   }
   const sql = connect(t, branch.urlAs(name))
-  await makeOrphan({
-    home,
-    participant: branch,
-    decision: 'committed',
-    effect: 'insert into effect values (7)',
-    sql,
-  })
+  await leaveOrphan(home, { sql }, 7)
   const recoverer = connect(t, branch.urlAs(roles.recover))
   const lines = await rowsOf(
     branch.sql,
@@ -495,7 +496,7 @@ test('A role whose name is an attack is quoted in every line to type', async (t)
   // Resolving here needs the home's answer, which is in another database: recovery asks both.
   const { committed, unfinished } = await sweep(stage, roles.recover)
   t.deepEqual({ committed, unfinished }, { committed: 2, unfinished: [] })
-  t.deepEqual(await effectsIn(branch), [1, 7])
+  t.deepEqual(await branch.effects(), [1, 7])
 
   const homeId = await oneValue(branch.sql, 'select once.home_id()')
   await sql.unsafe(`begin; select pg_current_xact_id()`)
@@ -503,7 +504,7 @@ test('A role whose name is an attack is quoted in every line to type', async (t)
   const typed = await gexec(recoverer, 'select once.resolve()')
   t.is(typed.length, 3)
   t.deepEqual(await gidsIn(branch), [])
-  t.deepEqual(await effectsIn(branch), [1, 7])
+  t.deepEqual(await branch.effects(), [1, 7])
 })
 
 // ---------------------------------------------------------------------------------------------------
@@ -529,7 +530,7 @@ test('Evidence that was forged for somebody else’s transaction makes it roll b
     ),
     { message: /evidence_pkey/ },
   )
-  t.deepEqual([await effectsIn(home), await effectsIn(branch)], [[], [1]])
+  t.deepEqual([await home.effects(), await branch.effects()], [[], [1]])
   t.deepEqual(await gidsIn(branch), [])
 })
 
@@ -843,7 +844,7 @@ test('An application with grant_app alone, a recoverer and a monitor are enough 
 
   const report = await sweep(stage, roles.recover)
   t.deepEqual([report.committed, report.proven, report.unfinished, report.unreachable], [1, 2, [], []])
-  t.deepEqual([await effectsIn(home), await effectsIn(branch)], [[3], [1, 3]])
+  t.deepEqual([await home.effects(), await branch.effects()], [[3], [1, 3]])
   await using recoverer = pgonce<Record<string, object>>({
     databases: { orders: home.urlAs(roles.recover), billing: branch.urlAs(roles.recover) },
   })

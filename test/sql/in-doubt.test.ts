@@ -1,13 +1,17 @@
 import { randomUUID } from 'node:crypto'
 import test from 'ava'
-import { connect, installSchema, ownServer, testDatabase, testRole } from '../support/database.ts'
-import { oneValue, openSession, rowsOf, type Session, until, untilBlocked } from '../support/sql.ts'
-import { leaveOrphan, placeWithEffects, prepare } from '../support/strangers.ts'
+import { connect, installSchema, ownServer, randomName, testDatabase, testRole } from '../support/database.ts'
+import { effectsDatabase } from '../support/effects.ts'
+import { leaveOrphan } from '../support/orphan.ts'
+import { oneValue, openSession, refused, rowsOf, type Session, untilBlocked } from '../support/sql.ts'
+import { prepare } from '../support/strangers.ts'
+import { openBranch, someHome } from '../support/two-phase.ts'
+import { until } from '../support/until.ts'
 
 const base64 = (text: string | Buffer) => Buffer.from(text).toString('base64')
 
 test('in_doubt shows every prepared transaction of this database and no other', async (t) => {
-  const [a, b] = [await placeWithEffects(t), await placeWithEffects(t)]
+  const [a, b] = [await effectsDatabase(t), await effectsDatabase(t)]
   const { gid, transactionId } = await leaveOrphan(a, b, 1)
   const home = await oneValue(a.sql, 'select once.home_id()')
   await prepare(t, b.url, `mine in ${b.name}`, 'insert into effect values (2)')
@@ -92,8 +96,107 @@ test('The gids of other managers are decoded and named, and theirs are never our
   }
 })
 
+test('Strangers’ prepared transactions are shown where they carry our prefix, and never called ours', async (t) => {
+  const database = await testDatabase(t)
+  const { sql } = database
+  const other = await testDatabase(t)
+  const [app, stranger] = [await testRole(t, database), await testRole(t, database)]
+  await sql`select once.grant_app(${app})`
+  const leave = (url: string, gid: string) => prepare(t, url, gid, 'select pg_current_xact_id()')
+  const uuid = randomUUID
+  const good = `once:1:${uuid()}:${uuid()}:18446744073709551:a.b_c-1`
+  const strange = [
+    'once:',
+    'once:1',
+    `once:1:${uuid()}`,
+    `once:2:${uuid()}:${uuid()}:5:b`,
+    `once:1:${uuid().toUpperCase()}:${uuid()}:5:b`,
+    `once:1:${uuid()}:${uuid()}:-5:b`,
+    `once:1:${uuid()}:${uuid()}:123456789012345678901:b`,
+    `once:1:${uuid()}:${uuid()}:5:`,
+    `once:1:${uuid()}:${uuid()}:5:b:c`,
+    `once:1:${uuid()}:${uuid()}:5:b'; drop schema once; --`,
+    `once:1:${uuid()}:${uuid()}:5:😀`,
+    `once:1:${uuid()}:${uuid()}:5:b\nonce:1`,
+    `\nonce:1:${uuid()}:${uuid()}:5:b`,
+    `once:1:${uuid()}:${uuid()}:5:${'x'.repeat(64)}`,
+  ]
+  for (const gid of strange) await leave(database.urlAs(app), gid)
+  await leave(database.urlAs(app), good)
+  const squatted = `once:1:${uuid()}:${uuid()}:5:b`
+  await leave(database.urlAs(stranger), squatted)
+  const unrelated = randomName('another-manager')
+  await leave(database.urlAs(app), unrelated)
+  await leave(other.url, `once:1:${uuid()}:${uuid()}:5:b`)
+
+  const shown = await rowsOf(
+    sql,
+    'select gid, owner, ours, transaction_id is not null from once.in_doubt where gid like $$once:%$$ order by gid',
+  )
+  const expected = [
+    ...strange.filter((gid) => gid.startsWith('once:')).map((gid) => [gid, app, false, false]),
+    [good, app, true, true],
+    [squatted, stranger, false, true],
+  ]
+  t.deepEqual(
+    shown.toSorted(([x], [y]) => (String(x) < String(y) ? -1 : 1)),
+    expected.toSorted(([x], [y]) => (String(x) < String(y) ? -1 : 1)),
+  )
+  t.true(
+    await oneValue(sql, `select bool_and(age >= '0' and age < '1 hour' and can_finish) from once.in_doubt`),
+  )
+  t.deepEqual(
+    await rowsOf(sql, `select home_xid::xid8, participant from once.in_doubt where gid = '${good}'`),
+    [['18446744073709551', 'a.b_c-1']],
+  )
+})
+
+test('in_doubt says who may finish a branch: its owner, who can become its owner, and a superuser', async (t) => {
+  const database = await testDatabase(t)
+  const { sql } = database
+  const [app, member, outsider] = [
+    await testRole(t, database),
+    await testRole(t, database),
+    await testRole(t, database),
+  ]
+  await sql`select once.grant_app(${app})`
+  for (const role of [member, outsider]) await sql`select once.grant_monitor(${role})`
+  await sql.unsafe(`grant ${app} to ${member}`)
+  const a = await openSession(t, database.urlAs(app))
+  const id = randomUUID()
+  const gid = `once:1:${someHome}:${id}:99:a`
+  await openBranch(a, id)
+  await a.rows(`select once.vote('${id}', '${someHome}', 'a')`)
+  await a.rows(`prepare transaction '${gid}'`)
+  const canFinish = async (role: string) =>
+    (await openSession(t, database.urlAs(role))).value('select can_finish from once.in_doubt')
+  t.deepEqual(await Promise.all([app, member, outsider].map(canFinish)), [true, true, false])
+  if (Number(await oneValue(sql, `show server_version_num`)) >= 160000) {
+    await sql.unsafe(`grant ${app} to ${outsider} with set false`)
+    t.false(await canFinish(outsider), 'a member that may not SET ROLE cannot')
+  }
+  const m = await openSession(t, database.urlAs(member))
+  await refused(t, m.rows(`rollback prepared '${gid}'`), '42501')
+  await m.rows(`set role ${app}`)
+  await t.notThrowsAsync(m.rows(`rollback prepared '${gid}'`))
+})
+
+test('A branch whose owner was dropped is shown without one, and is nobody’s to finish but a superuser’s', async (t) => {
+  const database = await testDatabase(t)
+  const { sql } = database
+  const name = randomName('role')
+  await sql.unsafe(`create role ${name} login`)
+  const a = await openSession(t, database.urlAs(name))
+  await a.sql`begin`
+  await a.rows('select pg_current_xact_id()')
+  await a.rows(`prepare transaction 'once:1:${someHome}:${randomUUID()}:99:a'`)
+  await a.sql.end()
+  await sql.unsafe(`drop role ${name}`)
+  t.deepEqual(await rowsOf(sql, 'select owner, ours, can_finish from once.in_doubt'), [[null, false, false]])
+})
+
 test('A stranger who uses a gid of our form is not taken for ours, and gets no decision', async (t) => {
-  const [a, b] = [await placeWithEffects(t), await placeWithEffects(t)]
+  const [a, b] = [await effectsDatabase(t), await effectsDatabase(t)]
   const { gid } = await leaveOrphan(a, b, 1)
   await b.sql.unsafe(`rollback prepared '${gid}'`)
   const stranger = await testRole(t, b)
@@ -153,7 +256,7 @@ test('Locks are shown with their modes, before and after a restart of the server
 })
 
 test('Sessions that wait for a prepared transaction are found, those behind them too, and nobody else', async (t) => {
-  const b = await placeWithEffects(t)
+  const b = await effectsDatabase(t)
   await b.sql`create table idle (id int)`
   await b.sql`insert into effect values (1)`
   await prepare(t, b.url, `row in ${b.name}`, 'update effect set id = 2')
@@ -164,7 +267,7 @@ test('Sessions that wait for a prepared transaction are found, those behind them
   const statements = [
     'update effect set id = 3 where id = 1',
     'delete from effect where id = 1',
-    'alter table effect add column note text',
+    'alter table effect add column more text',
     'select count(*) from effect',
   ]
   const sessions: Session[] = []
@@ -207,7 +310,7 @@ test('Sessions that wait for a prepared transaction are found, those behind them
 })
 
 test('The decision is shown where this database is the home, and never makes the view fail', async (t) => {
-  const [a, b] = [await placeWithEffects(t), await placeWithEffects(t)]
+  const [a, b] = [await effectsDatabase(t), await effectsDatabase(t)]
   const orphans = [
     await leaveOrphan(a, b, 1, 'committed'),
     await leaveOrphan(a, b, 2, 'aborted'),
@@ -244,7 +347,7 @@ test('The decision is shown where this database is the home, and never makes the
 })
 
 test('in_doubt reads locks and prepared transactions once each, and takes all gids apart in one call', async (t) => {
-  const [a, b] = [await placeWithEffects(t), await placeWithEffects(t)]
+  const [a, b] = [await effectsDatabase(t), await effectsDatabase(t)]
   for (const effect of [1, 2, 3]) await leaveOrphan(a, b, effect)
   await prepare(t, b.url, `${base64('7')}_ in ${b.name}`, 'insert into effect values (4)')
   const waiter = await openSession(t, b.url)

@@ -11,9 +11,9 @@ import {
   refused,
   rowsOf,
   sharedDatabase,
-  until,
   untilBlocked,
 } from '../support/sql.ts'
+import { until } from '../support/until.ts'
 
 const shared = sharedDatabase()
 

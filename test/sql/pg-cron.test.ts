@@ -8,8 +8,10 @@ import { startServer } from '../../src/embedded.ts'
 import { connect } from '../support/database.ts'
 import { runStatements } from '../support/documents.ts'
 import { askForPasswords, blocksFor, hostedDatabase, password } from '../support/hosted.ts'
-import { oneValue, rowsOf, until } from '../support/sql.ts'
-import { effectsIn, leaveOrphan, prepare } from '../support/strangers.ts'
+import { leaveOrphan } from '../support/orphan.ts'
+import { oneValue, rowsOf } from '../support/sql.ts'
+import { prepare } from '../support/strangers.ts'
+import { until } from '../support/until.ts'
 
 const binaries = '/usr/lib/postgresql/15'
 const isThere = ['bin/postgres', 'lib/pg_cron.so'].every((file) => existsSync(`${binaries}/${file}`))
@@ -54,9 +56,9 @@ testCron('pg_cron alone heals what a dead coordinator left, as a role that is no
 
   const foreign = 'citus_0_4711_17_2'
   await prepare(t, billing.urlAs('shop'), foreign, 'insert into effect values (9)')
-  await leaveOrphan(orders, billing, 1, 'committed', { sql: billing.shop })
-  await leaveOrphan(orders, billing, 2, 'aborted', { sql: billing.shop })
-  const pending = await leaveOrphan(orders, billing, 3, 'pending', { sql: billing.shop })
+  await leaveOrphan(orders, { sql: billing.shop }, 1, 'committed')
+  await leaveOrphan(orders, { sql: billing.shop }, 2, 'aborted')
+  const pending = await leaveOrphan(orders, { sql: billing.shop }, 3, 'pending')
 
   const superuser = connect(t, server.url())
   await superuser`create extension pg_cron`
@@ -76,7 +78,7 @@ testCron('pg_cron alone heals what a dead coordinator left, as a role that is no
   }
   const waited = Date.now() - began
   t.deepEqual(await inDoubt(), [foreign, pending.gid].sort(), 'what is foreign or not decided stays')
-  t.deepEqual(await effectsIn(billing), [1])
+  t.deepEqual(await billing.effects(), [1])
   await until('the run is recorded', async () =>
     oneValue(
       superuser,

@@ -5,7 +5,7 @@
 import test, { type ExecutionContext } from 'ava'
 import type { EmbeddedServer } from '../../src/embedded.ts'
 import { pgonce } from '../../src/index.ts'
-import { connect, ownServer } from '../support/database.ts'
+import { connect, fileContext, ownServer } from '../support/database.ts'
 import { runStatements } from '../support/documents.ts'
 import {
   askForPasswords,
@@ -14,13 +14,12 @@ import {
   hostedDatabase,
   password,
 } from '../support/hosted.ts'
-import type { OrphanOptions } from '../support/orphan.ts'
+import { type Decision, leaveOrphan } from '../support/orphan.ts'
 import { proxyTo } from '../support/proxy.ts'
 import { oneValue, refused, rowsOf } from '../support/sql.ts'
-import { effectsIn, leaveOrphan, prepare } from '../support/strangers.ts'
+import { prepare } from '../support/strangers.ts'
 
-const teardowns: (() => unknown)[] = []
-const shared = { teardown: (done: () => unknown) => void teardowns.push(done) }
+const shared = fileContext(test.after.always)
 const servers: Record<'orders' | 'billing', EmbeddedServer> = {} as never
 let orders: HostedDatabase
 let billing: HostedDatabase
@@ -57,10 +56,6 @@ test.before('make two servers that ask for passwords', async (t) => {
   for (const place of both) await play(place, 'recoverer', await blocksFor('hosted', 'recoverer'))
 })
 
-test.after.always('remove them', async () => {
-  for (const done of teardowns.toReversed()) await done()
-})
-
 test.beforeEach('nothing is left of the test before', async () => {
   for (const { sql } of [orders, billing]) {
     for (const gid of (await rowsOf(sql, 'select gid from pg_prepared_xacts')).flat())
@@ -70,13 +65,8 @@ test.beforeEach('nothing is left of the test before', async () => {
 })
 
 /** A branch in billing, or else where it is said, that the application's role owns. */
-function leave(
-  effect: number,
-  decision: OrphanOptions['decision'] = 'committed',
-  home = orders,
-  at = billing,
-) {
-  return leaveOrphan(home, at, effect, decision, { sql: at.shop })
+function leave(effect: number, decision: Decision = 'committed', home = orders, at = billing) {
+  return leaveOrphan(home, { sql: at.shop }, effect, decision)
 }
 
 const recoverIn = ({ urlAs }: HostedDatabase, t: ExecutionContext, keep = '10 minutes') =>
@@ -117,12 +107,12 @@ for (const [name, recover] of Object.entries(recoveries)) {
       const foreign = `42_Zm9v_${Buffer.from(name).toString('base64')}`
       await prepare(t, billing.urlAs('shop'), foreign, 'insert into effect values (9)')
       await recover(t)
-      t.deepEqual([await effectsIn(orders), await effectsIn(billing)], [[4], [1, 5]])
+      t.deepEqual([await orders.effects(), await billing.effects()], [[4], [1, 5]])
       t.deepEqual(await inDoubt(billing), [foreign, pending.gid].sort())
       await pending.endHome('commit')
       await recover(t)
       await recover(t, 0)
-      t.deepEqual(await effectsIn(billing), [1, 3, 5])
+      t.deepEqual(await billing.effects(), [1, 3, 5])
       t.deepEqual(await inDoubt(billing), [foreign], 'what is not ours stays')
       for (const { sql } of [orders, billing]) {
         for (const table of ['global_transaction', 'evidence', 'heuristic'])
@@ -178,7 +168,7 @@ test.serial(
       for (const row of rows) t.false(JSON.stringify(row).includes(password))
     }
     t.deepEqual(await inDoubt(billing), stuck.map(({ gid }) => gid).sort(), 'nothing half-done')
-    t.deepEqual(await effectsIn(billing), [3], 'the home that can be asked was')
+    t.deepEqual(await billing.effects(), [3], 'the home that can be asked was')
     t.deepEqual(await rowsOf(session, 'select dblink_get_connections()'), [[null]])
     // An operator's hand gets no line either.
     t.deepEqual(await rowsOf(session, 'select * from once.resolve()'), [])
@@ -278,7 +268,7 @@ test.serial('A home that hangs holds up nobody else, and nobody for long', async
   t.deepEqual([row?.[0], row?.[1]], ['unfinished', gid])
   t.regex(String(row?.[2]), /timeout expired|no answer in time/)
   t.true(Date.now() - began < 30_000)
-  t.deepEqual(await effectsIn(billing), [15], 'the others are finished')
+  t.deepEqual(await billing.effects(), [15], 'the others are finished')
   await lead(new URL(orders.url).port, 5)
   t.deepEqual(
     (await recoverIn(billing, t)).map(([action]) => action),
@@ -309,7 +299,7 @@ test.serial(
     }
     await Promise.all([inside(billing), inside(billing), inside(orders), outside()])
     await once.recovery.sweep({ keep: 0 })
-    t.deepEqual(await effectsIn(billing), expected)
+    t.deepEqual(await billing.effects(), expected)
     for (const { sql } of [orders, billing]) {
       for (const relation of ['in_doubt', 'global_transaction', 'evidence', 'heuristic'])
         t.deepEqual(await rowsOf(sql, `select * from once.${relation}`), [], relation)

@@ -6,15 +6,17 @@ import {
   ownServer,
   randomName,
   type TestContext,
-  type TestDatabase,
   testRole,
 } from '../support/database.ts'
-import { oneValue, refused, rowsOf, until } from '../support/sql.ts'
-import { effectsIn, leaveOrphan, placeWithEffects, prepare } from '../support/strangers.ts'
+import { type EffectsDatabase, effectsDatabase, twoDatabases } from '../support/effects.ts'
+import { leaveOrphan } from '../support/orphan.ts'
+import { oneValue, refused, rowsOf } from '../support/sql.ts'
+import { prepare } from '../support/strangers.ts'
+import { until } from '../support/until.ts'
 
 /** Databases that know each other as peers, on two clusters: by foreign servers, as an operator would. */
-async function peers(t: TestContext): Promise<{ a: TestDatabase; b: TestDatabase }> {
-  const [a, b] = [await placeWithEffects(t, 'a'), await placeWithEffects(t, 'b')]
+async function peers(t: TestContext): Promise<Record<'a' | 'b', EffectsDatabase>> {
+  const [a, b] = await twoDatabases(t)
   for (const [here, there] of [
     [a, b],
     [b, a],
@@ -32,10 +34,10 @@ async function peers(t: TestContext): Promise<{ a: TestDatabase; b: TestDatabase
 
 /** The two recoveries that must be interchangeable: each looks after all databases once. */
 const recoveries = {
-  'once.recover()': async ({ a, b }: { a: TestDatabase; b: TestDatabase }, keep = 600_000) => {
+  'once.recover()': async ({ a, b }: Record<'a' | 'b', EffectsDatabase>, keep = 600_000) => {
     for (const { sql } of [b, a]) await sql.unsafe(`select * from once.recover('${keep} milliseconds')`)
   },
-  'once.recovery.sweep()': async ({ a, b }: { a: TestDatabase; b: TestDatabase }, keep = 600_000) => {
+  'once.recovery.sweep()': async ({ a, b }: Record<'a' | 'b', EffectsDatabase>, keep = 600_000) => {
     await using once = pgonce<Record<string, object>>({ databases: { a: a.url, b: b.url } })
     await once.recovery.sweep({ keep })
   },
@@ -52,14 +54,14 @@ for (const [name, recover] of Object.entries(recoveries)) {
     const foreign = `42_Zm9v_${Buffer.from(b.name).toString('base64')}`
     await prepare(t, b.url, foreign, 'insert into effect values (9)')
     await recover(both)
-    t.deepEqual([await effectsIn(a), await effectsIn(b)], [[4], [1]])
+    t.deepEqual([await a.effects(), await b.effects()], [[4], [1]])
     t.deepEqual(
       (await rowsOf(b.sql, 'select gid from once.in_doubt order by 1')).flat().sort(),
       [foreign, pending.gid].sort(),
     )
     await pending.endHome('commit')
     await recover(both)
-    t.deepEqual(await effectsIn(b), [1, 3])
+    t.deepEqual(await b.effects(), [1, 3])
     t.deepEqual(await rowsOf(b.sql, 'select gid from once.in_doubt'), [[foreign]], 'what is not ours stays')
     t.deepEqual(await rowsOf(b.sql, 'select * from once.heuristic'), [])
     t.true(await oneValue(b.sql, `select recovered_at > now() - interval '1 minute' from once.recovery`))
@@ -110,7 +112,7 @@ for (const [name, recover] of Object.entries(recoveries)) {
     )
     await recover(both, 0)
     await recover(both, 0)
-    t.deepEqual(await effectsIn(b), [2, 3])
+    t.deepEqual(await b.effects(), [2, 3])
     t.deepEqual(await rowsOf(b.sql, 'select gid from once.in_doubt'), [])
     t.deepEqual(await rowsOf(a.sql, 'select transaction_id, participant, kind from once.heuristic'), [
       [lost.transactionId, 'billing', 'lost branch'],
@@ -174,7 +176,7 @@ test('once.recover() records evidence whose home lost the decision', async (t) =
 
 test('once.recover() says what each branch is waiting for, and a home out of reach harms nothing', async (t) => {
   const { a, b } = await peers(t)
-  const far = await placeWithEffects(t, 'a')
+  const far = await effectsDatabase(t, 'a')
   const pending = await leaveOrphan(a, b, 1, 'pending')
   const lost = await leaveOrphan(far, b, 2)
   await leaveOrphan(a, b, 3)
@@ -208,7 +210,7 @@ test('Recovery inside Postgres and outside race over the same branches, and each
   }
   await Promise.all([inside(b.url), inside(b.url), inside(a.url), outside(), outside()])
   await once.recovery.sweep({ keep: 0 })
-  t.deepEqual(await effectsIn(b), expected)
+  t.deepEqual(await b.effects(), expected)
   t.deepEqual(await rowsOf(b.sql, 'select * from once.in_doubt'), [])
   t.deepEqual(await rowsOf(a.sql, 'select * from once.global_transaction'), [])
   t.deepEqual(await rowsOf(b.sql, 'select * from once.evidence'), [])
@@ -218,7 +220,7 @@ test('Recovery inside Postgres and outside race over the same branches, and each
 test('A peer is asked who it is, and one that leads elsewhere by now is not believed', async (t) => {
   const { a, b } = await peers(t)
   const { gid } = await leaveOrphan(a, b, 1, 'aborted')
-  const elsewhere = await placeWithEffects(t, 'a')
+  const elsewhere = await effectsDatabase(t, 'a')
   await b.sql.unsafe(`alter server other options (set dbname '${elsewhere.name}')`)
   await refused(t, oneValue(b.sql, `select once.ask_home('${gid}')`), 'ONIDN')
   t.deepEqual(await rowsOf(b.sql, 'select action from once.recover()'), [['unfinished']])
@@ -227,7 +229,7 @@ test('A peer is asked who it is, and one that leads elsewhere by now is not beli
 })
 
 test('A database of this cluster whose schema once belongs to somebody else is never spoken to', async (t) => {
-  const [a, b] = [await placeWithEffects(t), await placeWithEffects(t)]
+  const [a, b] = [await effectsDatabase(t), await effectsDatabase(t)]
   await b.sql`create extension dblink`
   const { gid } = await leaveOrphan(a, b, 1, 'committed')
   const mallory = await testRole(t, [a, b])
@@ -238,7 +240,7 @@ test('A database of this cluster whose schema once belongs to somebody else is n
 })
 
 test('The stamp of the last recovery is written every few seconds at most', async (t) => {
-  const b = await placeWithEffects(t)
+  const b = await effectsDatabase(t)
   const stamp = () => oneValue(b.sql, 'select xmin::text from once.recovery')
   await b.sql`select once.stamp_recovery('x')`
   const first = await stamp()
@@ -291,9 +293,9 @@ test('once.recover() reports a branch whose owner was dropped, and finishes the 
   )
   const asRole = connect(t, b.urlAs(role))
   const orphans = [
-    await leaveOrphan(a, b, 1, 'committed', { sql: asRole }),
-    await leaveOrphan(a, b, 2, 'aborted', { sql: asRole }),
-    await leaveOrphan(a, b, 3, 'pending', { sql: asRole }),
+    await leaveOrphan(a, { sql: asRole }, 1, 'committed'),
+    await leaveOrphan(a, { sql: asRole }, 2, 'aborted'),
+    await leaveOrphan(a, { sql: asRole }, 3, 'pending'),
   ]
   await asRole.end()
   await b.sql.unsafe(`drop owned by ${role}; drop role ${role}`)
@@ -307,7 +309,7 @@ test('once.recover() reports a branch whose owner was dropped, and finishes the 
   t.deepEqual(of(0), [how('committed', 'commit', 0)])
   t.deepEqual(of(1), [how('aborted', 'rollback', 1)])
   t.deepEqual(of(2), [['pending', "the home's transaction still runs"]])
-  t.deepEqual(await effectsIn(b), [4])
+  t.deepEqual(await b.effects(), [4])
   await orphans[2]?.endHome('rollback')
   for (const { gid } of orphans) await b.sql.unsafe(`rollback prepared '${gid}'`)
 })
@@ -325,5 +327,5 @@ test('A branch whose owner’s role cannot be taken on any more keeps the sweep 
   t.is(await finish('nobody_of_this_name'), 'role "nobody_of_this_name" does not exist (22023)')
   t.is(await finish('postgres'), null)
   session.release()
-  t.deepEqual(await effectsIn(b), [1])
+  t.deepEqual(await b.effects(), [1])
 })

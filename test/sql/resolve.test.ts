@@ -1,10 +1,12 @@
 import test from 'ava'
 import { connect, testRole } from '../support/database.ts'
+import { effectsDatabase } from '../support/effects.ts'
+import { leaveOrphan } from '../support/orphan.ts'
 import { oneValue, openSession, refused, rowsOf } from '../support/sql.ts'
-import { effectsIn, gexec, leaveOrphan, placeWithEffects, prepare } from '../support/strangers.ts'
+import { gexec, prepare } from '../support/strangers.ts'
 
 test('select once.resolve() \\gexec finishes what is decided, says why, and touches nothing else', async (t) => {
-  const [a, b] = [await placeWithEffects(t), await placeWithEffects(t)]
+  const [a, b] = [await effectsDatabase(t), await effectsDatabase(t)]
   await b.sql`create extension dblink`
   const committed = await leaveOrphan(a, b, 1)
   const aborted = await leaveOrphan(a, b, 2, 'aborted')
@@ -26,7 +28,7 @@ test('select once.resolve() \\gexec finishes what is decided, says why, and touc
   )
   t.true(lines[0]?.endsWith(`*/ commit prepared '${committed.gid}'`))
   t.regex(lines[1] ?? '', /is over and did not commit; .* rollback prepared/)
-  t.deepEqual(await effectsIn(b), [1])
+  t.deepEqual(await b.effects(), [1])
   t.deepEqual(
     (await rowsOf(b.sql, 'select gid from once.in_doubt order by gid')).flat().sort(),
     [...foreign, pending.gid].sort(),
@@ -36,7 +38,7 @@ test('select once.resolve() \\gexec finishes what is decided, says why, and touc
 })
 
 test('What resolve has no line for, it names in a notice with the reason', async (t) => {
-  const [a, b] = [await placeWithEffects(t), await placeWithEffects(t)]
+  const [a, b] = [await effectsDatabase(t), await effectsDatabase(t)]
   const said: string[] = []
   const resolve = async (url = b.url) => {
     said.length = 0
@@ -68,7 +70,7 @@ test('What resolve has no line for, it names in a notice with the reason', async
 })
 
 test('Without dblink, resolve has no lines for homes elsewhere and asking one says what to type', async (t) => {
-  const [a, b] = [await placeWithEffects(t), await placeWithEffects(t)]
+  const [a, b] = [await effectsDatabase(t), await effectsDatabase(t)]
   const { gid } = await leaveOrphan(a, b, 1)
   t.deepEqual(await rowsOf(b.sql, 'select once.resolve()'), [])
   await refused(t, oneValue(b.sql, `select once.ask_home('${gid}')`), 'ONEXT', 'create extension dblink')
@@ -83,7 +85,7 @@ test('Without dblink, resolve has no lines for homes elsewhere and asking one sa
 })
 
 test('ask_home answers for any gid of ours whose home is in this cluster, and for no other', async (t) => {
-  const [a, b] = [await placeWithEffects(t), await placeWithEffects(t)]
+  const [a, b] = [await effectsDatabase(t), await effectsDatabase(t)]
   await b.sql`create schema "odd Schema"`
   await b.sql`create extension dblink schema "odd Schema"`
   const ask = (gid: string) => oneValue(b.sql, `select once.ask_home('${gid}')`)
@@ -105,14 +107,14 @@ test('ask_home answers for any gid of ours whose home is in this cluster, and fo
 })
 
 test('A decision is not read under a frozen snapshot', async (t) => {
-  const a = await placeWithEffects(t)
+  const a = await effectsDatabase(t)
   const session = await openSession(t, a.url)
   await session.rows('begin isolation level serializable')
   await refused(t, session.value('select count(*) from once.resolve()'), 'ONISO')
 })
 
 test('What belongs to a role that we may take on is finished as that role', async (t) => {
-  const [a, b] = [await placeWithEffects(t), await placeWithEffects(t)]
+  const [a, b] = [await effectsDatabase(t), await effectsDatabase(t)]
   await b.sql`create extension dblink`
   const app = await testRole(t, [a, b])
   const helper = await testRole(t, [a, b])
@@ -121,7 +123,7 @@ test('What belongs to a role that we may take on is finished as that role', asyn
       `grant all on effect to ${app}; select once.grant_app('${app}'); select once.grant_recover('${helper}')`,
     )
   }
-  await leaveOrphan(a, b, 1, 'committed', { sql: connect(t, b.urlAs(app)) })
+  await leaveOrphan(a, { sql: connect(t, b.urlAs(app)) }, 1)
   t.deepEqual(await rowsOf(b.sql, 'select ours, can_finish from once.in_doubt'), [[true, true]])
   const as = async (role: string) => {
     const session = await b.sql.reserve()

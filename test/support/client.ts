@@ -1,53 +1,20 @@
-/** Clients over throwaway databases, with a table for effects in each. */
-import { setTimeout as sleep } from 'node:timers/promises'
-import type { Generated } from 'kysely'
+/** Clients over throwaway databases, with a table for effects in each, and what they do there. */
 import { Kysely, type KyselyPlugin, PostgresDialect } from 'kysely'
 import pg from 'pg'
 import type postgres from 'postgres'
-import { type Pgonce, type PgonceOptions, pgonce } from '../../src/index.ts'
-import { type TestContext, type TestDatabase, testDatabase } from './database.ts'
-import type { ServerName } from './servers.ts'
+import { type Pgonce, type PgonceOptions, pgonce, type TransactionOptions } from '../../src/index.ts'
+import type { TestContext } from './database.ts'
+import { type Effects, type EffectsDatabase, threeDatabases } from './effects.ts'
 
-/** The tables of every test database: effects that a message leaves behind, one row each. */
-export interface Effects {
-  effect: { id: number; note: Generated<string> }
+/** Two databases, each of a cluster of its own. */
+export interface Two {
+  a: Effects
+  b: Effects
 }
 
 /** Three databases, two of them of one cluster. */
-export interface Three {
-  a: Effects
-  b: Effects
+export interface Three extends Two {
   c: Effects
-}
-
-export const createEffects = `create table effect (id int primary key, note text not null default '')`
-
-export interface EffectsDatabase extends TestDatabase {
-  /** The ids of all effects, ascending. */
-  effects(): Promise<number[]>
-  /** How many of this database's transactions are prepared. */
-  prepared(): Promise<number>
-  count(table: string): Promise<number>
-}
-
-export async function effectsDatabase(t: TestContext, server: ServerName = 'a'): Promise<EffectsDatabase> {
-  const database = await testDatabase(t, { server })
-  await database.sql.unsafe(createEffects)
-  return withEffects(database)
-}
-
-export function withEffects<T extends Pick<TestDatabase, 'sql'>>(
-  database: T,
-): T & Pick<EffectsDatabase, 'effects' | 'prepared' | 'count'> {
-  const { sql } = database
-  return {
-    ...database,
-    effects: async () => (await sql<{ id: number }[]>`select id from effect order by id`).map(({ id }) => id),
-    prepared: async () =>
-      (await sql`select from pg_prepared_xacts where database = current_database()`).length,
-    count: async (table) =>
-      Number((await sql<{ n: string }[]>`select count(*) as n from ${sql(table)}`)[0]?.n),
-  }
 }
 
 /** A client that is closed when the test ends. */
@@ -73,11 +40,7 @@ export async function shop(
   t: TestContext,
   options: Omit<PgonceOptions<Three>, 'databases'> = {},
 ): Promise<Shop> {
-  const [a, b, c] = await Promise.all([
-    effectsDatabase(t, 'a'),
-    effectsDatabase(t, 'b'),
-    effectsDatabase(t, 'a'),
-  ])
+  const [a, b, c] = await threeDatabases(t)
   return { a, b, c, once: client<Three>(t, { a: a.url, b: b.url, c: c.url }, options) }
 }
 
@@ -96,19 +59,32 @@ export function kyselyOnPg<DB>(
   return db
 }
 
-/** Waits until a condition holds. It is asked again and again; the deadline only bounds a test that hangs. */
-export async function until<T>(
-  what: string,
-  condition: () => Promise<T | undefined | false> | T | undefined | false,
-): Promise<T> {
-  const deadline = performance.now() + 30_000
-  for (;;) {
-    const found = await condition()
-    if (found !== undefined && found !== false) return found
-    if (performance.now() > deadline) throw new Error(`Waited in vain until ${what}`)
-    await sleep(10)
-  }
+/** What reaches a database by either driver. */
+export const reach = (t: TestContext, driver: string, url: string): string | Kysely<Effects> =>
+  driver === 'pg' ? kyselyOnPg<Effects>(t, url) : url
+
+/** What a handler does: an effect in each of the databases named. */
+export async function insert<Name extends string>(
+  handles: Readonly<Record<Name, Kysely<Effects>>>,
+  id: number,
+  ...names: Name[]
+): Promise<void> {
+  for (const name of names) await handles[name].insertInto('effect').values({ id }).execute()
 }
+
+/** One transaction with an effect in each of the databases named, such as 'ab'. */
+export const write = (
+  once: Pgonce<Two>,
+  id: number,
+  names: string,
+  options: TransactionOptions = {},
+  then = () => {},
+) =>
+  once.transaction(async (tx) => {
+    await insert(tx, id, ...([...names] as (keyof Two)[]))
+    then()
+    return 'written'
+  }, options)
 
 /** Ends the sessions of a database that run a client of ours (or those a condition picks); how many there were. */
 export async function killSessions(
@@ -120,13 +96,4 @@ export async function killSessions(
       where datname = current_database() and pid <> pg_backend_pid() and ${where}`,
   )
   return rows.length
-}
-
-/** Teardowns of what all tests of a file share: ava has none in its hooks. */
-export function fileContext(after: (fn: () => Promise<void>) => void): TestContext {
-  const teardowns: (() => unknown)[] = []
-  after(async () => {
-    for (const teardown of teardowns.reverse()) await teardown()
-  })
-  return { teardown: (fn) => void teardowns.push(fn) }
 }

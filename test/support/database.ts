@@ -30,6 +30,15 @@ export interface TestContext {
   teardown(fn: () => unknown): void
 }
 
+/** Teardowns of what all tests of a file share: ava has none in its hooks. */
+export function fileContext(after: (fn: () => Promise<void>) => void): TestContext {
+  const teardowns: (() => unknown)[] = []
+  after(async () => {
+    for (const teardown of teardowns.toReversed()) await teardown()
+  })
+  return { teardown: (fn) => void teardowns.push(fn) }
+}
+
 /** A database of its own for a test, with the pgonce schema installed. */
 export async function testDatabase(t: TestContext, options: TestDatabaseOptions = {}): Promise<TestDatabase> {
   const server = options.server ?? 'a'

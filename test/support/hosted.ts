@@ -3,14 +3,15 @@ import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type postgres from 'postgres'
 import type { EmbeddedServer } from '../../src/embedded.ts'
-import { connect, installSchema, type TestContext, type TestDatabase } from './database.ts'
+import { connect, installSchema, type TestContext } from './database.ts'
 import { blocksOf, situationOf } from './documents.ts'
-import { until } from './sql.ts'
+import { type EffectsDatabase, withEffects } from './effects.ts'
+import { until } from './until.ts'
 
 /** Everybody's, so that a test can be read. */
 export const password = 'to be asked for'
 
-export interface HostedDatabase extends TestDatabase {
+export interface HostedDatabase extends EffectsDatabase {
   /** As the application, whose role owns its branches. */
   readonly shop: postgres.Sql
 }
@@ -57,7 +58,7 @@ export async function hostedDatabase(
   const admin = connect(t, urlAs('admin'))
   await admin.unsafe(`create table effect (id int primary key); grant insert, select on effect to shop`)
   await admin`select once.grant_app('shop')`
-  return { name, url, urlAs, sql, shop: connect(t, urlAs('shop')) }
+  return { ...withEffects({ name, url, urlAs, sql }), shop: connect(t, urlAs('shop')) }
 }
 
 /** What docs/operations.md says to type, by situation and by whom or where. */

@@ -1,57 +1,82 @@
 /** Branches in doubt, made step by step as a coordinator does that dies between two of them. */
 import { randomUUID } from 'node:crypto'
 import type postgres from 'postgres'
+import { literal } from '../../src/database/quote.ts'
 import type { TestDatabase } from './database.ts'
+import { insertEffect } from './effects.ts'
+import { homeOf } from './sql.ts'
 
-export interface Orphan {
+type Place = Pick<TestDatabase, 'sql'>
+export type Decision = 'committed' | 'aborted' | 'pending'
+
+export interface LeftBehind {
   readonly transactionId: string
+  /** The identity of its home. */
+  readonly home: string
+  /** Of the branches, by participant. */
+  readonly gids: Readonly<Record<string, string>>
+  /** Of the only branch, or the first. */
   readonly gid: string
   /** Ends the home's transaction; for `pending` only, the others have ended it. */
   endHome(how: 'commit' | 'rollback'): Promise<void>
 }
 
-export interface OrphanOptions {
-  readonly home: TestDatabase
-  readonly participant: TestDatabase
-  /** What the home did: `pending` leaves its transaction open. */
-  readonly decision: 'committed' | 'aborted' | 'pending'
-  /** The participant's name in the gid. @defaultValue 'billing' */
-  readonly name?: string
-  /** What the branch does beside its evidence. @defaultValue nothing */
+export interface Circumstances {
+  /** What the home did: `pending` leaves its transaction open. @defaultValue 'committed' */
+  readonly decision?: Decision
+  /** What each branch does beside its evidence. @defaultValue nothing */
   readonly effect?: string
-  /** The participant's session; its role owns the branch. @defaultValue one as the superuser */
-  readonly sql?: postgres.Sql
+  /** What the home does beside its decision. @defaultValue nothing */
+  readonly atHome?: string
 }
 
-/** Prepares a branch of a global transaction whose coordinator then never comes back. */
-export async function makeOrphan(options: OrphanOptions): Promise<Orphan> {
-  const { home, participant, decision, name = 'billing', effect } = options
+/**
+ * Prepares the branches of a global transaction whose coordinator then never comes back.
+ *
+ * @param participants by their names in the gids; the role of a participant's session owns its branch
+ */
+export async function leaveBehind(
+  { sql: homeSql }: Place,
+  participants: Readonly<Record<string, Place>>,
+  { decision = 'committed', effect = 'select', atHome = 'select' }: Circumstances = {},
+): Promise<LeftBehind> {
   const transactionId = randomUUID()
-  const [{ homeId }] = await home.sql<[{ homeId: string }]>`select once.home_id()::text as "homeId"`
-  const [{ ownId }] = await participant.sql<[{ ownId: string }]>`select once.home_id()::text as "ownId"`
+  const home = await homeOf(homeSql)
+  const identities: string[] = []
+  for (const { sql } of Object.values(participants)) identities.push(await homeOf(sql))
 
-  const deciding = await home.sql.reserve()
-  await deciding.unsafe('begin')
-  await deciding`call once.open(${transactionId}::uuid)`
-  // The home must have written something to be one.
-  await deciding`select pg_current_xact_id()`
-  const [{ xid }] = await deciding<[{ xid: string }]>`
-    select once.begin_global(${transactionId}::uuid, ${[name]}::text[], ${[ownId]}::uuid[])::text as xid`
-
-  const gid = `once:1:${homeId}:${transactionId}:${xid}:${name}`
-  const branch = await (options.sql ?? participant.sql).reserve()
-  await branch.unsafe('begin')
-  await branch`call once.open(${transactionId}::uuid)`
-  if (effect !== undefined) await branch.unsafe(effect)
-  await branch`select pg_current_xact_id()`
-  await branch`select once.vote(${transactionId}::uuid, ${homeId}::uuid, ${name})`
-  await branch.unsafe(`prepare transaction '${gid}'`)
-  branch.release()
+  // Who has written nothing is no home, and no branch.
+  const begin = (work: string) =>
+    `begin; call once.open('${transactionId}'); ${work}; select pg_current_xact_id()`
+  const deciding = await homeSql.reserve()
+  await deciding.unsafe(begin(atHome))
+  const [row] = await deciding<{ xid: string }[]>`
+    select once.begin_global(${transactionId}, ${Object.keys(participants)}, ${identities})::text as xid`
+  const gids: Record<string, string> = {}
+  for (const [name, { sql }] of Object.entries(participants)) {
+    const gid = `once:1:${home}:${transactionId}:${row?.xid}:${name}`
+    const branch = await sql.reserve()
+    await branch.unsafe(begin(effect))
+    await branch`select once.vote(${transactionId}, ${home}, ${name})`
+    await prepareUnder(branch, gid)
+    branch.release()
+    gids[name] = gid
+  }
 
   const endHome = async (how: 'commit' | 'rollback') => {
     await deciding.unsafe(how)
     deciding.release()
   }
   if (decision !== 'pending') await endHome(decision === 'committed' ? 'commit' : 'rollback')
-  return { transactionId, gid, endHome }
+  return { transactionId, home, gids, gid: Object.values(gids)[0] ?? '', endHome }
+}
+
+/** The same with one branch, of `billing`, which inserts an effect. */
+export const leaveOrphan = (home: Place, billing: Place, effect: number, decision: Decision = 'committed') =>
+  leaveBehind(home, { billing }, { decision, effect: insertEffect(effect) })
+
+/** Prepares what a session has begun. A transaction that had failed is rolled back instead, without an error. */
+export async function prepareUnder(session: postgres.Sql, gid: string): Promise<void> {
+  const { command } = await session.unsafe(`prepare transaction ${literal(gid)}`)
+  if (command !== 'PREPARE TRANSACTION') throw new Error(`Not prepared: ${command}`)
 }

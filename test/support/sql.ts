@@ -1,27 +1,15 @@
 /** What the tests of the SQL share: sessions that wait for each other, and errors with a code. */
-import { setTimeout as sleep } from 'node:timers/promises'
-import test, { type ExecutionContext } from 'ava'
+import type { ExecutionContext } from 'ava'
 import type postgres from 'postgres'
-import { connect, type TestDatabase, testDatabase } from './database.ts'
+import { connect, testDatabase } from './database.ts'
+import { shared } from './shared.ts'
+import { until } from './until.ts'
 
 type Assertions = Pick<ExecutionContext<unknown>, 'teardown' | 'is' | 'truthy' | 'true' | 'fail' | 'log'>
 type Query = PromiseLike<unknown>
 
 /** One database for all tests of a file, for those that keep apart by the names they use. */
-export function sharedDatabase(): () => TestDatabase {
-  const teardowns: (() => unknown)[] = []
-  let database: TestDatabase | undefined
-  test.before(async () => {
-    database = await testDatabase({ teardown: (done) => teardowns.push(done) })
-  })
-  test.after.always(async () => {
-    for (const done of teardowns.toReversed()) await done()
-  })
-  return () => {
-    if (!database) throw new Error('The shared database is there once the tests run')
-    return database
-  }
-}
+export const sharedDatabase = () => shared(testDatabase)
 
 let names = 0
 
@@ -53,6 +41,11 @@ export async function rowsOf(sql: postgres.Sql, text: string): Promise<unknown[]
 /** The only value of the only row. */
 export async function oneValue(sql: postgres.Sql, text: string): Promise<unknown> {
   return only(await rowsOf(sql, text))
+}
+
+/** Who a database says it is. */
+export async function homeOf(sql: postgres.Sql): Promise<string> {
+  return String(await oneValue(sql, 'select once.home_id()'))
 }
 
 function only(rows: readonly unknown[][]): unknown {
@@ -98,17 +91,9 @@ export async function refused(
   return refusal
 }
 
-/** Waits until a condition holds, asked anew every few milliseconds; fails after ten seconds. */
-export async function until(what: string, condition: () => Promise<unknown>): Promise<void> {
-  for (const end = Date.now() + 10_000; Date.now() < end; await sleep(5)) {
-    if (await condition()) return
-  }
-  throw new Error(`Waited 10 s in vain until ${what}`)
-}
-
 /** Waits until a session waits for a lock that somebody else holds. */
-export function untilBlocked(watcher: postgres.Sql, session: Session): Promise<void> {
-  return until(`session ${session.pid} is blocked`, async () => {
+export async function untilBlocked(watcher: postgres.Sql, session: Session): Promise<void> {
+  await until(`session ${session.pid} is blocked`, async () => {
     const [row] = await watcher<{ blocked: boolean }[]>`
       select wait_event_type = 'Lock' and cardinality(pg_blocking_pids(pid)) > 0 as blocked
         from pg_stat_activity where pid = ${session.pid}`

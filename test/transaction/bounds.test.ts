@@ -5,55 +5,19 @@ import { type Kysely, sql } from 'kysely'
 import { startProxy } from '../../bench/proxy.ts'
 import { acquire, type Session } from '../../src/database/session.ts'
 import { AbortedError, HandlerError, OutcomeUnknownError, type Pgonce } from '../../src/index.ts'
-import {
-  client,
-  type Effects,
-  type EffectsDatabase,
-  effectsDatabase,
-  kyselyOnPg,
-  until,
-} from '../support/client.ts'
+import { client, kyselyOnPg, type Two, write } from '../support/client.ts'
 import { connect, type TestContext, testRole } from '../support/database.ts'
-import { proxyTo, type TcpProxy } from '../support/proxy.ts'
+import { type Effects, effectsDatabase, twoDatabases } from '../support/effects.ts'
+import { type BehindProxies, behindProxies } from '../support/proxy.ts'
 import { at } from '../support/steps.ts'
+import { until } from '../support/until.ts'
 
-interface Two {
-  a: Effects
-  b: Effects
+/** With a client that has used both. */
+async function used(t: TestContext, driver: string): Promise<BehindProxies> {
+  const all = await behindProxies(t, driver)
+  await write(all.once, 0, 'ab')
+  return all
 }
-
-interface Behind {
-  readonly a: EffectsDatabase
-  readonly b: EffectsDatabase
-  readonly toA: TcpProxy
-  readonly toB: TcpProxy
-  readonly once: Pgonce<Two>
-}
-
-/** Two databases behind proxies, a preferred as home, and a client that has used both. */
-async function behindProxies(t: TestContext, driver: string): Promise<Behind> {
-  const [a, b] = await Promise.all([effectsDatabase(t, 'a'), effectsDatabase(t, 'b')])
-  const [toA, toB] = await Promise.all([proxyTo(t, a.url), proxyTo(t, b.url)])
-  const through = (url: string) => (driver === 'pg' ? kyselyOnPg<Effects>(t, url) : url)
-  const once = client<Two>(
-    t,
-    { a: through(toA.url), b: through(toB.url) },
-    { transaction: { home: 'a', retries: 0 } },
-  )
-  // So that close(), which waits for what goes on, need not wait long.
-  t.teardown(() => {
-    toA.cut()
-    toB.cut()
-  })
-  await write(once, 0, 'ab')
-  return { a, b, toA, toB, once }
-}
-
-const write = (once: Pgonce<Two>, id: number, names: string, options = {}, then = () => {}) =>
-  once.transaction(async (tx) => {
-    for (const name of names) await tx[name as 'a'].insertInto('effect').values({ id }).execute()
-    then()
-  }, options)
 
 /** What came of it, and after how many milliseconds. */
 async function timed<T>(running: Promise<T>): Promise<{ result?: T; error?: unknown; time: number }> {
@@ -74,7 +38,7 @@ for (const driver of ['postgres.js', 'pg']) {
   test.serial(
     `Nobody is held beyond the timeout by servers that fall silent before PREPARE (${driver})`,
     async (t) => {
-      const { a, b, toA, toB, once } = await behindProxies(t, driver)
+      const { a, b, toA, toB, once } = await used(t, driver)
       const silent = write(once, 1, 'ab', { timeout: 500 }, () => {
         toA.muteServer()
         toB.muteServer()
@@ -96,7 +60,7 @@ for (const driver of ['postgres.js', 'pg']) {
   test.serial(
     `Nobody is held beyond the timeout by a home that falls silent after PREPARE has failed (${driver})`,
     async (t) => {
-      const { b, toA, once } = await behindProxies(t, driver)
+      const { b, toA, once } = await used(t, driver)
       // Refused at PREPARE; by then the home does not answer to ROLLBACK.
       at(t, 'prepare', 'start', 'b', () => toA.muteServer())
       const refused = once.transaction(
@@ -117,7 +81,7 @@ for (const driver of ['postgres.js', 'pg']) {
   test.serial(
     `Nobody is held beyond the timeout by a silent server after the handler has thrown (${driver})`,
     async (t) => {
-      const { a, toA, once } = await behindProxies(t, driver)
+      const { a, toA, once } = await used(t, driver)
       const thrown = write(once, 1, 'a', { timeout: 500 }, () => {
         toA.muteServer()
         throw new Error('of the handler')
@@ -134,7 +98,7 @@ for (const driver of ['postgres.js', 'pg']) {
   test.serial(
     `Nobody is held beyond the timeout to hear that a silent participant is finished (${driver})`,
     async (t) => {
-      const { a, b, toB, once } = await behindProxies(t, driver)
+      const { a, b, toB, once } = await used(t, driver)
       at(t, 'finish', 'start', 'b', () => toB.muteClient())
       const { result, time } = await timed(write(once, 1, 'ab', { timeout: 1_000 }))
       t.is(result?.finished, false)
@@ -151,7 +115,7 @@ for (const driver of ['postgres.js', 'pg']) {
   test.serial(
     `A COMMIT without an answer holds nobody for longer than three timeouts (${driver})`,
     async (t) => {
-      const { toA, once } = await behindProxies(t, driver)
+      const { toA, once } = await used(t, driver)
       at(t, 'decide', 'start', 'a', () => toA.muteServer())
       const { error, time } = await timed(write(once, 1, 'ab', { timeout: 500 }))
       t.true(error instanceof OutcomeUnknownError)
@@ -161,7 +125,7 @@ for (const driver of ['postgres.js', 'pg']) {
 }
 
 test('A PREPARE that was not sent when the time was over is never sent', async (t) => {
-  const { a, b, once } = await behindProxies(t, 'pg')
+  const { a, b, once } = await used(t, 'pg')
   const late = once.transaction(
     async (tx) => {
       await tx.a.insertInto('effect').values({ id: 1 }).execute()
@@ -203,7 +167,7 @@ test('What a given-up connection of the caller’s had not sent is never sent', 
 // What goes back to the pool
 
 test('No connection goes back inside a failed transaction when the home refuses to commit', async (t) => {
-  const [a, b] = await Promise.all([effectsDatabase(t, 'a'), effectsDatabase(t, 'b')])
+  const [a, b] = await twoDatabases(t)
   const db = kyselyOnPg<Effects>(t, a.url, { max: 1 })
   const once = client<Two>(t, { a: db, b: b.url }, { transaction: { home: 'a', retries: 0 } })
   await write(once, 0, 'ab')

@@ -1,7 +1,8 @@
 import test, { type ExecutionContext } from 'ava'
 import type { Transaction } from 'kysely'
-import { client, type Effects, effectsDatabase } from '../support/client.ts'
+import { client } from '../support/client.ts'
 import { connect, type TestDatabase } from '../support/database.ts'
+import { type Effects, effectsDatabase } from '../support/effects.ts'
 
 /** Asks the server again and again to cancel whatever the client's sessions run. */
 function hammer(t: ExecutionContext, { url }: TestDatabase): () => Promise<void> {

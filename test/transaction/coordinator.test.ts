@@ -1,54 +1,29 @@
 import { setTimeout as sleep } from 'node:timers/promises'
-import test, { type ExecutionContext } from 'ava'
-import { CamelCasePlugin, sql } from 'kysely'
-import { AbortedError, DatabaseError, HandlerError, LimitError, type Pgonce } from '../../src/index.ts'
+import test from 'ava'
+import { sql } from 'kysely'
+import { AbortedError, DatabaseError, LimitError } from '../../src/index.ts'
 import {
   client,
-  createEffects,
-  type Effects,
-  effectsDatabase,
-  fileContext,
+  insert,
   killSessions,
   kyselyOnPg,
   type Shop,
   shop,
   type Three,
-  until,
-  withEffects,
+  type Two,
 } from '../support/client.ts'
-import { connect, installSchema, ownServer, type TestContext, testRole } from '../support/database.ts'
+import { connect, installSchema, ownServer, type TestContext } from '../support/database.ts'
+import {
+  createEffects,
+  type Effects,
+  effectsDatabase,
+  twoDatabases,
+  withEffects,
+} from '../support/effects.ts'
+import { fresh, overDrivers, read, seen, sharedShop } from '../support/shop.ts'
+import { until } from '../support/until.ts'
 
-type Handles = Parameters<Parameters<Pgonce<Three>['transaction']>[0]>[0]
-
-const file = fileContext(test.after.always)
-let shared: Shop
-test.before(async () => {
-  shared = await shop(file)
-})
-
-let last = 0
-const fresh = () => ++last
-
-async function drain(rows: AsyncIterable<unknown>): Promise<void> {
-  for await (const _ of rows);
-}
-
-/** Writes the effect in each of the named databases. */
-async function write(handles: Handles, id: number, ...names: (keyof Three)[]): Promise<void> {
-  for (const name of names) await handles[name].insertInto('effect').values({ id }).execute()
-}
-
-async function read(handles: Handles, ...names: (keyof Three)[]): Promise<void> {
-  for (const name of names) await handles[name].selectFrom('effect').select('id').limit(1).execute()
-}
-
-/** Where an effect is to be seen, such as 'ab'. */
-async function seen(shop: Pick<Shop, 'a' | 'b' | 'c'>, id: number): Promise<string> {
-  const found = await Promise.all(
-    (['a', 'b', 'c'] as const).map(async (name) => ((await shop[name].effects()).includes(id) ? name : '')),
-  )
-  return found.join('')
-}
+const shared = sharedShop()
 
 /** What the flow left: the decision's participants, and where evidence is. */
 async function traces(shop: Shop, id: string | null) {
@@ -71,26 +46,26 @@ async function traces(shop: Shop, id: string | null) {
 
 test('What was written in several databases is there in all of them, or in none', async (t) => {
   const id = fresh()
-  const { once } = shared
+  const { once } = shared()
   const oops = new Error('oops')
   t.is(
     await t.throwsAsync(
       once.transaction(async (tx) => {
-        await write(tx, id, 'a', 'b', 'c')
+        await insert(tx, id, 'a', 'b', 'c')
         throw oops
       }),
     ),
     oops,
   )
-  t.is(await seen(shared, id), '')
+  t.is(await seen(shared(), id), '')
   const { id: global, ...rest } = await once.transaction(async (tx) => {
-    await write(tx, id, 'a', 'b', 'c')
+    await insert(tx, id, 'a', 'b', 'c')
     return 'result'
   })
   t.deepEqual(rest, { result: 'result', finished: true })
-  t.is(await seen(shared, id), 'abc')
+  t.is(await seen(shared(), id), 'abc')
   t.is(await once.outcome(global ?? ''), 'committed')
-  t.deepEqual(await traces(shared, global), { home: 'a', participants: 'bc', evidence: 'bc' })
+  t.deepEqual(await traces(shared(), global), { home: 'a', participants: 'bc', evidence: 'bc' })
 })
 
 test('A handler that uses nothing touches no database', async (t) => {
@@ -100,9 +75,9 @@ test('A handler that uses nothing touches no database', async (t) => {
 
 test('One database is committed plainly: no gid, no decision row, no evidence', async (t) => {
   const own = await shop(t)
-  await own.once.transaction((tx) => write(tx, 1, 'b'))
+  await own.once.transaction((tx) => insert(tx, 1, 'b'))
   const { id } = await own.once.transaction(async (tx) => {
-    await write(tx, 2, 'b')
+    await insert(tx, 2, 'b')
     await read(tx, 'a', 'c')
   })
   t.is(id, null)
@@ -116,7 +91,7 @@ test('One database is committed plainly: no gid, no decision row, no evidence', 
 })
 
 test('The home is the preferred database if it wrote, else one that wrote; readers are no participants', async (t) => {
-  const { once } = shared
+  const { once } = shared()
   for (const [writes, reads, home, expected] of [
     ['abc', '', undefined, { home: 'a', participants: 'bc', evidence: 'bc' }],
     ['bca', '', undefined, { home: 'b', participants: 'ac', evidence: 'ac' }],
@@ -131,38 +106,38 @@ test('The home is the preferred database if it wrote, else one that wrote; reade
     const result = await once.transaction(
       async (tx) => {
         await read(tx, ...([...reads] as 'a'[]))
-        await write(tx, id, ...([...writes] as 'a'[]))
+        await insert(tx, id, ...([...writes] as 'a'[]))
       },
       home === undefined ? {} : { home },
     )
-    t.deepEqual(await traces(shared, result.id), expected, `writes ${writes}, reads ${reads}, home ${home}`)
-    t.is(await seen(shared, id), [...writes].toSorted().join(''))
+    t.deepEqual(await traces(shared(), result.id), expected, `writes ${writes}, reads ${reads}, home ${home}`)
+    t.is(await seen(shared(), id), [...writes].toSorted().join(''))
   }
 })
 
 test('A reader that locks rows takes part like a writer, so its locks last until the decision', async (t) => {
   const id = fresh()
-  const { once } = shared
-  await once.transaction((tx) => write(tx, id, 'b'))
+  const { once } = shared()
+  await once.transaction((tx) => insert(tx, id, 'b'))
   const { id: global } = await once.transaction(async (tx) => {
     await tx.b.selectFrom('effect').where('id', '=', id).forUpdate().selectAll().execute()
-    await write(tx, id, 'a', 'c')
+    await insert(tx, id, 'a', 'c')
   })
-  t.deepEqual(await traces(shared, global), { home: 'b', participants: 'ac', evidence: 'ac' })
+  t.deepEqual(await traces(shared(), global), { home: 'b', participants: 'ac', evidence: 'ac' })
 })
 
 test('With `record` the outcome of one database can be asked for, too', async (t) => {
-  const { once } = shared
+  const { once } = shared()
   const id = fresh()
-  const result = await once.transaction((tx) => write(tx, id, 'b'), { record: true })
+  const result = await once.transaction((tx) => insert(tx, id, 'b'), { record: true })
   t.truthy(result.id)
   t.is(await once.outcome(result.id ?? ''), 'committed')
   t.is((await once.transaction((tx) => read(tx, 'b'), { record: true })).id, null)
 })
 
 test('finish: background gives the answer at the decision; the branches follow, and close() waits for them', async (t) => {
-  const [a, b] = await Promise.all([effectsDatabase(t, 'a'), effectsDatabase(t, 'b')])
-  const once = client<{ a: Effects; b: Effects }>(t, { a: a.url, b: b.url })
+  const [a, b] = await twoDatabases(t)
+  const once = client<Two>(t, { a: a.url, b: b.url })
   const results = await Promise.all(
     Array.from({ length: 20 }, (_, id) =>
       once.transaction(
@@ -183,11 +158,11 @@ test('finish: background gives the answer at the decision; the branches follow, 
 
 test('Handles are Kysely transactions that begin at their first query, several at once if they are asked at once', async (t) => {
   const id = fresh()
-  await shared.once.transaction(async ({ a, b, c }) => {
+  await shared().once.transaction(async ({ a, b, c }) => {
     t.true(a.isTransaction && b.isTransaction && c.isTransaction)
     await Promise.all([a, b, c].map((trx) => trx.insertInto('effect').values({ id }).execute()))
   })
-  t.is(await seen(shared, id), 'abc')
+  t.is(await seen(shared(), id), 'abc')
 })
 
 test('A stream of rows can be read inside a handler', async (t) => {
@@ -207,405 +182,11 @@ test('A stream of rows can be read inside a handler', async (t) => {
 })
 
 // ---------------------------------------------------------------------------------------------------
-// What handlers must not do
-
-/** The same databases over both drivers: what pg does not tell must be found out otherwise. */
-const drivers = {
-  'postgres.js': (_t: TestContext, shop: Shop): Pgonce<Three> => shop.once,
-  pg: (t: TestContext, { a, b, c }: Shop): Pgonce<Three> =>
-    client<Three>(t, {
-      a: kyselyOnPg(t, a.url),
-      b: kyselyOnPg(t, b.url),
-      c: kyselyOnPg(t, c.url, { plugins: [new CamelCasePlugin()] }),
-    }),
-}
-
-for (const [driver, over] of Object.entries(drivers)) {
-  const refused = async (
-    t: ExecutionContext,
-    handler: (tx: Handles, id: number) => Promise<unknown>,
-    code: string,
-    detail?: RegExp,
-  ) => {
-    const once = over(t, shared)
-    const id = fresh()
-    const error = await t.throwsAsync(
-      once.transaction((tx) => handler(tx, id)),
-      {
-        instanceOf: HandlerError,
-        code,
-      },
-    )
-    if (detail) t.regex(`${error?.message} ${(error as HandlerError).detail}`, detail)
-    t.truthy((error as HandlerError).hint)
-    t.is(await seen(shared, id), '')
-    // The pool is as good as before.
-    const next = fresh()
-    await once.transaction((tx) => write(tx, next, 'a', 'b', 'c'))
-    t.is(await seen(shared, next), 'abc')
-  }
-
-  test(`A swallowed SQL error is noticed, in one phase and in two (${driver})`, async (t) => {
-    const swallow = async (trx: Handles['a']) => {
-      await t.throwsAsync(sql`select 1 / 0`.execute(trx), { code: '22012' })
-    }
-    await refused(
-      t,
-      async ({ a, ...tx }, id) => {
-        await write({ a, ...tx }, id, 'a')
-        await swallow(a)
-      },
-      'SWALLOWED',
-      /database a/,
-    )
-    await refused(
-      t,
-      async (tx, id) => {
-        await write(tx, id, 'a', 'b')
-        await swallow(tx.a)
-      },
-      'SWALLOWED',
-      /database a/,
-    )
-    await refused(
-      t,
-      async (tx, id) => {
-        await write(tx, id, 'a', 'b')
-        await swallow(tx.b)
-      },
-      'SWALLOWED',
-      /database b/,
-    )
-    await refused(
-      t,
-      async (tx, id) => {
-        await write(tx, id, 'a')
-        await swallow(tx.b)
-      },
-      'SWALLOWED',
-      /database b/,
-    )
-  })
-
-  test(`A statement after one whose failure was caught tells the first failure, until a savepoint heals it (${driver})`, async (t) => {
-    const once = over(t, shared)
-    const id = fresh()
-    const goOn = async (trx: Handles['a']) => {
-      await sql`select 1 / 0`.execute(trx).catch(() => {})
-      await sql`select 2`.execute(trx)
-    }
-    const caused = async (attempt: Promise<unknown>) => {
-      const error = await t.throwsAsync(attempt, { instanceOf: HandlerError, code: 'SWALLOWED' })
-      t.like(error?.cause, { code: '22012' })
-      t.truthy((error as HandlerError).hint)
-    }
-    await caused(once.transaction((tx) => goOn(tx.a)))
-    await caused(
-      once.transaction(async (tx) => {
-        await write(tx, id, 'a')
-        await goOn(tx.b)
-      }),
-    )
-    // Whatever the handler makes of that, and what it streams, is no different.
-    await caused(
-      once.transaction(async (tx) => {
-        await write(tx, id, 'a')
-        await caused(goOn(tx.a))
-        await caused(write(tx, id, 'a'))
-        await caused(drain(tx.a.selectFrom('effect').selectAll().stream()))
-      }),
-    )
-    // Also what fails while it is streamed.
-    await caused(
-      once.transaction(async (tx) => {
-        const broken = tx.a.selectFrom('effect').select(sql`1 / (id - id)`.as('x')).stream()
-        await write(tx, id, 'a')
-        await drain(broken).catch(() => {})
-        await write(tx, fresh(), 'a')
-      }),
-    )
-    t.is(await seen(shared, id), '')
-
-    await once.transaction(async (tx) => {
-      await write(tx, id, 'a', 'b')
-      await sql`savepoint before`.execute(tx.a)
-      await t.throwsAsync(sql`select 1 / 0`.execute(tx.a), { code: '22012' })
-      await caused(sql`select 2`.execute(tx.a))
-      await sql`rollback to savepoint before`.execute(tx.a)
-      await sql`select 3`.execute(tx.a)
-    })
-    t.is(await seen(shared, id), 'ab')
-    // A failure that was healed is not what a later one is blamed on.
-    await t
-      .throwsAsync(
-        once.transaction(async (tx) => {
-          await sql`savepoint before`.execute(tx.a)
-          await sql`select 1 / 0`.execute(tx.a).catch(() => {})
-          await sql`rollback to savepoint before`.execute(tx.a)
-          await sql`select 'x'::int`.execute(tx.a).catch(() => {})
-          await sql`select 4`.execute(tx.a)
-        }),
-        { code: 'SWALLOWED' },
-      )
-      .then((error) => t.like(error?.cause, { code: '22P02' }))
-  })
-
-  test(`A query that is not awaited counts: its error is noticed, its effect is part of the transaction (${driver})`, async (t) => {
-    const { a, b, c } = shared
-    const once = over(t, { a, b, c, once: client<Three>(t, { a: a.url, b: b.url, c: c.url }) })
-    const id = fresh()
-    await once.transaction(async (tx) => {
-      await write(tx, id, 'b')
-      void write(tx, id, 'a')
-    })
-    t.is(await seen(shared, id), 'ab')
-    const other = fresh()
-    await t.throwsAsync(
-      once.transaction(async (tx) => {
-        await write(tx, other, 'a', 'b')
-        sql`select 1 / 0`.execute(tx.a).catch(() => {})
-      }),
-      { code: 'SWALLOWED' },
-    )
-    t.is(await seen(shared, other), '')
-  })
-
-  test(`A handler that commits or rolls back by itself is refused (${driver})`, async (t) => {
-    for (const statement of ['rollback', 'rollback and chain', 'abort']) {
-      await refused(
-        t,
-        async (tx, id) => {
-          await write(tx, id, 'a')
-          await sql.raw(statement).execute(tx.a)
-        },
-        'ONEND',
-      )
-      await refused(
-        t,
-        async (tx, id) => {
-          await write(tx, id, 'a', 'b')
-          await sql.raw(statement).execute(tx.b)
-          await sql.raw('begin').execute(tx.b)
-        },
-        'ONEND',
-      )
-      await refused(
-        t,
-        async (tx, id) => {
-          await write(tx, id, 'a', 'b')
-          await sql.raw(statement).execute(tx.a)
-        },
-        'ONEND',
-      )
-    }
-    for (const names of [['a'], ['a', 'b']] as const) {
-      const once = over(t, shared)
-      const id = fresh()
-      await t.throwsAsync(
-        once.transaction(async (tx) => {
-          await write(tx, id, ...names)
-          await sql`commit`.execute(tx.a)
-        }),
-        { code: 'ONEND', message: /ended/ },
-      )
-      t.is(await seen(shared, id), 'a', 'only what the handler itself committed')
-    }
-  })
-
-  test(`A handler that ends the transaction of its claim moves no position and keeps no result (${driver})`, async (t) => {
-    const once = over(t, shared)
-    const partition = { group: `ended ${driver}`, topic: 't' }
-    const { epoch } = await once.takePartition('a', partition)
-    for (const message of [
-      { producer: `ended ${driver}`, sequence: 0 },
-      { scope: `ended ${driver}`, key: 'k', keepResult: true },
-    ]) {
-      const deliver = once.process('a', message, async (trx) => void (await sql`rollback`.execute(trx)), {
-        offset: { ...partition, epoch, expected: null, next: 1 },
-      })
-      await t.throwsAsync(deliver, { instanceOf: HandlerError, code: 'ONEND' })
-      t.is((await once.readOffset('a', partition))?.position, null)
-      t.is((await once.process('a', message, async () => 1)).status, 'processed')
-    }
-  })
-
-  test(`A role that a handler leaves in force is refused, and does not stay in the pool (${driver})`, async (t) => {
-    const role = await testRole(t, [shared.a])
-    await refused(
-      t,
-      async (tx, id) => {
-        await write(tx, id, 'a')
-        await sql.raw(`set role ${role}`).execute(tx.a)
-      },
-      'ONROL',
-    )
-    await refused(
-      t,
-      async (tx, id) => {
-        await write(tx, id, 'b', 'a')
-        await sql.raw(`set role ${role}`).execute(tx.a)
-      },
-      'ONROL',
-    )
-    const once = over(t, shared)
-    const id = fresh()
-    await once.transaction(async (tx) => {
-      await sql.raw(`set role ${role}`).execute(tx.a)
-      await sql`reset role`.execute(tx.a)
-      await write(tx, id, 'a')
-    })
-    t.is(await seen(shared, id), 'a')
-  })
-
-  test(`What cannot be prepared is named; on the home, or alone, it is allowed (${driver})`, async (t) => {
-    for (const statement of [
-      'notify something',
-      'listen something',
-      'create temp table scratch (x int) on commit drop',
-      'declare held cursor with hold for select 1',
-      'select pg_export_snapshot()',
-    ]) {
-      await refused(
-        t,
-        async (tx, id) => {
-          await write(tx, id, 'a', 'b')
-          await sql.raw(statement).execute(tx.b)
-        },
-        'CANNOT_PREPARE',
-        /database b/,
-      )
-    }
-    const once = over(t, shared)
-    const id = fresh()
-    await once.transaction(async (tx) => {
-      await write(tx, id, 'a', 'b')
-      await sql`notify something`.execute(tx.a)
-    })
-    await once.transaction(async (tx) => {
-      await sql`create temp table scratch (x int) on commit drop`.execute(tx.a)
-    })
-    t.is(await seen(shared, id), 'ab')
-  })
-
-  test(`A constraint that is checked at the end undoes everything, wherever it fails (${driver})`, async (t) => {
-    const own = await shop(t)
-    for (const { sql } of [own.a, own.b]) {
-      await sql`alter table effect add column other int references effect (id) deferrable initially deferred`
-    }
-    const once = over(t, own)
-    for (const [id, bad] of [
-      [1, 'a'],
-      [2, 'b'],
-    ] as const) {
-      await t.throwsAsync(
-        once.transaction(async (tx) => {
-          await write(tx, id, 'a', 'b')
-          await sql`update effect set other = 99 where id = ${id}`.execute(tx[bad])
-        }),
-        { code: '23503' },
-      )
-      await t.throwsAsync(
-        once.transaction(async (tx) => {
-          await write(tx, id, bad)
-          await sql`update effect set other = 99 where id = ${id}`.execute(tx[bad])
-        }),
-        { code: '23503' },
-      )
-    }
-    t.deepEqual([await own.a.effects(), await own.b.effects()], [[], []])
-    t.is(await own.b.prepared(), 0)
-  })
-
-  test(`A handle that is used after the end is refused (${driver})`, async (t) => {
-    const once = over(t, shared)
-    const id = fresh()
-    let leaked: Handles | undefined
-    await once.transaction(async (tx) => {
-      leaked = tx
-      await write(tx, id, 'a')
-    })
-    const handles = leaked as Handles
-    await t.throwsAsync(write(handles, fresh(), 'a'), { instanceOf: HandlerError, code: 'ENDED' })
-    await t.throwsAsync(write(handles, fresh(), 'b'), { instanceOf: HandlerError, code: 'ENDED' })
-    await t.throwsAsync(
-      (async () => {
-        for await (const _ of handles.a.selectFrom('effect').selectAll().stream()) t.fail()
-      })(),
-      { code: 'ENDED' },
-    )
-  })
-}
-
-test('A parameter that cannot be sent harms nobody else on the connection', async (t) => {
-  const once = client<{ a: Effects }>(t, { a: shared.a.url }, { maxConnections: 1 })
-  const circular: { self?: unknown } = {}
-  circular.self = circular
-  for (let round = 0; round < 3; round += 1) {
-    for (const [value, type] of [
-      [undefined, 'int'],
-      [new Date(Number.NaN), 'timestamptz'],
-      ['no date', 'timestamptz'],
-      [circular, 'jsonb'],
-      [1n, 'jsonb'],
-      [7, 'bytea'],
-      [[1, undefined], 'int[]'],
-      [Symbol('x'), 'text'],
-    ] as const) {
-      const note = `${round} ${String(type)}`
-      await t.throwsAsync(
-        once.transaction(async ({ a }) => {
-          // Neither is waited for, so the second would be sent behind the first.
-          await Promise.all([
-            sql`select ${note}::text`.execute(a),
-            sql`select ${value}::${sql.raw(type)}`.execute(a),
-          ])
-        }),
-        undefined,
-        note,
-      )
-      const { result } = await once.transaction(async ({ a }) => {
-        const [one, two] = await Promise.all([
-          sql<{ n: string }>`select ${note}::text as n`.execute(a),
-          sql<{ n: number }>`select ${round}::int as n`.execute(a),
-        ])
-        return [one.rows[0]?.n, two.rows[0]?.n]
-      })
-      t.deepEqual(result, [note, round])
-    }
-  }
-})
-
-test('A transaction inside a transaction is refused; in what the handler left running it is not', async (t) => {
-  const { once } = shared
-  const other = client<Three>(t, { a: shared.a.url, b: shared.b.url, c: shared.c.url })
-  let later: Promise<unknown> | undefined
-  let letGo = () => {}
-  const ended = new Promise<void>((resolve) => {
-    letGo = resolve
-  })
-  const { result } = await once.transaction(async () => {
-    await t.throwsAsync(
-      once.transaction(async () => 1),
-      { instanceOf: HandlerError, code: 'NESTED' },
-    )
-    await t.throwsAsync(
-      once.process('a', { producer: 'p', sequence: 0 }, async () => 1),
-      { code: 'NESTED' },
-    )
-    later = ended.then(() => once.transaction(async (tx) => read(tx, 'a')))
-    return (await other.transaction(async () => 'another client is none of its business')).result
-  })
-  t.truthy(result)
-  letGo()
-  await t.notThrowsAsync(async () => later)
-})
-
-// ---------------------------------------------------------------------------------------------------
 // Giving up
 
 test('A signal that is aborted before the start keeps the handler from running', async (t) => {
   await t.throwsAsync(
-    shared.once.transaction(async () => t.fail(), { signal: AbortSignal.abort(new Error('enough')) }),
+    shared().once.transaction(async () => t.fail(), { signal: AbortSignal.abort(new Error('enough')) }),
     { instanceOf: AbortedError, code: 'ABORTED' },
   )
 })
@@ -616,7 +197,7 @@ test('A signal that is aborted inside the handler rolls back at once, though a s
   const reason = new Error('enough')
   const running = own.once.transaction(
     async (tx) => {
-      await write(tx, 1, 'a', 'b')
+      await insert(tx, 1, 'a', 'b')
       await sql`select pg_sleep(600)`.execute(tx.b)
     },
     { signal: controller.signal },
@@ -641,20 +222,20 @@ test('A signal that is aborted inside the handler rolls back at once, though a s
       ).length === 0
     )
   })
-  await own.once.transaction((tx) => write(tx, 1, 'a', 'b'))
+  await own.once.transaction((tx) => insert(tx, 1, 'a', 'b'))
   t.is(await seen(own, 1), 'ab')
 })
 
 test('A signal that is aborted after the decision changes nothing', async (t) => {
   const controller = new AbortController()
   const id = fresh()
-  const { finished } = await shared.once.transaction((tx) => write(tx, id, 'a', 'b'), {
+  const { finished } = await shared().once.transaction((tx) => insert(tx, id, 'a', 'b'), {
     signal: controller.signal,
     finish: 'background',
   })
   controller.abort()
   t.false(finished)
-  await until('the branch is finished', async () => (await seen(shared, id)) === 'ab')
+  await until('the branch is finished', async () => (await seen(shared(), id)) === 'ab')
 })
 
 test('A transaction that takes longer than its timeout is rolled back everywhere', async (t) => {
@@ -662,7 +243,7 @@ test('A transaction that takes longer than its timeout is rolled back everywhere
   await t.throwsAsync(
     own.once.transaction(
       async (tx) => {
-        await write(tx, 1, 'a', 'b')
+        await insert(tx, 1, 'a', 'b')
         await new Promise(() => {})
       },
       { timeout: 300 },
@@ -670,33 +251,33 @@ test('A transaction that takes longer than its timeout is rolled back everywhere
     { instanceOf: AbortedError, code: 'TIMEOUT' },
   )
   t.is(await seen(own, 1), '')
-  await own.once.transaction((tx) => write(tx, 1, 'a', 'b'))
+  await own.once.transaction((tx) => insert(tx, 1, 'a', 'b'))
 })
 
 test('A lock is waited for no longer than lockTimeout', async (t) => {
-  const { once, a } = shared
+  const { once, a } = shared()
   const id = fresh()
   const holder = await a.sql.reserve()
   await holder`begin`
   await holder`insert into effect (id) values (${id})`
   await t.throwsAsync(
-    once.transaction((tx) => write(tx, id, 'b', 'a'), { lockTimeout: 50 }),
+    once.transaction((tx) => insert(tx, id, 'b', 'a'), { lockTimeout: 50 }),
     { code: '55P03' },
   )
   await holder`rollback`
   holder.release()
-  await once.transaction((tx) => write(tx, id, 'b', 'a'), { lockTimeout: 50 })
-  t.is(await seen(shared, id), 'ab')
+  await once.transaction((tx) => insert(tx, id, 'b', 'a'), { lockTimeout: 50 })
+  t.is(await seen(shared(), id), 'ab')
 })
 
 test('A branch that idles longer than idleTimeout is ended by its server, and the transaction with it', async (t) => {
-  for (const [driver, over] of Object.entries(drivers)) {
+  for (const [driver, over] of Object.entries(overDrivers)) {
     const own = await shop(t)
     const once = over(t, own)
     await t.throwsAsync(
       once.transaction(
         async (tx) => {
-          await write(tx, 1, 'a', 'b')
+          await insert(tx, 1, 'a', 'b')
           await until('the server has ended it', async () => {
             return (
               (
@@ -705,7 +286,7 @@ test('A branch that idles longer than idleTimeout is ended by its server, and th
               ).length === 0
             )
           })
-          await write(tx, 1, 'c')
+          await insert(tx, 1, 'c')
         },
         { idleTimeout: 50 },
       ),
@@ -743,8 +324,8 @@ for (const max of [1, 2]) {
         ids.map((id) =>
           once.transaction(async (tx) => {
             const order = [...(orders[id % orders.length] as string)] as (keyof Three)[]
-            if (id % 5 === 0) await Promise.all(order.map((name) => write(tx, id, name)))
-            else for (const name of order) await write(tx, id, name)
+            if (id % 5 === 0) await Promise.all(order.map((name) => insert(tx, id, name)))
+            else for (const name of order) await insert(tx, id, name)
           }),
         ),
       )
@@ -772,22 +353,22 @@ test('Whoever waits for a connection in vain is told so, with the timeout of the
     began = resolve
   })
   const first = once.transaction(async (tx) => {
-    await write(tx, 1, 'a')
+    await insert(tx, 1, 'a')
     began()
     await held
   })
   await running
   await t.throwsAsync(
-    once.transaction((tx) => write(tx, 2, 'a'), { timeout: 100 }),
+    once.transaction((tx) => insert(tx, 2, 'a'), { timeout: 100 }),
     { instanceOf: AbortedError, code: 'TIMEOUT' },
   )
   letGo()
   await first
-  await once.transaction((tx) => write(tx, 2, 'a'))
+  await once.transaction((tx) => insert(tx, 2, 'a'))
   t.deepEqual(await own.a.effects(), [1, 2])
 })
 
-for (const [driver, over] of Object.entries(drivers)) {
+for (const [driver, over] of Object.entries(overDrivers)) {
   test(`A connection that is lost inside the handler, in a statement or between two, undoes everything (${driver})`, async (t) => {
     const own = await shop(t)
     const once = over(t, own)
@@ -798,7 +379,7 @@ for (const [driver, over] of Object.entries(drivers)) {
           id += 1
           await t.throwsAsync(
             once.transaction(async (tx) => {
-              await write(tx, id, ...names)
+              await insert(tx, id, ...names)
               if (when === 'during') {
                 const sleeping = sql`select pg_sleep(600)`.execute(tx[victim])
                 await until(
@@ -825,7 +406,7 @@ for (const [driver, over] of Object.entries(drivers)) {
     }
     // The pools are usable, each connection of them.
     await Promise.all(
-      Array.from({ length: 12 }, (_, n) => once.transaction((tx) => write(tx, 100 + n, 'a', 'b', 'c'))),
+      Array.from({ length: 12 }, (_, n) => once.transaction((tx) => insert(tx, 100 + n, 'a', 'b', 'c'))),
     )
     t.is((await own.c.effects()).length, 12)
     await once.close()
@@ -837,7 +418,7 @@ test('A connection that is lost inside the handler is told as AbortedError CONNE
   for (const when of ['between', 'last']) {
     await t.throwsAsync(
       own.once.transaction(async (tx) => {
-        await write(tx, 1, 'a', 'b')
+        await insert(tx, 1, 'a', 'b')
         await killSessions(own.b.sql, `state like 'idle in transaction%'`)
         if (when === 'between') await read(tx, 'b')
       }),
@@ -863,9 +444,7 @@ test('A connection that is lost inside the handler is told as AbortedError CONNE
 test('The death of one transaction’s connection leaves another that takes the pool’s place for it alone', async (t) => {
   const own = await shop(t)
   // One connection of the caller's own: whoever waits for it gets it as soon as the first one's is lost.
-  const { default: postgres } = await import('postgres')
-  const mine = postgres(own.a.url, { max: 1, onnotice: () => {} })
-  t.teardown(() => mine.end({ timeout: 1 }))
+  const mine = connect(t, own.a.url)
   const once = client<{ a: Effects }>(t, { a: mine })
   let second: Promise<unknown> | undefined
   let hold = () => {}
@@ -899,7 +478,7 @@ test('Nothing leaks: after failures of every kind a client holds no more connect
       await once
         .transaction(
           async (tx) => {
-            await write(tx, n, 'a', 'b')
+            await insert(tx, n, 'a', 'b')
             if (n % 5 === 0) throw new Error('thrown')
             if (n % 5 === 1) await killSessions(own.b.sql, `state like 'idle in transaction%'`)
             if (n % 5 === 2) controller.abort()
@@ -940,7 +519,7 @@ test('Prepared transactions switched off: two phases are refused with what to ty
   const own = withEffects({ sql: connect(t, server.url()) })
   await own.sql.unsafe(createEffects)
   for (const b of [server.url(), kyselyOnPg<Effects>(t, server.url())]) {
-    const once = client<{ a: Effects; b: Effects }>(t, { a: shared.a.url, b })
+    const once = client<Two>(t, { a: shared().a.url, b })
     const id = fresh()
     await t.throwsAsync(
       once.transaction(async (tx) => {
@@ -950,7 +529,7 @@ test('Prepared transactions switched off: two phases are refused with what to ty
       { instanceOf: DatabaseError, code: 'PREPARE_DISABLED', message: /Database b/ },
     )
     t.deepEqual(await own.effects(), [])
-    t.false((await shared.a.effects()).includes(id))
+    t.false((await shared().a.effects()).includes(id))
     // As the home it prepares nothing.
     await once.transaction(
       async (tx) => {
@@ -959,7 +538,7 @@ test('Prepared transactions switched off: two phases are refused with what to ty
       },
       { home: 'b' },
     )
-    t.true((await shared.a.effects()).includes(id))
+    t.true((await shared().a.effects()).includes(id))
     await own.sql`delete from effect`
   }
 })
@@ -969,7 +548,7 @@ test('Slots full: the transaction is refused everywhere, and goes through when t
   await installSchema(server.url())
   const own = withEffects({ sql: connect(t, server.url()) })
   await own.sql.unsafe(createEffects)
-  const once = client<{ a: Effects; b: Effects }>(t, { a: shared.a.url, b: server.url() })
+  const once = client<Two>(t, { a: shared().a.url, b: server.url() })
   const both = (id: number) =>
     once.transaction(async (tx) => {
       await tx.a.insertInto('effect').values({ id }).execute()
@@ -981,15 +560,15 @@ test('Slots full: the transaction is refused everywhere, and goes through when t
   const id = fresh()
   await t.throwsAsync(both(id), { instanceOf: LimitError, code: 'NO_SLOTS', message: /database b/ })
   t.deepEqual(await own.effects(), [])
-  t.false((await shared.a.effects()).includes(id))
+  t.false((await shared().a.effects()).includes(id))
   await own.sql`rollback prepared 'somebody else'`
   t.true((await both(id)).finished)
   t.deepEqual(await own.effects(), [id])
 })
 
 test('A participant that cannot be reached at its first query undoes what was done elsewhere', async (t) => {
-  const once = client<{ a: Effects; b: Effects }>(t, {
-    a: shared.a.url,
+  const once = client<Two>(t, {
+    a: shared().a.url,
     b: 'postgres://postgres@127.0.0.1:1/none',
   })
   const id = fresh()
@@ -1005,6 +584,6 @@ test('A participant that cannot be reached at its first query undoes what was do
       code: 'CONNECTION_LOST',
       message: /Database b/,
     })
-    t.false((await shared.a.effects()).includes(id))
+    t.false((await shared().a.effects()).includes(id))
   }
 })

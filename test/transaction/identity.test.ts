@@ -2,36 +2,16 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import test from 'ava'
 import { createDatabase, type Database } from '../../src/database/database.ts'
-import { DatabaseError, InvalidInputError, OutcomeUnknownError, type Pgonce } from '../../src/index.ts'
+import { DatabaseError, InvalidInputError, OutcomeUnknownError } from '../../src/index.ts'
 import { audit } from '../../src/transaction/audit.ts'
 import { sweep } from '../../src/transaction/recovery.ts'
-import {
-  client,
-  type Effects,
-  type EffectsDatabase,
-  effectsDatabase,
-  kyselyOnPg,
-  type Three,
-} from '../support/client.ts'
+import { client, reach, type Three, write } from '../support/client.ts'
 import { connect, type TestContext } from '../support/database.ts'
-import { makeOrphan } from '../support/orphan.ts'
+import { type EffectsDatabase, threeDatabases } from '../support/effects.ts'
+import { leaveOrphan } from '../support/orphan.ts'
+import { homeOf } from '../support/sql.ts'
 
-const drivers = ['postgres.js', 'pg'] as const
-type Driver = (typeof drivers)[number]
-
-const reach = (t: TestContext, driver: Driver, { url }: EffectsDatabase) =>
-  driver === 'pg' ? kyselyOnPg<Effects>(t, url) : url
-
-const databases = (t: TestContext) =>
-  Promise.all([effectsDatabase(t, 'a'), effectsDatabase(t, 'b'), effectsDatabase(t, 'a')])
-
-const write = (once: Pgonce<Three>, id: number, names: readonly ('a' | 'b' | 'c')[], options = {}) =>
-  once.transaction(async (tx) => {
-    for (const name of names) await tx[name].insertInto('effect').values({ id }).execute()
-  }, options)
-
-const orphan = (home: EffectsDatabase, participant: EffectsDatabase, id: number) =>
-  makeOrphan({ home, participant, decision: 'committed', effect: `insert into effect values (${id})` })
+const drivers = ['postgres.js', 'pg']
 
 // ---------------------------------------------------------------------------------------------------
 // Silence
@@ -49,12 +29,12 @@ const promptly = <T>(answer: Promise<T>) =>
 
 for (const driver of drivers) {
   test(`A database that does not say who it is keeps recovery from no other (${driver})`, async (t) => {
-    const [a, b, c] = await databases(t)
-    const { gid } = await orphan(a, c, 1)
+    const [a, b, c] = await threeDatabases(t)
+    const { gid } = await leaveOrphan(a, c, 1)
     const speak = await silence(t, b)
     const once = client<Three>(
       t,
-      { a: reach(t, driver, a), b: reach(t, driver, b), c: reach(t, driver, c) },
+      { a: reach(t, driver, a.url), b: reach(t, driver, b.url), c: reach(t, driver, c.url) },
       { connectTimeout: 500 },
     )
     const report = await promptly(once.recovery.sweep())
@@ -70,15 +50,15 @@ for (const driver of drivers) {
   })
 
   test(`A database that does not say who it is keeps no client from closing (${driver})`, async (t) => {
-    const [a, b, c] = await databases(t)
+    const [a, b, c] = await threeDatabases(t)
     const speak = await silence(t, b)
     const once = client<Three>(
       t,
-      { a: reach(t, driver, a), b: reach(t, driver, b), c: reach(t, driver, c) },
+      { a: reach(t, driver, a.url), b: reach(t, driver, b.url), c: reach(t, driver, c.url) },
       { connectTimeout: 500 },
     )
     once.recovery.start()
-    await t.throwsAsync(promptly(write(once, 1, ['b'])), {
+    await t.throwsAsync(promptly(write(once, 1, 'b')), {
       code: 'CONNECTION_LOST',
       message: /^Database b did not say/,
     })
@@ -88,8 +68,8 @@ for (const driver of drivers) {
 }
 
 test('A home answers what became of its transaction while another database does not say who it is', async (t) => {
-  const [a, b, c] = await databases(t)
-  const { id } = await write(client<Three>(t, { a: a.url, b: b.url, c: c.url }), 1, ['a', 'c'])
+  const [a, b, c] = await threeDatabases(t)
+  const { id } = await write(client<Three>(t, { a: a.url, b: b.url, c: c.url }), 1, 'ac')
   const speak = await silence(t, b)
   const once = client<Three>(t, { b: b.url, a: a.url, c: c.url }, { connectTimeout: 20_000 })
   t.is(await promptly(once.outcome(id ?? '')), 'committed')
@@ -102,23 +82,23 @@ test('A home answers what became of its transaction while another database does 
 for (const driver of drivers) {
   for (const renewed of ['home', 'participant'] as const) {
     test(`A ${renewed} that has a new identity takes part under that only (${driver})`, async (t) => {
-      const [a, b, c] = await databases(t)
+      const [a, b, c] = await threeDatabases(t)
       const once = client<Three>(t, {
-        a: reach(t, driver, a),
-        b: reach(t, driver, b),
-        c: reach(t, driver, c),
+        a: reach(t, driver, a.url),
+        b: reach(t, driver, b.url),
+        c: reach(t, driver, c.url),
       })
-      await write(once, 0, ['a', 'b'])
+      await write(once, 0, 'ab')
       const { sql } = renewed === 'home' ? a : b
       const [row] = await sql`select once.renew_identity('test') as id`
-      const error = await t.throwsAsync(write(once, 1, ['a', 'b']), {
+      const error = await t.throwsAsync(write(once, 1, 'ab'), {
         instanceOf: DatabaseError,
         code: 'ONIDN',
       })
       t.true(error.message.includes(row?.id))
       t.deepEqual([await a.effects(), await b.effects(), await b.prepared()], [[0], [0], 0])
 
-      const { id } = await write(once, 2, ['a', 'b'])
+      const { id } = await write(once, 2, 'ab')
       t.is(await once.outcome(id ?? ''), 'committed')
       t.deepEqual(
         [await a.effects(), await b.effects()],
@@ -130,38 +110,42 @@ for (const driver of drivers) {
       const [decision] =
         await a.sql`select participant_homes[1] as b from once.global_transaction where proven_at is null
                                       order by decided_at desc limit 1`
-      t.deepEqual(decision?.b, (await b.sql`select once.home_id() as id`)[0]?.id)
+      t.deepEqual(decision?.b, await homeOf(b.sql))
     })
   }
 
   test(`A recorded transaction of one database is recorded under its new identity only (${driver})`, async (t) => {
-    const [a, b, c] = await databases(t)
-    const once = client<Three>(t, { a: reach(t, driver, a), b: reach(t, driver, b), c: reach(t, driver, c) })
-    await write(once, 0, ['a'], { record: true })
+    const [a, b, c] = await threeDatabases(t)
+    const once = client<Three>(t, {
+      a: reach(t, driver, a.url),
+      b: reach(t, driver, b.url),
+      c: reach(t, driver, c.url),
+    })
+    await write(once, 0, 'a', { record: true })
     await a.sql`select once.renew_identity('test')`
-    await t.throwsAsync(write(once, 1, ['a'], { record: true }), { instanceOf: DatabaseError, code: 'ONIDN' })
-    const { id } = await write(once, 2, ['a'], { record: true })
+    await t.throwsAsync(write(once, 1, 'a', { record: true }), { instanceOf: DatabaseError, code: 'ONIDN' })
+    const { id } = await write(once, 2, 'a', { record: true })
     t.is(await once.outcome(id ?? ''), 'committed')
     t.deepEqual(await a.effects(), [0, 2])
   })
 }
 
 test('A URL that leads to another database by now commits nothing there under the identity of the first', async (t) => {
-  const [a, b, c] = await databases(t)
+  const [a, b, c] = await threeDatabases(t)
   const once = client<Three>(t, { a: a.url, b: b.url, c: c.url }, { transaction: { retries: 0 } })
-  const { id } = await write(once, 0, ['a', 'b'])
+  const { id } = await write(once, 0, 'ab')
   await exchange(t, a, c)
   // The connections to the first are lost, which the client may hear of now.
-  const first = await t.throwsAsync(write(once, 1, ['a', 'b']))
+  const first = await t.throwsAsync(write(once, 1, 'ab'))
   if ((first as { code?: string }).code === 'CONNECTION_LOST')
-    await t.throwsAsync(write(once, 1, ['a', 'b']), { code: 'ONIDN' })
+    await t.throwsAsync(write(once, 1, 'ab'), { code: 'ONIDN' })
   else t.is((first as { code?: string }).code, 'ONIDN')
   t.deepEqual(
     [await a.effects(), await b.effects(), await c.effects(), await b.prepared()],
     [[], [0], [0], 0],
   )
   t.is(await once.outcome(id ?? ''), 'committed', 'the home is known by another name by now')
-  t.is((await write(once, 2, ['a', 'b'])).finished, true)
+  t.is((await write(once, 2, 'ab')).finished, true)
   t.deepEqual([await a.effects(), await b.effects(), await c.effects()], [[2], [0, 2], [0]])
 })
 
@@ -184,11 +168,11 @@ async function exchange(t: TestContext, one: EffectsDatabase, other: EffectsData
 }
 
 test('A branch of a home that has a new identity is finished by a recovery that knew the old one', async (t) => {
-  const [a, b, c] = await databases(t)
+  const [a, b, c] = await threeDatabases(t)
   const once = client<Three>(t, { a: a.url, b: b.url, c: c.url })
   await once.recovery.sweep()
   for (const { sql } of [a, b]) await sql`select once.renew_identity('test')`
-  await orphan(a, b, 1)
+  await leaveOrphan(a, b, 1)
   t.like(await once.recovery.sweep({ keep: 0 }), {
     committed: 1,
     unfinished: [],
@@ -203,11 +187,11 @@ test('A branch of a home that has a new identity is finished by a recovery that 
 })
 
 test('What became of a transaction is asked at the home’s new identity, and nobody answers for the old one', async (t) => {
-  const [a, b, c] = await databases(t)
+  const [a, b, c] = await threeDatabases(t)
   const once = client<Three>(t, { a: a.url, b: b.url, c: c.url })
-  const { id: before } = await write(once, 0, ['a', 'b'])
+  const { id: before } = await write(once, 0, 'ab')
   await a.sql`select once.renew_identity('test')`
-  const { id: after } = await write(client<Three>(t, { a: a.url, b: b.url, c: c.url }), 1, ['a', 'b'])
+  const { id: after } = await write(client<Three>(t, { a: a.url, b: b.url, c: c.url }), 1, 'ab')
   t.is(await once.outcome(after ?? ''), 'committed')
   await t.throwsAsync(once.outcome(before ?? ''), { instanceOf: InvalidInputError, message: /is the home/ })
 })
@@ -219,15 +203,12 @@ function believed(t: TestContext, name: string, { url }: EffectsDatabase, identi
   return { ...database, identify: async () => identity }
 }
 
-const idOf = async ({ sql }: EffectsDatabase): Promise<string> =>
-  (await sql`select once.home_id() as id`)[0]?.id
-
 test('Recovery believes no evidence, and no lack of it, of a database that is not who it was', async (t) => {
-  const [a, b, c] = await databases(t)
+  const [a, b, c] = await threeDatabases(t)
   const once = client<Three>(t, { a: a.url, b: b.url, c: c.url })
-  for (const id of [1, 2]) await write(once, id, ['a', 'b'])
+  for (const id of [1, 2]) await write(once, id, 'ab')
   const as = async (one: EffectsDatabase, reached: EffectsDatabase) =>
-    believed(t, reached === b ? 'b' : 'a', reached, await idOf(one))
+    believed(t, reached === b ? 'b' : 'a', reached, await homeOf(one.sql))
   const looks = [
     // The participant, and the home, are another database by now.
     [await as(a, a), await as(b, c)],
@@ -259,7 +240,7 @@ test('Recovery believes no evidence, and no lack of it, of a database that is no
 
 for (const code of ['08006', '08P01', '40003']) {
   test(`ERROR ${code} in answer to COMMIT is no rollback for certain`, async (t) => {
-    const [a, b, c] = await databases(t)
+    const [a, b, c] = await threeDatabases(t)
     const once = client<Three>(
       t,
       { a: a.url, b: b.url, c: c.url },
@@ -271,11 +252,11 @@ for (const code of ['08006', '08P01', '40003']) {
         $$ begin raise exception 'server closed the connection' using errcode = '${code}'; end $$;
       create constraint trigger refuse after insert on effect deferrable initially deferred
         for each row when (new.id = 1) execute function refuse()`)
-    await write(once, 0, ['a', 'b'])
-    await t.throwsAsync(write(once, 1, ['a']), { instanceOf: OutcomeUnknownError })
+    await write(once, 0, 'ab')
+    await t.throwsAsync(write(once, 1, 'a'), { instanceOf: OutcomeUnknownError })
     // With a home to ask there is an answer.
-    await t.throwsAsync(write(once, 1, ['a', 'b']), { code: 'CONNECTION_LOST' })
+    await t.throwsAsync(write(once, 1, 'ab'), { code: 'CONNECTION_LOST' })
     t.deepEqual([await a.effects(), await b.effects(), await b.prepared()], [[0], [0], 0])
-    await write(once, 2, ['a', 'b'])
+    await write(once, 2, 'ab')
   })
 }

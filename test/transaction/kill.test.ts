@@ -1,23 +1,15 @@
 import { spawn } from 'node:child_process'
-import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import test from 'ava'
-import { OutcomeUnknownError, type Pgonce, type Step, type StepEvent } from '../../src/index.ts'
-import {
-  client,
-  createEffects,
-  type Effects,
-  effectsDatabase,
-  fileContext,
-  type Shop,
-  shop,
-  type Three,
-  until,
-  withEffects,
-} from '../support/client.ts'
+import { OutcomeUnknownError, type Pgonce } from '../../src/index.ts'
+import { client, type Two, write } from '../support/client.ts'
 import type { Instructions } from '../support/coordinator.ts'
 import { connect, installSchema, ownServer, type TestContext } from '../support/database.ts'
+import { createEffects, twoDatabases, withEffects } from '../support/effects.ts'
+import { fresh, sharedShop } from '../support/shop.ts'
+import { at } from '../support/steps.ts'
+import { until } from '../support/until.ts'
 
 /** Runs a coordinator as a process of its own; how it ended. */
 async function coordinate(instructions: Instructions): Promise<{ output: string; signal: string | null }> {
@@ -37,12 +29,7 @@ async function coordinate(instructions: Instructions): Promise<{ output: string;
   return { output: output.trim(), signal }
 }
 
-const file = fileContext(test.after.always)
-let shared: Shop
-test.before(async () => {
-  shared = await shop(file)
-})
-let last = 0
+const shared = sharedShop()
 
 /** Every step of the flow, before and after, on each database that takes it; who is to see the effect afterwards. */
 const points: [point: string, committed: boolean][] = [
@@ -70,9 +57,8 @@ for (const [point, committed] of points) {
   test.serial(
     `A coordinator killed at "${point}" leaves ${committed ? 'everything' : 'nothing'}, once recovered`,
     async (t) => {
-      const { a, b, c, once } = shared
-      last += 1
-      const id = last
+      const { a, b, c, once } = shared()
+      const id = fresh()
       const databases = { a: a.url, b: b.url, c: c.url }
       const { signal } = await coordinate({ ...databases, point, id })
       t.is(signal, 'SIGKILL', 'the crash point was reached')
@@ -96,9 +82,8 @@ for (const [point, committed] of points) {
 }
 
 test.serial('A coordinator that nobody kills reports what it processed', async (t) => {
-  const { a, b, c } = shared
-  last += 1
-  t.deepEqual(await coordinate({ a: a.url, b: b.url, c: c.url, point: 'none', id: last }), {
+  const { a, b, c } = shared()
+  t.deepEqual(await coordinate({ a: a.url, b: b.url, c: c.url, point: 'none', id: fresh() }), {
     output: 'processed',
     signal: null,
   })
@@ -110,8 +95,8 @@ test.serial('A coordinator that nobody kills reports what it processed', async (
 interface Servers {
   readonly home: Awaited<ReturnType<typeof ownServer>>
   readonly other: Awaited<ReturnType<typeof ownServer>>
-  readonly once: Pgonce<{ a: Effects; b: Effects }>
-  both(id: number): ReturnType<Pgonce<{ a: Effects; b: Effects }>['transaction']>
+  readonly once: Pgonce<Two>
+  both(id: number): ReturnType<typeof write>
   /** Which of the two see the effect. */
   seen(id: number): Promise<string>
 }
@@ -123,7 +108,7 @@ async function servers(t: TestContext): Promise<Servers> {
   const sqls = [home, other].map(({ url }) => connect(t, url()))
   await Promise.all(sqls.map((sql) => sql.unsafe(createEffects)))
   await Promise.all(sqls.map((sql) => sql.end()))
-  const once = client<{ a: Effects; b: Effects }>(
+  const once = client<Two>(
     t,
     { a: home.url(), b: other.url() },
     { transaction: { timeout: 20_000, retries: 0 } },
@@ -132,14 +117,7 @@ async function servers(t: TestContext): Promise<Servers> {
     home,
     other,
     once,
-    both: (id) =>
-      once.transaction(
-        async (tx) => {
-          await tx.a.insertInto('effect').values({ id }).execute()
-          await tx.b.insertInto('effect').values({ id }).execute()
-        },
-        { home: 'a' },
-      ),
+    both: (id) => write(once, id, 'ab'),
     async seen(id) {
       let found = ''
       for (const [name, { url }] of [
@@ -153,17 +131,6 @@ async function servers(t: TestContext): Promise<Servers> {
       return found
     },
   }
-}
-
-/** Does something once, when a step begins or has ended. */
-function at(t: TestContext, step: Step, when: 'start' | 'asyncEnd', act: (event: StepEvent) => void): void {
-  const name = `tracing:pgonce:${step}:${when}`
-  const once = (event: unknown) => {
-    unsubscribe(name, once)
-    act(event as StepEvent)
-  }
-  subscribe(name, once)
-  t.teardown(() => unsubscribe(name, once))
 }
 
 for (const [victim, step, when, expected] of [
@@ -181,7 +148,7 @@ for (const [victim, step, when, expected] of [
       const server = own[victim]
       await both(1)
       let stopping: Promise<void> | undefined
-      at(t, step, when, () => {
+      at(t, step, when, step === 'decide' ? 'a' : 'b', () => {
         // At once: its processes get the signal before anything more is sent.
         process.kill(server.pid ?? 0, 'SIGQUIT')
         stopping = server.stop('immediate')
@@ -240,8 +207,8 @@ test.serial('Recovery goes on through outages of either server, and finishes wha
 test.serial(
   'Under load, with coordinators killed at random and recoverers racing, every message takes effect once',
   async (t) => {
-    const [a, b] = await Promise.all([effectsDatabase(t, 'a'), effectsDatabase(t, 'b')])
-    const [one, two] = [0, 1].map(() => client<Pick<Three, 'a' | 'b'>>(t, { a: a.url, b: b.url }))
+    const [a, b] = await twoDatabases(t)
+    const [one, two] = [0, 1].map(() => client<Two>(t, { a: a.url, b: b.url }))
     if (!one || !two) return t.fail()
     const losses: unknown[] = []
     const onReport = (report: { losses: readonly unknown[] }) => void losses.push(...report.losses)

@@ -1,47 +1,20 @@
 import test from 'ava'
-import { AbortedError, OutcomeUnknownError, type Pgonce } from '../../src/index.ts'
-import {
-  client,
-  type Effects,
-  type EffectsDatabase,
-  effectsDatabase,
-  kyselyOnPg,
-  until,
-} from '../support/client.ts'
+import { AbortedError, OutcomeUnknownError } from '../../src/index.ts'
+import { client, type Two, write } from '../support/client.ts'
 import type { TestContext } from '../support/database.ts'
-import { proxyTo, type TcpProxy } from '../support/proxy.ts'
+import { type BehindProxies, behindProxies } from '../support/proxy.ts'
 import { at } from '../support/steps.ts'
+import { until } from '../support/until.ts'
 
-interface Lossy {
-  readonly a: EffectsDatabase
-  readonly b: EffectsDatabase
-  readonly toA: TcpProxy
-  readonly toB: TcpProxy
-  readonly once: Pgonce<{ a: Effects; b: Effects }>
-}
-
-/** Two databases behind proxies, a preferred as home. */
-async function lossy(t: TestContext, driver: string): Promise<Lossy> {
-  const [a, b] = await Promise.all([effectsDatabase(t, 'a'), effectsDatabase(t, 'b')])
-  const [toA, toB] = await Promise.all([proxyTo(t, a.url), proxyTo(t, b.url)])
-  const through = (url: string) => (driver === 'pg' ? kyselyOnPg<Effects>(t, url) : url)
-  const once = client<{ a: Effects; b: Effects }>(
-    t,
-    { a: through(toA.url), b: through(toB.url) },
-    { transaction: { retries: 0, home: 'a' } },
-  )
+/** With a client that has used both; nothing is left of that. */
+async function lossy(t: TestContext, driver: string): Promise<BehindProxies> {
+  const all = await behindProxies(t, driver)
   // What is prepared on a connection needs no answer before it can be sent again.
-  for (const [id, names] of ['a', 'ab', 'ab'].entries()) await write(once, id, names, { record: id < 2 })
-  await once.recovery.sweep({ keep: 0 })
-  for (const { sql } of [a, b]) await sql`delete from effect`
-  return { a, b, toA, toB, once }
+  for (const [id, names] of ['a', 'ab', 'ab'].entries()) await write(all.once, id, names, { record: id < 2 })
+  await all.once.recovery.sweep({ keep: 0 })
+  for (const { sql } of [all.a, all.b]) await sql`delete from effect`
+  return all
 }
-
-const write = (once: Lossy['once'], id: number, names: string, options = {}) =>
-  once.transaction(async (tx) => {
-    for (const name of names) await tx[name as 'a'].insertInto('effect').values({ id }).execute()
-    return 'written'
-  }, options)
 
 for (const driver of ['postgres.js', 'pg']) {
   test.serial(
@@ -104,7 +77,7 @@ for (const driver of ['postgres.js', 'pg']) {
       })
       const { id } = error as OutcomeUnknownError
       t.is(await b.prepared(), 1)
-      const direct = client<{ a: Effects; b: Effects }>(t, { a: a.url, b: b.url })
+      const direct = client<Two>(t, { a: a.url, b: b.url })
       t.is(await direct.outcome(id ?? ''), 'committed')
       t.like(await direct.recovery.sweep(), { committed: 1, unfinished: [] })
       t.deepEqual([await a.effects(), await b.effects()], [[1], [1]])

@@ -3,70 +3,33 @@ import test from 'ava'
 import type postgres from 'postgres'
 import { literal } from '../../src/database/quote.ts'
 import type { Pgonce, RecoveryReport } from '../../src/index.ts'
-import { formatGid, type GlobalId } from '../../src/transaction/gid.ts'
+import { client, kyselyOnPg, type Two } from '../support/client.ts'
+import { connect, type TestContext, testRole } from '../support/database.ts'
 import {
-  client,
   type Effects,
   type EffectsDatabase,
   effectsDatabase,
-  kyselyOnPg,
-  until,
-} from '../support/client.ts'
-import { connect, type TestContext, type TestDatabase, testRole } from '../support/database.ts'
+  insertEffect,
+  twoDatabases,
+} from '../support/effects.ts'
+import { type Decision, leaveBehind } from '../support/orphan.ts'
+import { homeOf } from '../support/sql.ts'
+import { until } from '../support/until.ts'
 
 interface Pair {
   readonly a: EffectsDatabase
   readonly b: EffectsDatabase
-  readonly once: Pgonce<{ a: Effects; b: Effects }>
+  readonly once: Pgonce<Two>
 }
 
 async function pair(t: TestContext): Promise<Pair> {
-  const [a, b] = await Promise.all([effectsDatabase(t, 'a'), effectsDatabase(t, 'b')])
-  return { a, b, once: client<{ a: Effects; b: Effects }>(t, { a: a.url, b: b.url }) }
+  const [a, b] = await twoDatabases(t)
+  return { a, b, once: client<Two>(t, { a: a.url, b: b.url }) }
 }
 
-interface LeftBehind {
-  readonly global: GlobalId
-  readonly gid: string
-  /** Ends the home's transaction, if it was left open. */
-  end(statement: 'commit' | 'rollback'): Promise<void>
-}
-
-const idOf = async ({ sql }: TestDatabase) =>
-  (await sql<{ id: string }[]>`select once.home_id() as id`)[0]?.id ?? ''
-
-/** What a coordinator leaves that dies between prepare and finish: the flow by hand, with a as home and b prepared. */
-async function leave(
-  { a, b }: Pick<Pair, 'a' | 'b'>,
-  id: number,
-  decision: 'commit' | 'rollback' | 'open',
-  { url = b.url, participant = 'b' } = {},
-): Promise<LeftBehind> {
-  const transactionId = randomUUID()
-  const [home, other] = await Promise.all([idOf(a), idOf(b)])
-  const { default: connectTo } = await import('postgres')
-  const atHome = connectTo(a.url, { max: 1, onnotice: () => {} })
-  const there = connectTo(url, { max: 1, onnotice: () => {} })
-  await atHome`begin`.simple()
-  await atHome`call once.open(${transactionId})`
-  await atHome`insert into effect (id) values (${id})`
-  const [row] = await atHome<{ xid: string }[]>`
-    select once.begin_global(${transactionId}, ${[participant]}, ${[other]})::text as xid`
-  const global = { home, transactionId, homeXid: row?.xid ?? '' }
-  const gid = formatGid(global, participant)
-  await there`begin`.simple()
-  await there`call once.open(${transactionId})`
-  await there`insert into effect (id) values (${id})`
-  await there`select once.vote(${transactionId}, ${home}, ${participant})`
-  await there.unsafe(`prepare transaction ${literal(gid)}`)
-  await there.end()
-  const end = async (statement: 'commit' | 'rollback') => {
-    await atHome.unsafe(statement)
-    await atHome.end()
-  }
-  if (decision !== 'open') await end(decision)
-  return { global, gid, end }
-}
+/** A branch of b in doubt, with a as home, and an effect in both. */
+const leave = ({ a, b }: Pick<Pair, 'a' | 'b'>, id: number, decision: Decision = 'committed') =>
+  leaveBehind(a, { b }, { decision, effect: insertEffect(id), atHome: insertEffect(id) })
 
 const nothing: RecoveryReport = {
   committed: 0,
@@ -90,20 +53,20 @@ test('A sweep with nothing to do says so', async (t) => {
 
 test('What the home committed is committed, what it rolled back is rolled back, what still runs is left alone', async (t) => {
   const { a, b, once } = await pair(t)
-  await leave({ a, b }, 1, 'commit')
-  await leave({ a, b }, 2, 'rollback')
-  const running = await leave({ a, b }, 3, 'open')
+  await leave({ a, b }, 1)
+  await leave({ a, b }, 2, 'aborted')
+  const running = await leave({ a, b }, 3, 'pending')
   t.like(await once.recovery.sweep(), { committed: 1, rolledBack: 1, pending: 1, unfinished: [], losses: [] })
   t.like(await once.recovery.sweep(), { committed: 0, rolledBack: 0, pending: 1 })
   t.deepEqual([await a.effects(), await b.effects(), await b.prepared()], [[1], [1], 1])
-  await running.end('commit')
+  await running.endHome('commit')
   t.like(await once.recovery.sweep(), { committed: 1, pending: 0 })
   t.deepEqual([await a.effects(), await b.effects(), await b.prepared()], [[1, 3], [1, 3], 0])
 })
 
 test('A home that has died is over as soon as its server knows', async (t) => {
   const { a, b, once } = await pair(t)
-  await leave({ a, b }, 1, 'open')
+  await leave({ a, b }, 1, 'pending')
   t.like(await once.recovery.sweep(), { pending: 1 })
   await a.sql`
     select pg_terminate_backend(pid, 10000) from pg_stat_activity
@@ -114,12 +77,12 @@ test('A home that has died is over as soon as its server knows', async (t) => {
 
 test('Recovery over Kysely on pg does the same', async (t) => {
   const { a, b } = await pair(t)
-  const once = client<{ a: Effects; b: Effects }>(t, {
+  const once = client<Two>(t, {
     a: kyselyOnPg(t, a.url, { max: 1 }),
     b: kyselyOnPg(t, b.url, { max: 1 }),
   })
-  await leave({ a, b }, 1, 'commit')
-  await leave({ a, b }, 2, 'rollback')
+  await leave({ a, b }, 1)
+  await leave({ a, b }, 2, 'aborted')
   t.like(await once.recovery.sweep({ keep: 0 }), { committed: 1, rolledBack: 1, proven: 1, forgotten: 1 })
   t.deepEqual([await a.effects(), await b.effects()], [[1], [1]])
   t.deepEqual(await once.recovery.audit(), [])
@@ -128,12 +91,10 @@ test('Recovery over Kysely on pg does the same', async (t) => {
 test('Recoverers that race finish each branch once, whatever they find in each other’s hands', async (t) => {
   const { a, b } = await pair(t)
   const many = await Promise.all(
-    Array.from({ length: 24 }, (_, id) => leave({ a, b }, id, id % 3 === 0 ? 'rollback' : 'commit')),
+    Array.from({ length: 24 }, (_, id) => leave({ a, b }, id, id % 3 === 0 ? 'aborted' : 'committed')),
   )
   t.is(many.length, await b.prepared())
-  const recoverers = Array.from({ length: 4 }, () =>
-    client<{ a: Effects; b: Effects }>(t, { a: a.url, b: b.url }),
-  )
+  const recoverers = Array.from({ length: 4 }, () => client<Two>(t, { a: a.url, b: b.url }))
   const reports = await Promise.all(recoverers.map((once) => once.recovery.sweep({ keep: 0 })))
   for (const report of reports) t.like(report, { unfinished: [], unreachable: [], losses: [] })
   t.is(await b.prepared(), 0)
@@ -149,7 +110,7 @@ test('Recoverers that race finish each branch once, whatever they find in each o
 
 test('Decisions are forgotten by a handshake, and only after they are kept for as long as asked', async (t) => {
   const { a, b, once } = await pair(t)
-  const left = await leave({ a, b }, 1, 'commit')
+  const left = await leave({ a, b }, 1)
   t.like(await once.recovery.sweep({ keep: 3_600_000 }), { committed: 1, proven: 1, forgotten: 0 })
   const id = left.gid.slice(0, left.gid.lastIndexOf(':'))
   t.is(await once.outcome(id), 'committed')
@@ -161,18 +122,18 @@ test('Decisions are forgotten by a handshake, and only after they are kept for a
 
 test('An outcome can be asked for at any time: pending, aborted, committed', async (t) => {
   const { a, b, once } = await pair(t)
-  const left = await leave({ a, b }, 1, 'open')
+  const left = await leave({ a, b }, 1, 'pending')
   const id = left.gid.slice(0, left.gid.lastIndexOf(':'))
   t.is(await once.outcome(id), 'pending')
-  await left.end('rollback')
+  await left.endHome('rollback')
   t.is(await once.outcome(id), 'aborted')
   t.is(await once.outcome(id.replace(/[0-9]+$/, '999999999999')), 'aborted')
 })
 
 test('A decision is kept while a participant cannot be reached, and forgotten when it is back', async (t) => {
   const { a, b, once } = await pair(t)
-  await leave({ a, b }, 1, 'commit')
-  const alone = client<{ a: Effects; b: Effects }>(t, { a: a.url, b: 'postgres://postgres@127.0.0.1:1/none' })
+  await leave({ a, b }, 1)
+  const alone = client<Two>(t, { a: a.url, b: 'postgres://postgres@127.0.0.1:1/none' })
   const report = await alone.recovery.sweep({ keep: 0 })
   t.deepEqual(
     report.unreachable.map(({ database }) => database),
@@ -186,12 +147,12 @@ test('A decision is kept while a participant cannot be reached, and forgotten wh
 
 test('A branch whose home is not among the databases, or does not answer, is left and reported', async (t) => {
   const { a, b } = await pair(t)
-  const { gid } = await leave({ a, b }, 1, 'commit')
+  const { gid } = await leave({ a, b }, 1)
   const without = client<{ b: Effects }>(t, { b: b.url })
   const [first] = (await without.recovery.sweep()).unfinished
   t.like(first, { database: 'b', gid })
   t.regex(first?.reason ?? '', /home .* none of the databases given/)
-  const down = client<{ a: Effects; b: Effects }>(t, { a: 'postgres://postgres@127.0.0.1:1/none', b: b.url })
+  const down = client<Two>(t, { a: 'postgres://postgres@127.0.0.1:1/none', b: b.url })
   const report = await down.recovery.sweep()
   t.is(report.unfinished.length, 1)
   t.is(report.unreachable.length, 1)
@@ -200,14 +161,14 @@ test('A branch whose home is not among the databases, or does not answer, is lef
 
 test('A branch that somebody rolled back by hand although it was decided is recorded as lost, once', async (t) => {
   const { a, b, once } = await pair(t)
-  const { gid, global } = await leave({ a, b }, 1, 'commit')
-  const fine = await leave({ a, b }, 2, 'commit')
+  const { gid, transactionId, home } = await leave({ a, b }, 1)
+  const fine = await leave({ a, b }, 2)
   await b.sql.unsafe(`rollback prepared ${literal(gid)}`)
   const loss = {
     kind: 'lost branch',
-    transactionId: global.transactionId,
+    transactionId,
     participant: 'b',
-    home: global.home,
+    home,
   }
   const report = await once.recovery.sweep({ keep: 0 })
   t.deepEqual(report.losses, [loss] as never)
@@ -216,7 +177,7 @@ test('A branch that somebody rolled back by hand although it was decided is reco
   t.deepEqual(await losses(a.sql), [{ kind: 'lost branch', participant: 'b' }])
   // The decision stays until a person has looked.
   t.is(await a.count('once.global_transaction'), 1)
-  await a.sql`select once.forget(${global.transactionId}, 'looked into')`
+  await a.sql`select once.forget(${transactionId}, 'looked into')`
   t.is(await a.count('once.global_transaction'), 0)
   t.deepEqual(await b.effects(), [2])
   t.truthy(fine)
@@ -225,16 +186,16 @@ test('A branch that somebody rolled back by hand although it was decided is reco
 test('A loss that somebody acknowledged keeps the decision for the branches of others that are in doubt still', async (t) => {
   const { a, b } = await pair(t)
   const c = await effectsDatabase(t, 'b')
-  const { global } = await leave({ a, b: c }, 1, 'commit', { participant: 'c' })
-  const { global: done } = await leave({ a, b: c }, 2, 'commit', { participant: 'c' })
+  const inDoubt = await leaveBehind(a, { c }, { effect: insertEffect(1) })
+  const done = await leaveBehind(a, { c }, { effect: insertEffect(2) })
   // As if b had been prepared in both, and had lost that.
   await a.sql`
     update once.global_transaction
-       set participants = '{b,c}', participant_homes = array[${await idOf(b)}::uuid] || participant_homes`
-  await c.sql.unsafe(`commit prepared ${literal(formatGid(done, 'c'))}`)
-  const withoutC = client<{ a: Effects; b: Effects }>(t, { a: a.url, b: b.url })
+       set participants = '{b,c}', participant_homes = array[${await homeOf(b.sql)}::uuid] || participant_homes`
+  await c.sql.unsafe(`commit prepared ${literal(done.gid)}`)
+  const withoutC = client<Two>(t, { a: a.url, b: b.url })
   t.is((await withoutC.recovery.sweep({ keep: 0 })).losses.length, 2)
-  for (const { transactionId } of [global, done])
+  for (const { transactionId } of [inDoubt, done])
     await a.sql`select once.forget(${transactionId}, 'b was repaired by hand')`
 
   const all = client<{ a: Effects; b: Effects; c: Effects }>(t, { a: a.url, b: b.url, c: c.url })
@@ -245,16 +206,16 @@ test('A loss that somebody acknowledged keeps the decision for the branches of o
   t.is(await c.count('once.evidence'), 0)
 })
 
-test('Recovery goes through its pages whatever the sessions’ format of times', async (t) => {
+test.serial('Recovery goes through its pages whatever the sessions’ format of times', async (t) => {
   const { a, b } = await pair(t)
-  const known = await idOf(b)
+  const known = await homeOf(b.sql)
   await a.sql`
     insert into once.global_transaction (transaction_id, participants, participant_homes)
     select gen_random_uuid(), '{b}', array[${known}::uuid] from generate_series(1, 2500)`
   // Where summer time is called IST, which elsewhere is a zone of its own.
   await a.sql.unsafe(`alter database ${a.name} set datestyle = 'SQL, DMY'`)
   await a.sql.unsafe(`alter database ${a.name} set timezone = 'Europe/Dublin'`)
-  const fresh = client<{ a: Effects; b: Effects }>(t, { a: a.url, b: b.url })
+  const fresh = client<Two>(t, { a: a.url, b: b.url })
   const report = await fresh.recovery.sweep({ keep: 0 })
   t.is(report.losses.length, 2500)
   t.deepEqual(report.unreachable, [])
@@ -262,26 +223,26 @@ test('Recovery goes through its pages whatever the sessions’ format of times',
 
 test('A decision that was lost although its branch committed is recorded, once', async (t) => {
   const { a, b, once } = await pair(t)
-  const { global } = await leave({ a, b }, 1, 'commit')
-  await leave({ a, b }, 2, 'commit')
+  const { transactionId, home } = await leave({ a, b }, 1)
+  await leave({ a, b }, 2)
   t.like(await once.recovery.sweep(), { committed: 2 })
-  await a.sql`delete from once.global_transaction where transaction_id = ${global.transactionId}`
+  await a.sql`delete from once.global_transaction where transaction_id = ${transactionId}`
   const loss = {
     kind: 'lost decision',
-    transactionId: global.transactionId,
+    transactionId,
     participant: 'b',
-    home: global.home,
+    home,
   }
   t.deepEqual(await once.recovery.audit(), [loss] as never)
   t.deepEqual(await once.recovery.audit(), [])
   t.deepEqual(await losses(b.sql), [{ kind: 'lost decision', participant: 'b' }])
-  await b.sql`select once.forget(${global.transactionId}, 'looked into')`
+  await b.sql`select once.forget(${transactionId}, 'looked into')`
   t.deepEqual(await once.recovery.audit(), [])
 })
 
 test('Nothing is called lost while transactions run, finish in the background, are proven and forgotten', async (t) => {
   const { a, b, once } = await pair(t)
-  const [one, two] = [0, 1].map(() => client<{ a: Effects; b: Effects }>(t, { a: a.url, b: b.url }))
+  const [one, two] = [0, 1].map(() => client<Two>(t, { a: a.url, b: b.url }))
   let over = false
   const found: unknown[] = []
   const watch = async (recoverer: typeof one) => {
@@ -328,7 +289,7 @@ test('Nothing is called lost while transactions run, finish in the background, a
 
 test('Prepared transactions of others are left alone, also those that carry our prefix', async (t) => {
   const { a, b, once } = await pair(t)
-  const [home] = await Promise.all([idOf(a)])
+  const [home] = await Promise.all([homeOf(a.sql)])
   const stranger = await testRole(t, b)
   await b.sql.unsafe(
     `grant create on schema public to ${stranger}; create table theirs (id int); grant insert on theirs to ${stranger}`,
@@ -365,9 +326,9 @@ test('A recoverer needs the branch owner’s role, is told so, and finishes when
   await b.sql`select once.grant_app(${owner})`
   await b.sql.unsafe(`grant insert on effect to ${owner}`)
   for (const { sql } of [a, b]) await sql`select once.grant_recover(${recoverer})`
-  const { gid } = await leave({ a, b }, 1, 'commit', { url: b.urlAs(owner) })
+  const { gid } = await leave({ a, b: { ...b, sql: connect(t, b.urlAs(owner)) } }, 1)
 
-  const once = client<{ a: Effects; b: Effects }>(t, { a: a.urlAs(recoverer), b: b.urlAs(recoverer) })
+  const once = client<Two>(t, { a: a.urlAs(recoverer), b: b.urlAs(recoverer) })
   const report = await once.recovery.sweep({ keep: 0 })
   t.like(report, { committed: 0, unreachable: [] })
   t.like(report.unfinished[0], { database: 'b', gid })
@@ -387,9 +348,9 @@ test('A recoverer needs the branch owner’s role, is told so, and finishes when
 
 test('A role without any grant is told which, for each database', async (t) => {
   const { a, b } = await pair(t)
-  await leave({ a, b }, 1, 'commit')
+  await leave({ a, b }, 1)
   const role = await testRole(t, a)
-  const once = client<{ a: Effects; b: Effects }>(t, { a: a.urlAs(role), b: b.url })
+  const once = client<Two>(t, { a: a.urlAs(role), b: b.url })
   const report = await once.recovery.sweep()
   t.is(report.unreachable[0]?.database, 'a')
   t.regex(report.unreachable[0]?.reason ?? '', /grant/)
@@ -400,16 +361,16 @@ test('A running recovery finishes what comes, reports it, and stops when told', 
   const { a, b, once } = await pair(t)
   const reports: RecoveryReport[] = []
   const running = once.recovery.start({ interval: 10, onReport: (report) => void reports.push(report) })
-  await leave({ a, b }, 1, 'commit')
+  await leave({ a, b }, 1)
   await until('it is committed', async () => (await b.effects()).includes(1))
-  await leave({ a, b }, 2, 'rollback')
+  await leave({ a, b }, 2, 'aborted')
   await until('it is rolled back', async () => (await b.prepared()) === 0)
   await until('both are reported', () => {
     const sum = (key: 'committed' | 'rolledBack') => reports.reduce((total, report) => total + report[key], 0)
     return sum('committed') === 1 && sum('rolledBack') === 1
   })
   await running.stop()
-  await leave({ a, b }, 3, 'commit')
+  await leave({ a, b }, 3)
   t.is(await b.prepared(), 1)
   {
     await using again = once.recovery.start({ interval: 3_600_000 })
@@ -426,9 +387,9 @@ test('A report that throws stops neither recovery nor the process', async (t) =>
       throw new Error('in the report')
     },
   })
-  await leave({ a, b }, 1, 'commit')
+  await leave({ a, b }, 1)
   await until('it is committed', async () => (await b.effects()).includes(1))
-  await leave({ a, b }, 2, 'commit')
+  await leave({ a, b }, 2)
   await until('it goes on', async () => (await b.effects()).includes(2))
   await t.notThrowsAsync(running.stop())
 })

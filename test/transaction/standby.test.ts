@@ -2,15 +2,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import test from 'ava'
 import { AbortedError, OutcomeUnknownError } from '../../src/index.ts'
-import {
-  client,
-  createEffects,
-  type Effects,
-  effectsDatabase,
-  kyselyOnPg,
-  until,
-  withEffects,
-} from '../support/client.ts'
+import { client, reach, type Two, write } from '../support/client.ts'
 import {
   connect,
   installSchema,
@@ -18,7 +10,9 @@ import {
   type TestContext,
   type TestDatabase,
 } from '../support/database.ts'
-import { leaveOrphan } from '../support/strangers.ts'
+import { createEffects, type Effects, effectsDatabase, withEffects } from '../support/effects.ts'
+import { leaveOrphan } from '../support/orphan.ts'
+import { until } from '../support/until.ts'
 
 /** A database on a server of its own, whose standby can be taken away. */
 async function replicated(t: TestContext) {
@@ -74,16 +68,15 @@ async function replicated(t: TestContext) {
   }
 }
 
-for (const driver of ['postgres.js', 'pg'] as const) {
+for (const driver of ['postgres.js', 'pg']) {
   test.serial(
     `A claim whose COMMIT waits for a standby is no duplicate until a standby has it (${driver})`,
     async (t) => {
       t.timeout(120_000)
       const { database, waiting, loseStandby, regainStandby, stillWait } = await replicated(t)
-      const target = driver === 'pg' ? kyselyOnPg<Effects>(t, database.url) : database.url
       const once = client<{ a: Effects }>(
         t,
-        { a: target as string },
+        { a: reach(t, driver, database.url) },
         { transaction: { retries: 0, timeout: 1500 } },
       )
       const deliver = (key: string, id: number) =>
@@ -112,19 +105,14 @@ test.serial(
     t.timeout(120_000)
     const { database, waiting, loseStandby, regainStandby, stillWait } = await replicated(t)
     const b = await effectsDatabase(t, 'b')
-    const once = client<{ a: Effects; b: Effects }>(
+    const once = client<Two>(
       t,
       { a: database.url, b: b.url },
       { transaction: { home: 'a', retries: 0, timeout: 1500 } },
     )
-    const write = (id: number) =>
-      once.transaction(async (tx) => {
-        await tx.a.insertInto('effect').values({ id }).execute()
-        await tx.b.insertInto('effect').values({ id }).execute()
-      })
-    await write(1)
+    await write(once, 1, 'ab')
     await loseStandby()
-    const error = await t.throwsAsync(write(2), { instanceOf: OutcomeUnknownError })
+    const error = await t.throwsAsync(write(once, 2, 'ab'), { instanceOf: OutcomeUnknownError })
     const { id } = error as OutcomeUnknownError
     const pids = await waiting()
     t.true(await stillWait(pids))
@@ -151,19 +139,14 @@ test.serial(
     t.timeout(120_000)
     const { database, waiting, loseStandby, regainStandby, stillWait } = await replicated(t)
     const a = await effectsDatabase(t, 'a')
-    const once = client<{ a: Effects; b: Effects }>(
+    const once = client<Two>(
       t,
       { a: a.url, b: database.url },
       { transaction: { home: 'a', retries: 0, timeout: 1500 } },
     )
-    const write = (id: number) =>
-      once.transaction(async (tx) => {
-        await tx.a.insertInto('effect').values({ id }).execute()
-        await tx.b.insertInto('effect').values({ id }).execute()
-      })
-    await write(1)
+    await write(once, 1, 'ab')
     await loseStandby()
-    await t.throwsAsync(write(2), { instanceOf: AbortedError, code: 'TIMEOUT' })
+    await t.throwsAsync(write(once, 2, 'ab'), { instanceOf: AbortedError, code: 'TIMEOUT' })
     const pids = await waiting()
     t.true(await stillWait(pids))
     await regainStandby()
@@ -181,7 +164,7 @@ test.serial(
     t.timeout(120_000)
     const { database, waiting, loseStandby, regainStandby, stillWait } = await replicated(t)
     const a = await effectsDatabase(t, 'a')
-    const once = client<{ a: Effects; b: Effects }>(t, { a: a.url, b: database.url })
+    const once = client<Two>(t, { a: a.url, b: database.url })
     await once.recovery.sweep({ forget: false })
     const { gid } = await leaveOrphan(a, database, 1)
     await loseStandby()

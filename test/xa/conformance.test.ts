@@ -17,8 +17,10 @@ import {
   type XaResource,
   type XidInput,
 } from '../../src/xa/index.ts'
-import { type Effects, fileContext, killSessions, kyselyOnPg, until } from '../support/client.ts'
-import { connect, ownServer, testRole } from '../support/database.ts'
+import { killSessions, kyselyOnPg } from '../support/client.ts'
+import { connect, fileContext, ownServer, testRole } from '../support/database.ts'
+import type { Effects } from '../support/effects.ts'
+import { until } from '../support/until.ts'
 import { freshXid, resource, startProxy, throwsXa, work, xaDatabase } from './support.ts'
 
 const file = fileContext(test.after.always)

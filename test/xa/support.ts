@@ -11,8 +11,8 @@ import {
   type XidInput,
   xaResource,
 } from '../../src/xa/index.ts'
-import { createEffects, type Effects, type EffectsDatabase, withEffects } from '../support/client.ts'
 import { emptyDatabase, type TestContext } from '../support/database.ts'
+import { createEffects, type Effects, type EffectsDatabase, withEffects } from '../support/effects.ts'
 
 /** A database with a table for effects and without schema once: the verbs need none. */
 export async function xaDatabase(t: TestContext): Promise<EffectsDatabase> {

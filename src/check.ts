@@ -1,8 +1,11 @@
-/** What names and numbers must look like, checked where they enter. */
+/** What names, numbers and options must look like, checked where they enter. */
 import { InvalidInputError } from './errors.ts'
 
 /** The largest sequence: a range in Postgres that contains 2^63-1 has no upper bound. */
 export const maxSequence = 9223372036854775806n
+
+/** The largest `integer` of Postgres: epochs and partitions are such, and timeouts, as for Node's timers. */
+export const maxInt32 = 2147483647n
 
 /** Shows a value in a message: quoted, and never longer than a line. Whatever it is, this does not throw. */
 export function show(value: unknown): string {
@@ -117,10 +120,10 @@ export function checkSequence(value: unknown): bigint {
 }
 
 export function checkEpoch(value: unknown): number {
-  return Number(checkInteger('epoch', value, 0n, 2147483647n))
+  return Number(checkInteger('epoch', value, 0n, maxInt32))
 }
 
-/** Milliseconds as Postgres's timeouts take them. */
-export function checkMilliseconds(what: string, value: unknown): number {
-  return Number(checkInteger(what, value, 0n, 2147483647n))
+/** Milliseconds, as many as timeouts of Postgres and timers of Node take. */
+export function checkMilliseconds(what: string, value: unknown, least: 0 | 1 = 0): number {
+  return Number(checkInteger(what, value, BigInt(least), maxInt32))
 }

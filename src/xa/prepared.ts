@@ -1,0 +1,143 @@
+/**
+ * Branches that are prepared. They belong to no connection, nor to the resource that prepared them: what is known of
+ * them is what the server says.
+ */
+import { type Database, withSession } from '../database/database.ts'
+import { literal } from '../database/quote.ts'
+import type { Session } from '../database/session.ts'
+import { codeOf, isErrorAnswer } from '../errors.ts'
+import { XaError } from './codes.ts'
+import { localTransaction, unavailable, unfinished, unknown } from './errors.ts'
+import { isOwnGidSql, parseXid, type RawXid, type Xid } from './xid.ts'
+
+/** A prepared branch. It can be passed to `commit` and `rollback` as it is. */
+export type RecoveredXid = (Xid | RawXid) & {
+  /** What Postgres calls it. */
+  readonly gid: string
+  readonly preparedAt: Date
+  /** The role that prepared it: it or a superuser may finish it. */
+  readonly owner: string | null
+}
+
+export interface PreparedOptions {
+  /** Whether others use the pool as well, and may have left something open on a connection. */
+  readonly borrowed: boolean
+  /** Milliseconds for what is asked of the server. */
+  readonly timeout: number
+}
+
+export interface PreparedBranches {
+  /** What to say of a branch that is not here: that it is prepared, or that there is none. */
+  elsewhere(gid: string, ifPrepared: string): Promise<XaError>
+  /** The second phase. @throws XaError */
+  finish(verb: 'commit' | 'rollback', gid: string): Promise<void>
+  /** All of this database but pgonce's own, oldest first. @throws XaError */
+  list(): Promise<RecoveredXid[]>
+}
+
+/** Milliseconds to wait for whoever else is finishing the same branch. */
+const patience = 2_000
+
+export function preparedBranches(
+  database: Database,
+  { borrowed, timeout }: PreparedOptions,
+): PreparedBranches {
+  /**
+   * Asks on some connection: one of the pool if one is free, else one apart, so that open branches, which may
+   * wait for the locks of a prepared one, cannot keep it from being finished.
+   */
+  async function ask<T>(what: string, task: (session: Session) => Promise<T>): Promise<T> {
+    const pooled = database.permits.tryTake()
+    try {
+      return await withSession(pooled ? database.connect() : database.connectApart(), task, timeout)
+    } catch (error) {
+      if (error instanceof XaError || isErrorAnswer(error)) throw error
+      throw unavailable(what, error)
+    } finally {
+      if (pooled) database.permits.give()
+    }
+  }
+
+  return {
+    async elsewhere(gid, ifPrepared) {
+      let prepared: boolean
+      try {
+        prepared = await ask(`Branch ${gid} could not be looked for`, async (session) => {
+          const { rows } = await session.query(
+            `select from pg_catalog.pg_prepared_xacts p
+              where p.gid = $1 and p.database = pg_catalog.current_database()`,
+            [gid],
+          )
+          return rows.length > 0
+        })
+      } catch (error) {
+        return error instanceof XaError ? error : unavailable(`Branch ${gid} could not be looked for`, error)
+      }
+      return prepared ? new XaError('XAER_PROTO', `Branch ${gid} ${ifPrepared}`) : unknown(gid)
+    },
+
+    async finish(verb, gid) {
+      const deadline = performance.now() + Math.min(timeout, patience)
+      for (;;) {
+        try {
+          // A refusal is returned: thrown, it would cost the connection, and the local transaction on it.
+          const refusal = await ask(`The answer to ${verb} of branch ${gid} is missing`, async (session) => {
+            // The statement itself would be refused there, and the refusal would break the local transaction.
+            if (borrowed && (await isInTransaction(session))) return localTransaction(gid)
+            await session.query(`${verb} prepared ${literal(gid)}`)
+            return undefined
+          })
+          if (refusal === undefined) return
+          throw refusal
+        } catch (error) {
+          if (error instanceof XaError) throw error
+          if (codeOf(error) !== '55000' || performance.now() > deadline) throw unfinished(verb, gid, error)
+          await new Promise((resolve) => setTimeout(resolve, 20))
+        }
+      }
+    },
+
+    async list() {
+      const what = 'The prepared branches could not be listed'
+      try {
+        const { rows } = await ask(what, (session) =>
+          session.query<{ gid: string; owner: string | null; prepared: number | string }>(
+            `select p.gid, p.owner::text as owner,
+                    (pg_catalog.date_part('epoch', p.prepared) * 1000)::text as prepared
+               from pg_catalog.pg_prepared_xacts p
+              where p.database = pg_catalog.current_database() and not p.${isOwnGidSql}
+              order by p.prepared, p.gid`,
+          ),
+        )
+        return rows.map(({ gid, owner, prepared }) => ({
+          ...parseXid(gid),
+          gid,
+          owner,
+          preparedAt: new Date(Number(prepared)),
+        }))
+      } catch (error) {
+        throw error instanceof XaError ? error : unavailable(what, error)
+      }
+    },
+  }
+}
+
+/**
+ * Whether a transaction is open on a connection that was idle. What is set locally outlives its statement in a
+ * transaction only. (SAVEPOINT would tell as well, but where all is well it leaves an error in the server's log;
+ * and comparing the ages of statement and transaction depends on the driver's protocol.)
+ */
+export async function isInTransaction(session: Session): Promise<boolean> {
+  try {
+    const [, { rows }] = await Promise.all([
+      session.query("select pg_catalog.set_config('pgonce.probe', 'open', true)"),
+      session.query<{ probe: string | null }>(
+        "select pg_catalog.current_setting('pgonce.probe', true) as probe",
+      ),
+    ])
+    return rows[0]?.probe === 'open'
+  } catch (error) {
+    if (codeOf(error) === '25P02') return true
+    throw error
+  }
+}
