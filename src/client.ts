@@ -377,11 +377,13 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
     outcome: (id: string) => unlessClosed(() => outcomeOf(all, id)),
     takePartition: (name: string, partition: Partition, owner?: string) =>
       unlessClosed(async () => {
-        const { lockTimeout = defaults.lockTimeout } = withDefaults({})
-        return await takePartition(named(name), partition, owner, lockTimeout)
+        const { lockTimeout = defaults.lockTimeout, timeout = defaults.timeout } = withDefaults({})
+        return await takePartition(named(name), partition, owner, { lockTimeout, timeout })
       }),
     readOffset: (name: string, partition: Partition) =>
-      unlessClosed(async () => readOffset(named(name), partition)),
+      unlessClosed(async () =>
+        readOffset(named(name), partition, withDefaults({}).timeout ?? defaults.timeout),
+      ),
     recovery,
     close: () => (closing ??= close()),
     [Symbol.asyncDispose]: () => (closing ??= close()),

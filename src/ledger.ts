@@ -264,13 +264,10 @@ export async function keepResult(branch: Branch, message: KeyedMessage, result: 
       { hint: 'Return plain data, or leave keepResult out', cause },
     )
   }
-  await branch.checkOpen()
-  await branch.send('select once.keep_result($1, $2, $3::text::jsonb, $4::text::timestamptz)', [
-    message.scope,
-    message.key,
-    json,
-    time(message),
-  ])
+  await branch.send(
+    'select once.check_open($5::uuid), once.keep_result($1, $2, $3::text::jsonb, $4::text::timestamptz)',
+    [message.scope, message.key, json, time(message), branch.transactionId],
+  )
 }
 
 /**

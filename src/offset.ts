@@ -56,27 +56,32 @@ export interface OffsetState extends Required<Partition> {
 /**
  * Takes a partition for a consumer: bumps its epoch, which fences the previous owner. If the connection is lost
  * it may have been taken, without anybody knowing the epoch: take it again. Waits no longer than
- * `lockTimeout` for the transaction that moves its position, which may be a branch in doubt.
- * @throws PgonceError `ONARG`, `CONNECTION_LOST`, `LOCK_TIMEOUT`
+ * `lockTimeout` for the transaction that moves its position, which may be a branch in doubt, and no longer than
+ * `timeout` for the server (both milliseconds).
+ * @throws PgonceError `ONARG`, `CONNECTION_LOST`, `LOCK_TIMEOUT`, `TIMEOUT`
  * @see sql/offset/take_partition.sql
  */
 export async function takePartition(
   database: Database,
   partition: Partition,
   owner: string | undefined,
-  lockTimeout: number,
+  { lockTimeout, timeout }: { readonly lockTimeout: number; readonly timeout: number },
 ): Promise<TakenPartition> {
   const checked = check(partition)
   await database.identify()
   const by = owner === undefined ? null : checkName('owner', owner)
   const [row] = await ask(database, () =>
-    withReadCommitted(database.connect(), async (session) => {
-      await session.query("select set_config('lock_timeout', $1, true)", [String(lockTimeout)])
-      return await session.query<{ epoch: number; number: string | null; token: string | null }>(
-        'select t.epoch, t."position"::text as number, t.token from once.take_partition($1, $2, $3::int, $4) t',
-        [checked.group, checked.topic, checked.partition, by],
-      )
-    }),
+    withReadCommitted(
+      database.connect(),
+      async (session) => {
+        await session.query("select set_config('lock_timeout', $1, true)", [String(lockTimeout)])
+        return await session.query<{ epoch: number; number: string | null; token: string | null }>(
+          'select t.epoch, t."position"::text as number, t.token from once.take_partition($1, $2, $3::int, $4) t',
+          [checked.group, checked.topic, checked.partition, by],
+        )
+      },
+      timeout,
+    ),
   )
   if (row === undefined) throw new Error('unreachable: once.take_partition returns one row')
   return { ...checked, epoch: row.epoch, position: position(row) }
@@ -84,25 +89,34 @@ export async function takePartition(
 
 /**
  * Reads a position without taking the partition; undefined if it was never taken.
+ * @param timeout milliseconds to wait for the server
+ * @throws PgonceError `ONARG`, `CONNECTION_LOST`, `TIMEOUT`
  * @see sql/offset/read_offset.sql
  */
-export async function readOffset(database: Database, partition: Partition): Promise<OffsetState | undefined> {
+export async function readOffset(
+  database: Database,
+  partition: Partition,
+  timeout: number,
+): Promise<OffsetState | undefined> {
   const checked = check(partition)
   await database.identify()
   const [row] = await ask(database, () =>
-    withSession(database.connect(), (session) =>
-      session.query<{
-        epoch: number
-        number: string | null
-        token: string | null
-        owner: string | null
-        at: string
-      }>(
-        `select o.epoch, o."position"::text as number, o.token, o.owner,
+    withSession(
+      database.connect(),
+      (session) =>
+        session.query<{
+          epoch: number
+          number: string | null
+          token: string | null
+          owner: string | null
+          at: string
+        }>(
+          `select o.epoch, o."position"::text as number, o.token, o.owner,
                   to_char(o.updated_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') as at
              from once.read_offset($1, $2, $3::int) o`,
-        [checked.group, checked.topic, checked.partition],
-      ),
+          [checked.group, checked.topic, checked.partition],
+        ),
+      timeout,
     ),
   )
   if (row === undefined) return undefined
@@ -116,12 +130,12 @@ export async function readOffset(database: Database, partition: Partition): Prom
 }
 
 /**
- * Moves a position in a branch; travels with the commit.
- * @throws PgonceError `ONARG`; at the commit `ONFEN`, `ONCAS`, `ONTKN`
+ * Moves a position in a branch; travels with the commit, so it asks itself whether the transaction is still open: it
+ * would move by itself behind a ROLLBACK of the handler's.
+ * @throws PgonceError `ONARG`; at the commit `ONFEN`, `ONCAS`, `ONTKN`, `ONEND`, `ONROL`
  * @see sql/offset/advance.sql
  */
 export async function advance(branch: Branch, move: OffsetMove): Promise<void> {
-  await branch.checkOpen()
   const { group, topic, partition } = check(move)
   const { epoch, expected, next } = move
   const common = [group, topic, partition, checkEpoch(epoch)]
@@ -130,20 +144,18 @@ export async function advance(branch: Branch, move: OffsetMove): Promise<void> {
       throw new InvalidInputError('ONARG', 'Expected `expected` to be a token or null, as `next` is a token')
     }
     const before = expected === null ? null : checkText('expected', expected)
-    await branch.send('select once.advance_token($1, $2, $3::int, $4::int, $5, $6)', [
-      ...common,
-      before,
-      checkText('next', next),
-    ])
+    await branch.send(
+      'select once.check_open($7::uuid), once.advance_token($1, $2, $3::int, $4::int, $5, $6)',
+      [...common, before, checkText('next', next), branch.transactionId],
+    )
     return
   }
   const before = expected === null ? null : String(checkInteger('expected', expected, 0n, maxSequence))
   const after = String(checkInteger('next', next, 0n, maxSequence))
-  await branch.send('select once.advance($1, $2, $3::int, $4::int, $5::text::bigint, $6::text::bigint)', [
-    ...common,
-    before,
-    after,
-  ])
+  await branch.send(
+    'select once.check_open($7::uuid), once.advance($1, $2, $3::int, $4::int, $5::text::bigint, $6::text::bigint)',
+    [...common, before, after, branch.transactionId],
+  )
 }
 
 function check(which: Partition): Required<Partition> {

@@ -41,11 +41,6 @@ export interface Branch {
   send(text: string, parameters?: readonly unknown[]): Promise<void>
   /** Waits for all that was sent. @throws the first error among them */
   settle(): Promise<void>
-  /**
-   * After the handler, before more of ours: if it ended the transaction, what follows would commit by itself.
-   * @throws HandlerError `ONEND`, `ONROL`
-   */
-  checkOpen(): Promise<void>
   /** Asks for the transaction's xid, once, if that makes nobody wait. */
   noteXid(): void
   /** The xid as of {@link noteXid}: null if nothing had been written; undefined if nobody asked. */
@@ -98,6 +93,14 @@ function branchOver(
   { transactionId, identity, progress }: BranchSettings,
 ): Branch {
   const sent: Promise<unknown>[] = []
+  /** Statements of the handler of which nobody knows yet what they did. */
+  let unanswered = 0
+  /** One has been answered that may have ended the transaction or changed the role. */
+  let tainted = false
+  const judge = () => {
+    branch.suspect = tainted || unanswered > 0
+  }
+
   /**
    * The answer to BEGIN. A request to cancel, meant for what was before, may hit BEGIN itself; whatever is sent
    * before it is answered would then be a transaction of its own, and commit.
@@ -106,17 +109,26 @@ function branchOver(
 
   const connection = withStreams({
     async executeQuery(query) {
+      unanswered += 1
+      judge()
       try {
         await opened
         refuseIf(progress.committing, database)
+        // Of several statements in one text a driver tells only the last one's tag.
+        if (/;\s*\S/.test(query.sql)) tainted = true
         const result = await session.connection.executeQuery<never>(query)
-        if (!harmless.test(commandOf(result) ?? '')) branch.suspect = true
+        if (!harmless.test(commandOf(result) ?? '')) tainted = true
         if (result.numAffectedRows !== undefined && result.numAffectedRows > 0n) branch.wrote = true
         // After a failure nothing succeeds but ROLLBACK TO SAVEPOINT, which heals it.
         branch.failure = undefined
         return result
       } catch (error) {
+        // What stood before it in its text was carried out.
+        tainted = true
         throw await failed(error)
+      } finally {
+        unanswered -= 1
+        judge()
       }
     },
   })
@@ -166,14 +178,6 @@ function branchOver(
         await answer.catch((error: unknown) => {
           throw ours(error)
         })
-    },
-    async checkOpen() {
-      if (!branch.suspect) return
-      try {
-        await query('select once.check_open($1::uuid)', [transactionId])
-      } catch (error) {
-        throw ours(error)
-      }
     },
     noteXid() {
       if (!session.pipelines) return

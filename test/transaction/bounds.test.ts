@@ -328,3 +328,19 @@ test('A handler is not run anew after an outcome that is not known, whatever was
   await t.throwsAsync(unknown, { instanceOf: OutcomeUnknownError })
   t.is(runs, 1)
 })
+
+for (const what of ['takePartition', 'readOffset'] as const) {
+  test.serial(`${what} ends at a server that falls silent, and lets close() end`, async (t) => {
+    const { toA } = await behindProxies(t, 'postgres.js')
+    const once = client<{ a: Effects }>(t, { a: toA.url }, { transaction: { timeout: 500 } })
+    const partition = { group: 'g', topic: 't' }
+    await once.takePartition('a', partition)
+    toA.muteServer()
+    const { error, time } = await timed<unknown>(once[what]('a', partition))
+    t.is(codeOf(error), 'TIMEOUT')
+    t.true(time < soon, `${time} ms`)
+    const closed = await timed(once.close())
+    t.is(closed.error, undefined)
+    toA.cut()
+  })
+}
