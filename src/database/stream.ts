@@ -7,25 +7,33 @@
  * over, and ends with it. It does so with any dialect.
  */
 import { hash } from 'node:crypto'
-import type { CompiledQuery, DatabaseConnection } from 'kysely'
+import type { CompiledQuery, DatabaseConnection, QueryResult } from 'kysely'
 import { InvalidInputError } from '../errors.ts'
 
 /** What runs one statement at a time. */
 export type Executor = Pick<DatabaseConnection, 'executeQuery'>
 
-/** Numbers of cursors, from 1. */
-export type Numbers = () => number
-
-export function numbers(): Numbers {
-  let last = 0
-  return () => {
-    last += 1
-    return last
-  }
+/** The cursors of one transaction. */
+export interface Cursors {
+  /** How many there were: a name is that of one cursor. */
+  count: number
+  /**
+   * Those that are there for certain. One from behind a savepoint goes when that is rolled back to, and to close what
+   * is not there would fail the transaction; one that stays open until the end is no harm.
+   */
+  readonly open: Set<string>
 }
 
-/** @param next one for a transaction, since a name is that of one cursor */
-export function withStreams({ executeQuery }: Executor, next: Numbers = numbers()): DatabaseConnection {
+export function noCursors(): Cursors {
+  return { count: 0, open: new Set() }
+}
+
+export function withStreams(executor: Executor, cursors: Cursors = noCursors()): DatabaseConnection {
+  const { open } = cursors
+  const executeQuery = <R>(query: CompiledQuery): Promise<QueryResult<R>> => {
+    if (open.size > 0 && /rollback/i.test(query.sql)) open.clear()
+    return executor.executeQuery<R>(query)
+  }
   return {
     executeQuery,
     async *streamQuery<R>(query: CompiledQuery, chunkSize: number) {
@@ -39,21 +47,25 @@ export function withStreams({ executeQuery }: Executor, next: Numbers = numbers(
       }
       // The same name for the same columns, for drivers that remember what a text returned; and no new one for each
       // transaction, since they remember it for ever.
-      const cursor = `pgonce_${hash('sha1', query.sql).slice(0, 16)}_${next()}`
+      cursors.count += 1
+      const cursor = `pgonce_${hash('sha1', query.sql).slice(0, 16)}_${cursors.count}`
       const run = (sql: string, parameters: readonly unknown[] = []) =>
         executeQuery<R>({ ...query, sql, parameters })
+      const close = async () => {
+        // If that fails, the transaction is over, or has failed and tells so at the next statement.
+        if (open.delete(cursor)) await run(`close ${cursor}`).catch(() => {})
+      }
       await run(`declare ${cursor} no scroll cursor for ${query.sql}`, query.parameters)
-      for (let isLast = false; !isLast; ) {
-        const { rows } = await run(`fetch ${chunkSize} from ${cursor}`)
-        isLast = rows.length < chunkSize
-        let isLeft = true
-        try {
+      open.add(cursor)
+      try {
+        for (let isLast = false; !isLast; ) {
+          const { rows } = await run(`fetch ${chunkSize} from ${cursor}`)
+          isLast = rows.length < chunkSize
+          if (isLast) await close()
           yield { rows }
-          isLeft = false
-        } finally {
-          // If that fails, the transaction is over, or has failed and tells so at the next statement.
-          if (isLast || isLeft) await run(`close ${cursor}`).catch(() => {})
         }
+      } finally {
+        await close()
       }
     },
   }

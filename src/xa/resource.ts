@@ -16,7 +16,7 @@ import { createDatabase, inTime, transactionOver } from '../database/database.ts
 import type { DatabaseTarget } from '../database/open.ts'
 import { literal } from '../database/quote.ts'
 import type { Session } from '../database/session.ts'
-import { type Executor, type Numbers, numbers, withStreams } from '../database/stream.ts'
+import { type Cursors, type Executor, noCursors, withStreams } from '../database/stream.ts'
 import { codeOf, HandlerError, isErrorAnswer } from '../errors.ts'
 import {
   TMENDRSCAN,
@@ -138,7 +138,7 @@ interface Branch {
   readonly session: Session
   readonly connection: Executor
   /** Of its streams, whoever is associated with it. */
-  readonly numbers: Numbers
+  readonly cursors: Cursors
   /** A setting that ends with the transaction: as long as it is there, the transaction is the one we began. */
   readonly mark: string
   state: State
@@ -244,7 +244,7 @@ export function xaResource<DB = unknown>(
       gid,
       session,
       connection,
-      numbers: numbers(),
+      cursors: noCursors(),
       mark,
       state: 'active',
       association: {},
@@ -271,7 +271,7 @@ export function xaResource<DB = unknown>(
         return await branch.connection.executeQuery(query)
       },
     }
-    const connection = withStreams(connected, branch.numbers)
+    const connection = withStreams(connected, branch.cursors)
     return transactionOver(database.db, {
       provideConnection: (consumer) => consumer(connection),
     }) as unknown as Transaction<DB>

@@ -200,6 +200,32 @@ for (const driver of ['postgres.js', 'pg'] as const) {
     t.deepEqual(await a.effects(), [1, 2, 3, 4, 5])
   })
 
+  for (const [how, chunk] of [
+    ['after its last row was read', 100],
+    ['and leaves it', 2],
+  ] as const) {
+    test(`A loop over a stream that goes back to a savepoint ${how} leaves a transaction that goes on (${driver})`, async (t) => {
+      const { a, once } = await rig(t, driver)
+      await a.sql`insert into effect select generate_series(1, 5)`
+      await once.transaction(async (tx) => {
+        await sql`savepoint s`.execute(tx.a)
+        for await (const { id } of tx.a.selectFrom('effect').select('id').orderBy('id').stream(chunk)) {
+          try {
+            await tx.a
+              .insertInto('effect')
+              .values({ id: id + 4 })
+              .execute()
+          } catch {
+            await sql`rollback to savepoint s`.execute(tx.a)
+            if (chunk === 2) break
+          }
+        }
+        await tx.a.insertInto('effect').values({ id: 100 }).execute()
+      })
+      t.is((await a.effects()).at(-1), 100)
+    })
+  }
+
   test(`A stream whose connection is lost fails, and does not look like its end (${driver})`, async (t) => {
     const { a, once } = await rig(t, driver)
     await a.sql`insert into effect select generate_series(1, 100)`
