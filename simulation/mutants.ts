@@ -62,7 +62,7 @@ export const mutants: readonly Mutant[] = [
     edits: [
       {
         file: 'src/errors.ts',
-        find: "return isServerError(error) && (error as { severity: string }).severity === 'ERROR'",
+        find: 'return isServerError(error) && saysError(error as { severity: string })',
         replace: 'return isServerError(error)',
       },
     ],

@@ -58,8 +58,8 @@ export class OffsetError extends PgonceError {}
 /**
  * A handler did what a handler must not: ended its transaction (`ONEND`), left another role in force (`ONROL`),
  * went on after a failed statement (`SWALLOWED`), returned a query without executing it (`NOT_EXECUTED`), began
- * another transaction (`NESTED`), used what cannot be prepared (`CANNOT_PREPARE`),
- * or used its transaction after the end (`ENDED`). Everything was rolled back, except what the handler
+ * another transaction (`NESTED`), used what cannot be prepared (`CANNOT_PREPARE`), ran COPY from or to the client
+ * (`COPY`), or used its transaction after the end (`ENDED`). Everything was rolled back, except what the handler
  * itself committed.
  */
 export class HandlerError extends PgonceError {}
@@ -181,8 +181,38 @@ export function isServerError(error: unknown): boolean {
  */
 export function isErrorAnswer(error: unknown): boolean {
   if (/^(08...|40003)$/.test(codeOf(error) ?? '')) return false
-  return isServerError(error) && (error as { severity: string }).severity === 'ERROR'
+  return isServerError(error) && saysError(error as { severity: string })
 }
+
+/** Whether a server's error has the severity ERROR, and not FATAL or PANIC. */
+export function saysError({ severity }: { readonly severity: string }): boolean {
+  return errorWords.has(severity)
+}
+
+/**
+ * Field S of an error response is in the language of the server's `lc_messages`, and `pg` reads no other (postgres.js
+ * reads V). A word that is not here counts as FATAL: that makes an outcome unknown, and none wrong.
+ *
+ * @see https://github.com/postgres/postgres/tree/master/src/backend/po
+ */
+const errorWords: ReadonlySet<string> = new Set([
+  'ERROR',
+  'FEHLER',
+  'ERREUR',
+  'ERRORE',
+  'ERRO',
+  'BŁĄD',
+  'CHYBA',
+  'FEL',
+  'HATA',
+  'LỖI',
+  'ΣΦΆΛΜΑ',
+  'ОШИБКА',
+  'ПОМИЛКА',
+  'შეცდომა',
+  '错误',
+  '오류',
+])
 
 /** Deadlock or serialization failure: the transaction did nothing, and doing it again may succeed. */
 export function isRetryable(error: unknown): boolean {

@@ -3,6 +3,7 @@
  * needs: prepared statements, statements sent without waiting for the one before (so BEGIN and a claim cost
  * one round trip), and the command tag of every answer (`ROLLBACK` after COMMIT is not an error to Postgres).
  */
+import type { Readable, Writable } from 'node:stream'
 import {
   type CompiledQuery,
   type DatabaseConnection,
@@ -17,7 +18,7 @@ import {
 } from 'kysely'
 import type postgres from 'postgres'
 import { environment } from '../environment.ts'
-import { AbortedError, codeOf, isServerError } from '../errors.ts'
+import { AbortedError, codeOf, HandlerError, isServerError, type PgonceError, saysError } from '../errors.ts'
 
 /** A query result that also says what the server did: `INSERT`, `COMMIT`, `ROLLBACK`, … */
 export interface TaggedResult<R> extends QueryResult<R> {
@@ -68,13 +69,26 @@ export interface TakenConnection {
   readonly reserved: postgres.ReservedSql
   /** Whether the pool is ours, not the caller's. */
   readonly isOwn: boolean
-  /** Gives it back, in a clean state. */
-  release(): void
+  /** Gives it back, in a clean state. @param pid of its backend, as the server told the driver */
+  release(pid?: number): void
   /** It is lost, or not fit to be used again. */
   discard(): void
-  /** Ends a backend of the same server, over another connection. */
+  /** Its socket has closed, maybe long after it was discarded. */
+  closed?(): void
+  /**
+   * Ends the backend of this connection over another one, if it is known which it is. It may take its time, and reach
+   * no other.
+   */
   terminate(pid: number): void
 }
+
+/** What postgres.js gives for a statement. */
+interface SentQuery extends Promise<Answer | Readable | Writable> {
+  /** What the server has told of its backend, once it was sent. */
+  readonly state: { readonly pid: number | null } | null
+}
+
+type Answer = postgres.RowList<postgres.Row[]>
 
 /** What postgres.js hands to `onexecute`: the physical connection behind a reserved one. */
 interface PhysicalConnection {
@@ -89,7 +103,7 @@ interface Statement {
   readonly isOwn: boolean
   /** Whether it had to wait for those before it. */
   hasWaited: boolean
-  readonly resolve: (result: postgres.RowList<postgres.Row[]>) => void
+  readonly resolve: (result: Answer) => void
   readonly reject: (error: unknown) => void
 }
 
@@ -98,7 +112,7 @@ type KnownTypes = Map<string, readonly number[]>
 
 /** FATAL from the server, or the network's word that nobody answers: the session is gone. */
 export function isFatal(error: unknown): boolean {
-  if (isServerError(error)) return (error as { severity: string }).severity !== 'ERROR'
+  if (isServerError(error)) return !saysError(error as { severity: string })
   return /^(CONNECT|E[A-Z]+$)/.test(codeOf(error) ?? '')
 }
 
@@ -120,8 +134,9 @@ export class PostgresJsConnection implements DatabaseConnection {
   readonly #taken: TakenConnection
   readonly #types: KnownTypes
   readonly #waiting: Statement[] = []
-  /** Sent and not answered yet, with the backend that runs it. */
-  readonly #pending = new Map<Statement, () => number | null | undefined>()
+  /** Sent and not answered yet. */
+  readonly #pending = new Set<Statement>()
+  #first: SentQuery | undefined
   #physical: PhysicalConnection | undefined
   #closed = false
   #lost: unknown
@@ -153,7 +168,7 @@ export class PostgresJsConnection implements DatabaseConnection {
     if (this.#lost !== undefined) return
     this.#lost = givenBack
     if (this.#physical) this.#physical.onclose = null
-    this.#taken.release()
+    this.#taken.release(this.#pid)
   }
 
   /**
@@ -164,18 +179,22 @@ export class PostgresJsConnection implements DatabaseConnection {
    * and everybody sees, and believes, what no standby has. Left alone it goes on waiting without us.
    */
   destroy(): void {
-    const texts = [...this.#pending.keys()].map(({ text }) => text)
-    const [pid] = this.#pending.values()
-    const backend = pid?.()
-    if (backend != null && !texts.some((text) => mayCommit.test(text))) this.#taken.terminate(backend)
-    this.#abandon(new AbortedError('ABORTED', 'The connection was given up'))
+    this.#giveUp(new AbortedError('ABORTED', 'The connection was given up'))
   }
 
-  #send(
-    text: string,
-    parameters: readonly unknown[],
-    isOwn: boolean,
-  ): Promise<postgres.RowList<postgres.Row[]>> {
+  #giveUp(error: PgonceError): void {
+    const running = [...this.#pending]
+    const pid = this.#pid
+    if (pid !== undefined && running.length > 0 && !running.some(({ text }) => mayCommit.test(text)))
+      this.#taken.terminate(pid)
+    this.#abandon(error)
+  }
+
+  get #pid(): number | undefined {
+    return this.#first?.state?.pid ?? undefined
+  }
+
+  #send(text: string, parameters: readonly unknown[], isOwn: boolean): Promise<Answer> {
     return new Promise((resolve, reject) => {
       this.#refuseIfLost()
       this.#waiting.push({ text, parameters, isOwn, hasWaited: false, resolve, reject })
@@ -202,14 +221,20 @@ export class PostgresJsConnection implements DatabaseConnection {
     const options = this.#physical
       ? { prepare: true }
       : { prepare: true, onexecute: (physical: PhysicalConnection) => this.#watch(physical) }
-    const query = this.#taken.reserved.unsafe(text, [...parameters] as never[], options)
-    this.#pending.set(statement, () => (query as { state?: { pid: number | null } }).state?.pid)
+    const query = this.#taken.reserved.unsafe(
+      text,
+      [...parameters] as never[],
+      options,
+    ) as unknown as SentQuery
+    this.#first ??= query
+    this.#pending.add(statement)
     query.then(
       (result) => {
+        if (!Array.isArray(result)) return this.#refuseCopy(result)
         this.#pending.delete(statement)
         this.#remember(statement, result.statement?.types)
         this.#flush()
-        resolve(result as unknown as postgres.RowList<postgres.Row[]>)
+        resolve(result)
       },
       (error: unknown) => {
         this.#pending.delete(statement)
@@ -217,6 +242,26 @@ export class PostgresJsConnection implements DatabaseConnection {
         else this.#flush()
         reject(error)
       },
+    )
+  }
+
+  /**
+   * COPY from or to the client: postgres.js gives a stream, and until somebody has read or written that to its end,
+   * nothing else gets through. The server is in the middle of it, so the connection is of no use any more.
+   */
+  #refuseCopy(stream: Readable | Writable): void {
+    // It fails with its connection. And a socket that waits for a reader would not see that end.
+    stream.on('error', () => {})
+    const isReadable = 'resume' in stream
+    if (isReadable) stream.resume()
+    this.#giveUp(
+      new HandlerError('COPY', `The handler ran COPY ${isReadable ? '… TO STDOUT' : '… FROM STDIN'}`, {
+        detail:
+          'Its rows travel beside the answers, where nobody takes or gives them. Everything is rolled back.',
+        hint: isReadable
+          ? 'Read them as rows: for await (const row of tx.selectFrom(…).selectAll().stream()). Or run COPY outside of the transaction, on a connection of your own'
+          : 'Write them as rows: await tx.insertInto(…).values(rows).execute(). Or run COPY outside of the transaction, on a connection of your own',
+      }),
     )
   }
 
@@ -261,6 +306,7 @@ export class PostgresJsConnection implements DatabaseConnection {
     physical.onclose = (error) => {
       this.#closed = true
       this.#lose(error)
+      this.#taken.closed?.()
     }
     return true
   }
@@ -268,7 +314,7 @@ export class PostgresJsConnection implements DatabaseConnection {
   #lose(error: unknown): void {
     if (this.#lost !== undefined) return
     this.#lost = error
-    for (const { reject } of [...this.#pending.keys(), ...this.#waiting.splice(0)]) reject(error)
+    for (const { reject } of [...this.#pending, ...this.#waiting.splice(0)]) reject(error)
     this.#pending.clear()
     this.#taken.discard()
   }
@@ -285,7 +331,7 @@ export class PostgresJsConnection implements DatabaseConnection {
 
 const counting = new Set(['INSERT', 'UPDATE', 'DELETE', 'MERGE', 'COPY'])
 
-function told<R>(result: postgres.RowList<postgres.Row[]>): TaggedResult<R> {
+function told<R>(result: Answer): TaggedResult<R> {
   const { count, command } = result
   const rows = Array.from(result) as R[]
   return typeof count === 'number' && counting.has(command)
@@ -294,9 +340,9 @@ function told<R>(result: postgres.RowList<postgres.Row[]>): TaggedResult<R> {
 }
 
 /** Of several statements in one text postgres.js gives as many results. */
-function lastOf(result: postgres.RowList<postgres.Row[]>): postgres.RowList<postgres.Row[]> {
+function lastOf(result: Answer): Answer {
   const last = result.at(-1)
-  return Array.isArray(last) ? (last as unknown as postgres.RowList<postgres.Row[]>) : result
+  return Array.isArray(last) ? (last as unknown as Answer) : result
 }
 
 /** Not an error yet: to make one takes longer than to give a connection back. */

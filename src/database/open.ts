@@ -5,8 +5,10 @@ import { Kysely } from 'kysely'
 import postgres from 'postgres'
 import { show } from '../check.ts'
 import { InvalidInputError } from '../errors.ts'
+import { backendsOf } from './backends.ts'
 import { type ConnectionSource, postgresJsDialect } from './dialect.ts'
 import { callersPool, ownPool } from './pool.ts'
+import { type OpenSocket, openPatiently } from './socket.ts'
 
 /** A database by its URL, by a postgres.js instance, or by a Kysely instance of any Postgres dialect. */
 export type DatabaseTarget<DB = unknown> = string | URL | postgres.Sql | Kysely<DB>
@@ -17,7 +19,7 @@ export interface OpenDatabase<DB> {
   readonly maxConnections: number | undefined
   /** One more connection to the same database outside this pool; the caller's Kysely instance has only its own. */
   sibling(): OpenDatabase<DB>
-  /** Ends only what was opened here. */
+  /** Ends only what was opened here, and waits a while for backends that are being ended. */
   close(): Promise<void>
 }
 
@@ -41,6 +43,7 @@ export function open<DB>(target: unknown, options: OpenOptions = {}): OpenDataba
     max_lifetime: null,
     // A connection that breaks while postgres.js fetches them ends the process; see arrays.ts.
     fetch_types: false,
+    socket: openPatiently(),
   }
   if (typeof target === 'string' || target instanceof URL) {
     const url = checkUrl(String(target))
@@ -71,27 +74,39 @@ export function open<DB>(target: unknown, options: OpenOptions = {}): OpenDataba
       })
     }
     // What postgres() made of the caller's options, put in again: hosts and ports are lists by now.
-    const { host, port, database, user, pass, ssl, path, prepare, connection } =
-      client.options as postgres.ParsedOptions & { path?: string }
-    const again = { host, port, database, user, pass, ssl, prepare, ...(path ? { path } : {}) }
-    const sibling = () =>
-      overOwnPool<DB>(
-        1,
-        connectTimeout,
-        `${connection.application_name ?? applicationName} recovery`,
-        (name, onclose) =>
-          postgres({
-            ...own,
-            ...again,
-            onclose,
-            connection: { ...connection, application_name: name },
-          } as unknown as postgres.Options<Record<string, postgres.PostgresType>>),
-      )
+    const {
+      host,
+      port,
+      database,
+      user,
+      pass,
+      ssl,
+      path,
+      prepare,
+      target_session_attrs,
+      connection,
+      ...others
+    } = client.options as postgres.ParsedOptions & { path?: string }
+    const { sslnegotiation, socket } = others as { sslnegotiation?: string | null; socket?: OpenSocket }
+    const again = {
+      ...{ host, port, database, user, pass, ssl, prepare, target_session_attrs, sslnegotiation },
+      ...(path ? { path } : {}),
+      ...(socket ? { socket: openPatiently(socket) } : {}),
+    }
+    const make = (name: string, onclose: () => void) =>
+      postgres({
+        ...own,
+        ...again,
+        onclose,
+        connection: { ...connection, application_name: name },
+      } as unknown as postgres.Options<Record<string, postgres.PostgresType>>)
+    const name = String(connection.application_name ?? applicationName)
+    const backends = backendsOf(() => make(name, () => {}), connectTimeout)
     return {
-      db: overConnections(callersPool(client)),
+      db: overConnections(callersPool(client, backends)),
       maxConnections: client.options.max,
-      sibling,
-      close: async () => {},
+      sibling: () => overOwnPool<DB>(1, connectTimeout, `${name} recovery`, make),
+      close: () => backends.end(),
     }
   }
   throw new InvalidInputError(

@@ -10,10 +10,12 @@
 import type postgres from 'postgres'
 import { AbortedError, isServerError } from '../errors.ts'
 import { learnArrayTypes } from './arrays.ts'
+import { type Backends, backendsOf } from './backends.ts'
 import type { ConnectionSource, TakenConnection } from './dialect.ts'
+import { endNow } from './socket.ts'
 
 export interface Pool extends ConnectionSource {
-  /** Waits a while for connections in use, then ends them. */
+  /** Waits a while for connections in use and for backends that are being ended, then gives them up. */
   end(): Promise<void>
 }
 
@@ -32,6 +34,8 @@ export function ownPool(
   const all = new Set<postgres.Sql>()
   const idle: postgres.Sql[] = []
   const connected = new WeakSet<postgres.Sql>()
+  const pids = new WeakMap<postgres.Sql, number>()
+  const backends = backendsOf(() => make(() => {}), connectTimeout)
   const waiting: (() => void)[] = []
   let ended: (() => void) | undefined
 
@@ -44,7 +48,7 @@ export function ownPool(
     if (!all.delete(client)) return
     const at = idle.indexOf(client)
     if (at >= 0) idle.splice(at, 1)
-    client.end({ timeout: 0 }).catch(() => {})
+    endNow(client)
     waiting.shift()?.()
     if (all.size === 0) ended?.()
   }
@@ -66,25 +70,21 @@ export function ownPool(
         if (!connected.has(client)) await learnArrayTypes(client)
         connected.add(client)
         const reserved = await client.reserve()
+        if (!backends.isKnown(pids.get(client) ?? 0)) backends.ask(reserved)
         return {
           client,
           reserved,
           isOwn: true,
           discard: () => discard(client),
-          release() {
+          release(pid) {
             if (!all.has(client)) return
+            if (pid !== undefined) pids.set(client, pid)
             reserved.release()
             if (ended) return discard(client)
             idle.push(client)
             waiting.shift()?.()
           },
-          terminate(pid) {
-            const other = make(() => {})
-            other
-              .unsafe('select pg_terminate_backend($1)', [pid])
-              .catch(() => {})
-              .finally(() => other.end({ timeout: 0 }))
-          },
+          terminate: backends.terminate,
         }
       } catch (error) {
         discard(client)
@@ -104,32 +104,81 @@ export function ownPool(
           await client.end({ timeout: patience })
         }),
       )
-      if (all.size === 0) return
-      const timer = setTimeout(() => {
-        for (const client of all) discard(client)
-      }, patience * 1000)
-      await empty
-      clearTimeout(timer)
+      if (all.size > 0) {
+        const timer = setTimeout(() => {
+          for (const client of all) discard(client)
+        }, patience * 1000)
+        await empty
+        clearTimeout(timer)
+      }
+      await backends.end()
     },
   }
 }
 
-/** The caller's postgres.js instance, which stays the caller's to end. */
-export function callersPool(client: postgres.Sql): ConnectionSource {
+/**
+ * The caller's postgres.js instance, which stays the caller's to end.
+ *
+ * @param backends ends those whose statements were given up, not over this instance: all its connections may wait for
+ *   just that. Without it nothing is ended
+ */
+export function callersPool(client: postgres.Sql, backends?: Backends): ConnectionSource {
+  /** How many connections are to be asked before all that are open are known: they are handed out in turn. */
+  let unasked = client.options.max
+  /** Those who wait for a connection, to ask again. */
+  const waiting = new Set<() => void>()
+
+  // postgres.js (3.4.9) forgets the first of those who wait when a connection closes: that one would wait for ever.
+  const reserve = () =>
+    new Promise<postgres.ReservedSql>((resolve, reject) => {
+      let hasFailed = false
+      const ask = () =>
+        void client.reserve().then(
+          (reserved) => {
+            if (waiting.delete(ask)) resolve(reserved)
+            else reserved.release()
+          },
+          (error: unknown) => {
+            // A reopened connection begins with the last error of the one before.
+            if (isServerError(error) && !hasFailed) {
+              hasFailed = true
+              return ask()
+            }
+            waiting.delete(ask)
+            reject(error)
+          },
+        )
+      waiting.add(ask)
+      ask()
+    })
   return {
     async take() {
-      const reserved = await client.reserve().catch((error: unknown) => {
-        // A reopened connection begins with the last error of the one before.
-        if (isServerError(error)) return client.reserve()
-        throw error
+      // One that is open is handed out at once.
+      let isNew = false
+      const later = setImmediate(() => {
+        isNew = true
       })
+      const reserved = await reserve()
+      clearImmediate(later)
+      if (isNew || unasked > 0) {
+        unasked = Math.max(unasked - 1, 0)
+        backends?.ask(reserved)
+      }
       return {
         client,
         reserved,
         isOwn: false,
-        release: () => reserved.release(),
+        release(pid) {
+          reserved.release()
+          // Opened by the caller, and there may be more.
+          if (pid !== undefined && !backends?.isKnown(pid)) unasked = client.options.max
+        },
         discard: () => {},
-        terminate: (pid) => void client.unsafe('select pg_terminate_backend($1)', [pid]).catch(() => {}),
+        closed: () =>
+          void setImmediate(() => {
+            for (const ask of [...waiting]) ask()
+          }),
+        terminate: (pid) => backends?.terminate(pid),
       }
     },
   }

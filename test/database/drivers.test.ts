@@ -5,10 +5,12 @@ import {
   type Driver,
   Kysely,
   PostgresAdapter,
+  PostgresDialect,
   PostgresIntrospector,
   PostgresQueryCompiler,
   CompiledQuery as Query,
 } from 'kysely'
+import pg from 'pg'
 import type postgres from 'postgres'
 import { HandlerError } from '../../src/index.ts'
 import { client, killSessions, type Two } from '../support/client.ts'
@@ -125,3 +127,29 @@ test.serial(
     t.deepEqual([await a.effects(), await b.effects()], [[], []])
   },
 )
+
+test('Errors of the server are told as they are, in whatever language it says ERROR (pg)', async (t) => {
+  const [a] = await twoDatabases(t)
+  await a.sql`alter table effect add unique (note) deferrable initially deferred`
+  const pool = new pg.Pool({ connectionString: a.url, max: 2 })
+  pool.on('error', () => {})
+  pool.on('connect', (one) => {
+    one.on('error', () => {})
+    // As pg reads the answer of a German server: it takes field S, which is translated, and not V.
+    const answer = one.query.bind(one) as (...all: unknown[]) => Promise<unknown>
+    one.query = ((...all: unknown[]) =>
+      answer(...all).catch((error: { severity: string }) => {
+        if (error.severity === 'ERROR') error.severity = 'FEHLER'
+        throw error
+      })) as typeof one.query
+  })
+  const db = new Kysely<Two['a']>({ dialect: new PostgresDialect({ pool }) })
+  t.teardown(() => db.destroy())
+  const once = client<Pick<Two, 'a'>>(t, { a: db })
+  const insert = (id: number) =>
+    once.transaction(({ a: trx }) => trx.insertInto('effect').values({ id, note: 'x' }).execute())
+  await insert(0)
+  await t.throwsAsync(insert(0), { code: '23505' }, 'of the handler’s statement')
+  await t.throwsAsync(insert(1), { code: '23505' }, 'of COMMIT')
+  t.deepEqual(await a.effects(), [0])
+})
