@@ -12,6 +12,7 @@ import {
 } from '../support/database.ts'
 import { createEffects, type Effects, effectsDatabase, withEffects } from '../support/effects.ts'
 import { leaveOrphan } from '../support/orphan.ts'
+import { standbyOf } from '../support/standby.ts'
 import { until } from '../support/until.ts'
 
 /** A database on a server of its own, whose standby can be taken away. */
@@ -23,19 +24,7 @@ async function replicated(t: TestContext) {
   await installSchema(url)
   const sql = connect(t, url, { max: 4 })
   await sql.unsafe(createEffects)
-  const waiting = async (): Promise<number[]> => {
-    const rows = await admin<{ pid: number }[]>`
-      select pid from pg_stat_activity where wait_event = 'SyncRep' order by pid`
-    return rows.map(({ pid }) => pid)
-  }
-  const standbys = async (names: string) => {
-    await admin.unsafe(`alter system set synchronous_standby_names = '${names}'`)
-    await admin.unsafe('select pg_reload_conf()')
-    await until('the setting is in force', async () => {
-      const [row] = await admin`select current_setting('synchronous_standby_names') as names`
-      return row?.names === names
-    })
-  }
+  const { waiting, lose, regain } = standbyOf(t, admin, url)
   const database = withEffects<TestDatabase>({
     name: 'replicated',
     url,
@@ -45,20 +34,8 @@ async function replicated(t: TestContext) {
   return {
     database,
     waiting,
-    /** From now on nothing commits. */
-    loseStandby: async () => {
-      await standbys('nobody')
-      const probe = connect(t, url)
-      await until('a commit waits', async () => {
-        const probed = probe`insert into effect values (-1) on conflict do nothing`.catch(() => {})
-        await Promise.race([probed, sleep(200)])
-        return (await waiting()).length > 0
-      })
-    },
-    regainStandby: async () => {
-      await standbys('')
-      await until('nobody waits', async () => (await waiting()).length === 0)
-    },
+    loseStandby: lose,
+    regainStandby: regain,
     /** Whether all that waited still does, a while after everybody has given up. */
     async stillWait(pids: readonly number[]): Promise<boolean> {
       await sleep(500)

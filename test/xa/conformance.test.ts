@@ -20,6 +20,7 @@ import {
 import { killSessions, kyselyOnPg } from '../support/client.ts'
 import { connect, fileContext, ownServer, testRole } from '../support/database.ts'
 import type { Effects } from '../support/effects.ts'
+import { standbyOf } from '../support/standby.ts'
 import { until } from '../support/until.ts'
 import { freshXid, resource, startProxy, throwsXa, work, xaDatabase } from './support.ts'
 
@@ -773,14 +774,13 @@ test('A branch that somebody else is busy with says XA_RETRY to commit, and is f
   const xid = freshXid()
   await work(xa, xid, 1)
   // A PREPARE that waits for a standby keeps hold of what it has prepared.
-  await admin`alter system set synchronous_standby_names = 'nobody'`
-  await admin`select pg_reload_conf()`
+  const standby = standbyOf(t, admin, server.url())
+  await standby.lose()
   const preparing = xa.prepare(xid)
   await until('it is prepared', () => lists(other, xid))
   await throwsXa(t, other.commit(xid), 'XA_RETRY')
   await throwsXa(t, other.rollback(xid), 'XAER_RMFAIL')
-  await admin`alter system reset synchronous_standby_names`
-  await admin`select pg_reload_conf()`
+  await standby.regain()
   t.is(await preparing, XA_OK)
   t.is(await other.commit(xid), XA_OK)
   t.is((await admin`select from effect`).length, 1)
