@@ -78,7 +78,8 @@ export const mutants: readonly Mutant[] = [
     name: 'asynchronous-commit',
     what: 'where the default is synchronous_commit = off, a commit in one database does not wait for its flush',
     edits: [asynchronousOpen],
-    run: ['--workload', 'bank,monotonic', '--faults', 'server'],
+    // Alone: two phases flush, and with them whatever was committed before.
+    run: ['--workload', 'monotonic', '--faults', 'server'],
   },
   {
     name: 'asynchronous-decision',
