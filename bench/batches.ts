@@ -3,8 +3,8 @@
  * Kysely on the same dialect and the same connection, one transaction after the other.
  */
 import { Kysely } from 'kysely'
-import { postgresJsDialect } from '../src/database/dialect.ts'
-import { callersPool } from '../src/database/pool.ts'
+import { postgresJsDialect } from '../src/connection/dialect.ts'
+import { callersPool } from '../src/connection/pool.ts'
 import { pgonce } from '../src/index.ts'
 import { compare, type Figure } from './harness.ts'
 import { deliveries, type Tables } from './rows.ts'

@@ -4,8 +4,8 @@
  */
 import { randomUUID } from 'node:crypto'
 import type postgres from 'postgres'
+import { migrate } from '../src/database/migrate.ts'
 import { startServer } from '../src/embedded.ts'
-import { migrate } from '../src/migrate.ts'
 import { compare, type Figure } from './harness.ts'
 import { connect, type Servers } from './servers.ts'
 
@@ -70,7 +70,7 @@ export async function inDoubt(_: Servers, quick: boolean): Promise<Figure[]> {
 async function leaveInDoubt(sql: postgres.Sql): Promise<void> {
   const names = Array.from({ length: tables }, (_, n) => `held_${n}`)
   for (const name of names) await sql.unsafe(`create table ${name} (id int)`)
-  const [{ home, xid } = {}] = await sql`select once.home_id() as home, pg_current_xact_id()::text as xid`
+  const [{ home, xid } = {}] = await sql`select once.database_id() as home, pg_current_xact_id()::text as xid`
   for (let made = 0; made < transactions; made += 1) {
     await sql.unsafe(
       `begin; lock table ${names.join(', ')} in row exclusive mode; select pg_current_xact_id()`,

@@ -67,7 +67,7 @@ async function ofTransaction({ a, b }: Servers): Promise<Figure[]> {
   })
   // What was cut off above; the cases to come shall not have it beside them.
   await using recoverer = pgonce<{ a: Tables; b: Tables }>({ databases: { a, b } })
-  await recoverer.recovery.sweep()
+  await recoverer.recovery.run()
   return [
     {
       key: 'transaction_flushes_to_decision',

@@ -3,8 +3,8 @@
  * without what would run in the background and disturb.
  */
 import postgres from 'postgres'
+import { migrate } from '../src/database/migrate.ts'
 import { type EmbeddedServer, type ServerSettings, startServer } from '../src/embedded.ts'
-import { migrate } from '../src/migrate.ts'
 
 const settings: ServerSettings = {
   fsync: 'on',

@@ -3,8 +3,22 @@
  */
 import type { Transaction } from 'kysely'
 import { checkDatabaseName, checkFunction, checkInteger, checkMilliseconds, checkObject } from './check.ts'
-import { createDatabase, type Database } from './database/database.ts'
-import type { DatabaseTarget } from './database/open.ts'
+import { traced } from './commit/channels.ts'
+import {
+  type Context,
+  checkOptions,
+  databaseNamed,
+  defaults,
+  type Handles,
+  runTransaction,
+  type TransactionBody,
+  type TransactionOptions,
+  type TransactionResult,
+} from './commit/coordinator.ts'
+import { refuseUnexecuted } from './commit/explain.ts'
+import { type Outcome, outcomeOf } from './commit/outcome.ts'
+import { createDatabase, type Database } from './connection/database.ts'
+import type { DatabaseTarget } from './connection/open.ts'
 import { AbortedError, InvalidInputError } from './errors.ts'
 import {
   claim,
@@ -16,32 +30,18 @@ import {
   keepResult,
   type Message,
   type SequencedBatch,
-} from './ledger.ts'
+} from './ledger/claim.ts'
 import {
   advance,
-  type OffsetMove,
-  type OffsetState,
   type Partition,
-  readOffset,
+  type PositionMove,
+  type PositionState,
+  readPosition,
   type TakenPartition,
   takePartition,
-} from './offset.ts'
-import { audit } from './transaction/audit.ts'
-import { traced } from './transaction/channels.ts'
-import {
-  type Context,
-  checkOptions,
-  databaseNamed,
-  defaults,
-  type Handles,
-  runTransaction,
-  type TransactionBody,
-  type TransactionOptions,
-  type TransactionResult,
-} from './transaction/coordinator.ts'
-import { refuseUnexecuted } from './transaction/explain.ts'
-import { type Outcome, outcomeOf } from './transaction/outcome.ts'
-import { type Recovery, type RunningRecovery, startRecovery, sweep } from './transaction/recovery.ts'
+} from './position/position.ts'
+import { audit } from './recovery/audit.ts'
+import { type Recovery, type RunningRecovery, runRecovery, startRecovery } from './recovery/recovery.ts'
 
 /** What the client is made of. `Databases` maps each name to its Kysely table types. */
 export interface PgonceOptions<Databases> {
@@ -131,7 +131,7 @@ export interface ProcessedKeys<T> {
 
 export interface ProcessOptions extends Omit<TransactionOptions, 'home'> {
   /** A position to move in the same commit, in the database of the claim; also if the message is a duplicate. */
-  readonly offset?: OffsetMove
+  readonly position?: PositionMove
 }
 
 export interface Pgonce<Databases> extends AsyncDisposable {
@@ -146,7 +146,7 @@ export interface Pgonce<Databases> extends AsyncDisposable {
    * await once.process('orders', { producer: 'shop-7', sequence: 41n }, async (trx) => {
    *   await trx.insertInto('order').values({ number: 41 }).execute()
    * })
-   * @throws InvalidInputError, FencedError, SequenceGapError, LimitError, PayloadMismatchError, OffsetError;
+   * @throws InvalidInputError, FencedError, SequenceGapError, LimitError, PayloadMismatchError, PositionError;
    *   and everything {@link Pgonce.transaction} throws
    * @see sql/ledger/claim.sql, sql/ledger/claim_key.sql
    */
@@ -199,10 +199,10 @@ export interface Pgonce<Databases> extends AsyncDisposable {
 
   /**
    * What became of a global transaction, by the `id` of its result or of an OutcomeUnknownError. Exact for at
-   * least as long as recovery keeps decisions (ten minutes), then perhaps `forgotten`.
+   * least as long as recovery keeps decisions (ten minutes), then perhaps `purged`.
    *
    * @throws InvalidInputError if it is no id or none of the databases is its home
-   * @see sql/transaction/outcome.sql
+   * @see sql/recovery/outcome.sql
    */
   outcome(id: string): Promise<Outcome>
 
@@ -214,7 +214,7 @@ export interface Pgonce<Databases> extends AsyncDisposable {
   ): Promise<TakenPartition>
 
   /** Reads a position without taking the partition; undefined if it was never taken. */
-  readOffset(database: keyof Databases & string, partition: Partition): Promise<OffsetState | undefined>
+  readPosition(database: keyof Databases & string, partition: Partition): Promise<PositionState | undefined>
 
   /** Finishes what dead coordinators left behind. Start it in at least one process that lives on. */
   readonly recovery: Recovery
@@ -269,7 +269,7 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
   withDefaults({})
 
   const recovery: Recovery = {
-    sweep: (sweepOptions) => unlessClosed(() => sweep(all, sweepOptions)),
+    run: (runOptions) => unlessClosed(() => runRecovery(all, runOptions)),
     audit: () => unlessClosed(async () => (await audit(all)).losses),
     start(startOptions) {
       refuseIfClosed()
@@ -323,7 +323,7 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
       processOptions: ProcessOptions = {},
     ): Promise<Processed<unknown>> {
       checkFunction('handler', handler)
-      const { offset, ...own } = checkObject('options', processOptions)
+      const { position, ...own } = checkObject('options', processOptions)
       const { result, ...rest } = await run({ ...own, home: name }, async (handles, begin) => {
         const branch = await begin(name)
         const claimed = await traced('claim', branch, () => claim(branch, message))
@@ -332,7 +332,7 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
           value = refuseUnexecuted(await handler(handles[name] as Transaction<unknown>, handles))
           if (!isSequenced(message) && message.keepResult) await keepResult(branch, message, value)
         }
-        if (offset !== undefined) await advance(branch, offset)
+        if (position !== undefined) await advance(branch, position)
         return { ...claimed, value }
       })
       if (result.status === 'expired') return { status: 'expired' }
@@ -348,7 +348,7 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
     ): Promise<ProcessedBatch<unknown> | ProcessedKeys<unknown>> {
       checkObject('batch', batch, 'Pass { producer, sequences } or { scope, messages }')
       checkFunction('handler', handler)
-      const { offset, ...own } = checkObject('options', processOptions)
+      const { position, ...own } = checkObject('options', processOptions)
       const { result, ...rest } = await run({ ...own, home: name }, async (handles, begin) => {
         const branch = await begin(name)
         const answer = await traced('claim', branch, async () => {
@@ -368,7 +368,7 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
             : refuseUnexecuted(
                 await handler(handles[name] as Transaction<unknown>, answer.claimed as never[], handles),
               )
-        if (offset !== undefined) await advance(branch, offset)
+        if (position !== undefined) await advance(branch, position)
         return { ...answer, result: value }
       })
       return { ...result, ...rest } as ProcessedBatch<unknown> | ProcessedKeys<unknown>
@@ -380,9 +380,9 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
         const { lockTimeout = defaults.lockTimeout, timeout = defaults.timeout } = withDefaults({})
         return await takePartition(named(name), partition, owner, { lockTimeout, timeout })
       }),
-    readOffset: (name: string, partition: Partition) =>
+    readPosition: (name: string, partition: Partition) =>
       unlessClosed(async () =>
-        readOffset(named(name), partition, withDefaults({}).timeout ?? defaults.timeout),
+        readPosition(named(name), partition, withDefaults({}).timeout ?? defaults.timeout),
       ),
     recovery,
     close: () => (closing ??= close()),

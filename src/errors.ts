@@ -53,7 +53,7 @@ export class LimitError extends PgonceError {}
 export class PayloadMismatchError extends PgonceError {}
 
 /** A position is not where the consumer believed (`ONCAS`), or the partition was never taken (`ONTKN`). */
-export class OffsetError extends PgonceError {}
+export class PositionError extends PgonceError {}
 
 /**
  * A handler did what a handler must not: ended its transaction (`ONEND`), left another role in force (`ONROL`),
@@ -108,8 +108,8 @@ const classes: Readonly<Record<string, ErrorClass>> = {
   ONGAP: SequenceGapError,
   ONMAX: LimitError,
   ONPAY: PayloadMismatchError,
-  ONCAS: OffsetError,
-  ONTKN: OffsetError,
+  ONCAS: PositionError,
+  ONTKN: PositionError,
   ONISO: DatabaseError,
   ONSTB: DatabaseError,
   ONIDN: DatabaseError,

@@ -9,7 +9,12 @@ export {
   pgonce,
   type Transactions,
 } from './client.ts'
-export type { DatabaseTarget } from './database/open.ts'
+export { type Step, type StepEvent, steps } from './commit/channels.ts'
+export type { TransactionOptions, TransactionResult } from './commit/coordinator.ts'
+export type { Outcome } from './commit/outcome.ts'
+export type { DatabaseTarget } from './connection/open.ts'
+export { type MigrateOptions, type MigrateResult, type MigrationStep, migrate } from './database/migrate.ts'
+export { migrationSql } from './database/migration-sql.ts'
 export {
   AbortedError,
   DatabaseError,
@@ -17,11 +22,11 @@ export {
   HandlerError,
   InvalidInputError,
   LimitError,
-  OffsetError,
   OutcomeUnknownError,
   PayloadMismatchError,
   PgonceError,
   type PgonceErrorOptions,
+  PositionError,
   SequenceGapError,
 } from './errors.ts'
 export type {
@@ -35,12 +40,7 @@ export type {
   PayloadCheck,
   SequencedBatch,
   SequencedMessage,
-} from './ledger.ts'
-export { type MigrateOptions, type MigrateResult, type MigrationStep, migrate } from './migrate.ts'
-export { migrationSql } from './migration-sql.ts'
-export type { OffsetMove, OffsetState, Partition, Position, TakenPartition } from './offset.ts'
-export { type Step, type StepEvent, steps } from './transaction/channels.ts'
-export type { TransactionOptions, TransactionResult } from './transaction/coordinator.ts'
-export type { Outcome } from './transaction/outcome.ts'
-export type { Recovery, RunningRecovery, StartOptions, SweepOptions } from './transaction/recovery.ts'
-export type { Loss, RecoveryReport, UnfinishedBranch } from './transaction/report.ts'
+} from './ledger/claim.ts'
+export type { Partition, Position, PositionMove, PositionState, TakenPartition } from './position/position.ts'
+export type { Recovery, RunningRecovery, RunOptions, StartOptions } from './recovery/recovery.ts'
+export type { Loss, RecoveryReport, UnfinishedBranch } from './recovery/report.ts'

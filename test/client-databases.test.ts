@@ -45,7 +45,7 @@ test('A postgres.js instance of the caller works, whatever it makes of names, nu
     const partition = { group: randomUUID(), topic: 't' }
     const { epoch } = await once.takePartition('a', partition)
     const message = { producer: randomUUID(), sequence: 2n ** 60n }
-    const offset = { ...partition, epoch, expected: null, next: 2n ** 61n }
+    const move = { ...partition, epoch, expected: null, next: 2n ** 61n }
     const deliver = () =>
       once.process(
         'a',
@@ -54,21 +54,21 @@ test('A postgres.js instance of the caller works, whatever it makes of names, nu
           await trx.insertInto('effect').values({ id }).execute()
           await b.insertInto('effect').values({ id }).execute()
         },
-        { offset },
+        { position: move },
       )
     const first = await deliver()
     t.like(first, { status: 'processed', finished: true })
     if (first.status !== 'processed' || first.id === null) return t.fail('expected a recorded transaction')
     t.is(await once.outcome(first.id), 'committed')
     t.is((await once.process('a', message, async () => t.fail())).status, 'duplicate')
-    t.like(await once.readOffset('a', partition), { position: 2n ** 61n })
+    t.like(await once.readPosition('a', partition), { position: 2n ** 61n })
     const scope = randomUUID()
     const keys = { scope, messages: ['k', { key: 'l', occurredAt: new Date() }] }
     t.deepEqual((await once.processBatch('a', keys, async () => 1)).claimed, ['k', 'l'])
     t.like(await once.processBatch('a', { ...message, sequences: [2n ** 60n, 7n] }, async () => 1), {
       claimed: [7n],
     })
-    t.is((await once.recovery.sweep({ keep: 0 })).forgotten >= 1, true)
+    t.is((await once.recovery.run({ keep: 0 })).purged >= 1, true)
     t.deepEqual(await once.recovery.audit(), [])
     await once.close()
     t.is((await own`select 1 as one`)[0]?.one, 1, 'the instance stays its owner’s')
@@ -114,7 +114,7 @@ test('A Kysely instance on pg works alone and beside postgres.js in one two-phas
   t.like(await once.processBatch('a', { producer: 'p', sequences: [0, 1, 1] }, async () => 1), {
     claimed: [0n, 1n],
   })
-  t.is((await once.recovery.sweep({ keep: 0 })).forgotten, 3)
+  t.is((await once.recovery.run({ keep: 0 })).purged, 3)
   await once.close()
   t.deepEqual(await db.selectFrom('camelCase').select('someValue').orderBy('someValue').execute(), [
     { someValue: 'a' },
@@ -187,7 +187,7 @@ test('A role without grants is told which grant is missing, and works with it', 
   t.is((await once.process('a', { producer: 'p', sequence: 0 }, async () => 1)).status, 'processed')
 })
 
-test('With no more than its grants an application does everything: both ledgers, offsets, two phases, outcome', async (t) => {
+test('With no more than its grants an application does everything: both ledgers, positions, two phases, outcome', async (t) => {
   const [a, b] = await twoDatabases(t)
   const urls = await Promise.all(
     [a, b].map(async (database) => {
@@ -212,7 +212,7 @@ test('With no more than its grants an application does everything: both ledgers,
         await b.insertInto('effect').values({ id }).execute()
         return id
       },
-      home === 'a' ? { offset: { ...partition, epoch, expected: null, next: 1 } } : {},
+      home === 'a' ? { position: { ...partition, epoch, expected: null, next: 1 } } : {},
     )
     if (answer.status !== 'processed') return t.fail()
     t.is(await once.outcome(answer.id ?? ''), 'committed')
@@ -249,7 +249,7 @@ test('A standby is refused with a word about the primary', async (t) => {
   ]) {
     await t.throwsAsync(attempt(), { code: 'ONSTB' })
   }
-  const { unreachable } = await once.recovery.sweep()
+  const { unreachable } = await once.recovery.run()
   t.is(unreachable.length, 1)
   t.regex(unreachable[0]?.reason ?? '', /standby/)
 })
@@ -266,7 +266,7 @@ test('Two names for one database are refused, as its two branches would wait for
   await t.throwsAsync(both, { code: 'SAME_DATABASE', message: /x and y|y and x/ })
 })
 
-test('A copy of a database is refused until it has an identity of its own', async (t) => {
+test('A copy of a database is refused until it has an id of its own', async (t) => {
   const { sql: admin, url, name } = await testDatabase(t)
   const copy = `${name}_copy`
   await admin.end({ timeout: 1 })
@@ -279,7 +279,7 @@ test('A copy of a database is refused until it has an identity of its own', asyn
     { code: 'ONCPY' },
   )
   const inside = connect(t, url.replace(name, copy))
-  await inside`select once.renew_identity('test')`
+  await inside`select once.renew_database_id('test')`
   t.is((await once.process('b', { producer: 'p', sequence: 0 }, async () => 1)).status, 'processed')
   await once.close()
   await inside.end()
@@ -352,6 +352,6 @@ test('Sessions whose default is synchronous_commit off or repeatable read are no
   t.not(setting, 'off')
   t.is(await once.outcome(id ?? ''), 'committed')
   await once.process('a', { producer: 'p', sequence: 0 }, async () => 1)
-  t.is((await once.recovery.sweep({ keep: 0 })).forgotten, 1)
+  t.is((await once.recovery.run({ keep: 0 })).purged, 1)
   t.deepEqual(await once.recovery.audit(), [])
 })

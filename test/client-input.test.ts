@@ -17,7 +17,7 @@ test('Names may hold quotes, emoji and 200 characters; NUL and 10 kB are refused
       claimed: [`${name}2`],
     })
     await once.takePartition('a', { group: name, topic: name }, name)
-    t.is((await once.readOffset('a', { group: name, topic: name }))?.owner, name)
+    t.is((await once.readPosition('a', { group: name, topic: name }))?.owner, name)
   }
   for (const name of ['', 'a\0b', 'x'.repeat(10_000), '😀'.repeat(201), 7, undefined] as string[]) {
     for (const attempt of [
@@ -26,7 +26,7 @@ test('Names may hold quotes, emoji and 200 characters; NUL and 10 kB are refused
       once.processBatch('a', { producer: name, sequences: [0] }, async () => t.fail()),
       once.processBatch('a', { scope: name, messages: ['k'] }, async () => t.fail()),
       once.takePartition('a', { group: name, topic: 't' }),
-      once.readOffset('a', { group: 'g', topic: name }),
+      once.readPosition('a', { group: 'g', topic: name }),
     ]) {
       const error = await t.throwsAsync(attempt, { instanceOf: InvalidInputError, code: 'ONARG' })
       t.true((error?.message.length ?? 0) < 200, error?.message)
@@ -151,7 +151,7 @@ test('What is wrong with an argument is said in its own terms', async (t) => {
     [
       () => once.outcome(`once:1:${randomUUID()}:${randomUUID()}:7`),
       /home/,
-      /Add it: in that database once.identity has the id/,
+      /Add it: in that database once.database has the id/,
     ],
     [async () => pgonce(undefined as never), /`options`/, /pgonce\(\{ databases/],
     [async () => pgonce({} as never), /`databases`/, /pgonce\(\{ databases/],

@@ -7,8 +7,8 @@ import {
   HandlerError,
   InvalidInputError,
   LimitError,
-  OffsetError,
   PayloadMismatchError,
+  PositionError,
   pgonce,
   SequenceGapError,
 } from '../src/index.ts'
@@ -190,7 +190,7 @@ test('A message older than the horizon of its scope is answered expired, and its
   const { once, a } = shared()
   const scope = randomUUID()
   await a.sql`select once.set_retention(${scope}, '7 days')`
-  await a.sql`select once.sweep()`
+  await a.sql`select once.expire()`
   const answer = await once.process(
     'a',
     { scope, key: 'k', occurredAt: new Date(Date.now() - 30 * 86_400_000) },
@@ -302,7 +302,7 @@ test('A position moves in the same commit as the effects, also for duplicates', 
   t.is(position, null)
   const message = { producer: randomUUID(), sequence: 0 }
   const move = (expected: number | null, next: number) => ({
-    offset: { ...partition, epoch, expected, next },
+    position: { ...partition, epoch, expected, next },
   })
 
   await t.throwsAsync(
@@ -316,7 +316,7 @@ test('A position moves in the same commit as the effects, also for duplicates', 
     ),
     { message: 'no' },
   )
-  t.is((await once.readOffset('a', partition))?.position, null)
+  t.is((await once.readPosition('a', partition))?.position, null)
 
   t.is((await once.process('a', message, async () => 1, move(null, 1))).status, 'processed')
   t.is((await once.process('a', message, async () => 1, move(1, 2))).status, 'duplicate')
@@ -326,7 +326,7 @@ test('A position moves in the same commit as the effects, also for duplicates', 
       duplicates: 1,
     },
   )
-  t.like(await once.readOffset('a', partition), { ...partition, position: 3n, epoch, owner: 'worker-1' })
+  t.like(await once.readPosition('a', partition), { ...partition, position: 3n, epoch, owner: 'worker-1' })
 })
 
 test('A position that is not where it was expected undoes everything', async (t) => {
@@ -335,7 +335,7 @@ test('A position that is not where it was expected undoes everything', async (t)
   const partition = { group: randomUUID(), topic: 't' }
   const { epoch } = await once.takePartition('a', partition)
   const message = { producer: randomUUID(), sequence: 0 }
-  const offset = { ...partition, epoch, expected: 5n, next: 6n }
+  const move = { ...partition, epoch, expected: 5n, next: 6n }
   const both = async (_: unknown, { a, b }: typeof handles) => {
     await a.insertInto('effect').values({ id }).execute()
     await b.insertInto('effect').values({ id }).execute()
@@ -343,11 +343,11 @@ test('A position that is not where it was expected undoes everything', async (t)
   type Handler = Parameters<typeof once.transaction>[0]
   const handles = undefined as unknown as Parameters<Handler>[0]
   await t.throwsAsync(
-    once.process('a', message, async () => 1, { offset }),
-    { instanceOf: OffsetError, code: 'ONCAS' },
+    once.process('a', message, async () => 1, { position: move }),
+    { instanceOf: PositionError, code: 'ONCAS' },
   )
-  await t.throwsAsync(once.process('a', message, both, { offset }), {
-    instanceOf: OffsetError,
+  await t.throwsAsync(once.process('a', message, both, { position: move }), {
+    instanceOf: PositionError,
     code: 'ONCAS',
   })
   t.false((await a.effects()).includes(id) || (await b.effects()).includes(id))
@@ -360,7 +360,7 @@ test('Who took a partition before is fenced by who takes it now', async (t) => {
   const before = await once.takePartition('a', partition)
   const now = await once.takePartition('a', partition)
   t.true(now.epoch > before.epoch)
-  const move = (epoch: number) => ({ offset: { ...partition, epoch, expected: null, next: 'token-1' } })
+  const move = (epoch: number) => ({ position: { ...partition, epoch, expected: null, next: 'token-1' } })
   const message = { producer: randomUUID(), sequence: 0 }
   await t.throwsAsync(
     once.process('a', message, async () => 1, move(before.epoch)),
@@ -457,7 +457,7 @@ test('Two serializable handlers that conflict both take effect, one after the ot
 test('A claim, a move or a taking that waits in vain for a branch in doubt says whom to ask, and what to start', async (t) => {
   const [home, a] = [await effectsDatabase(t, 'b'), await effectsDatabase(t, 'a')]
   const once = client<{ a: Effects }>(t, { a: a.url }, { transaction: { lockTimeout: 50 } })
-  const offset = await once.takePartition('a', { group: 'g', topic: 't' })
+  const taken = await once.takePartition('a', { group: 'g', topic: 't' })
   await leaveBehind(
     home,
     { a },
@@ -465,7 +465,7 @@ test('A claim, a move or a taking that waits in vain for a branch in doubt says 
       effect: `select once.claim('p', 0); select once.claim_key('s', 'k'); select once.advance('g', 't', 0, 1, null, 5)`,
     },
   )
-  const move = (expected: number | null) => ({ offset: { ...offset, expected, next: 6 } })
+  const move = (expected: number | null) => ({ position: { ...taken, expected, next: 6 } })
   for (const attempt of [
     () => once.process('a', { producer: 'p', sequence: 0 }, async () => 1),
     () => once.process('a', { scope: 's', key: 'k' }, async () => 1),
@@ -481,7 +481,7 @@ test('A claim, a move or a taking that waits in vain for a branch in doubt says 
     t.regex((error as LimitError).hint ?? '', /pgonce in-doubt.*once\.recovery\.start\(\)/)
   }
   const recovering = client<{ a: Effects; home: Effects }>(t, { a: a.url, home: home.url })
-  t.is((await recovering.recovery.sweep()).committed, 1)
+  t.is((await recovering.recovery.run()).committed, 1)
   t.is((await once.process('a', { producer: 'p', sequence: 0 }, async () => 1)).status, 'duplicate')
   t.is((await once.process('a', { producer: 'q', sequence: 0 }, async () => 1, move(5))).status, 'processed')
 })

@@ -49,14 +49,14 @@ clumsiness(
       cli.stdout,
       new RegExp(`LOSS \\(lost branch\\) of transaction ${evening.transactionId}.*repair it by hand`),
     )
-    await orders.sql`select once.forget(${evening.transactionId}, 'paid by hand')`
+    await orders.sql`select once.acknowledge(${evening.transactionId}, 'paid by hand')`
     t.is(await health(orders, 'unacknowledged_losses'), 'critical')
     const [finding] = await audit(orders)
     t.is(finding?.finding, 'lost branch')
-    t.true(finding?.to_do.includes(`once.forget('${transactionId}'`))
+    t.true(finding?.to_do.includes(`once.acknowledge('${transactionId}'`))
     t.is(await doctorSays('orders', 'losses', { orders, billing }), 'critical')
 
-    await orders.sql`select once.forget(${transactionId}, 'paid by hand')`
+    await orders.sql`select once.acknowledge(${transactionId}, 'paid by hand')`
     t.is(await health(orders, 'unacknowledged_losses'), 'ok')
     t.deepEqual((await recover(orders, billing)).report.losses, [])
   },
@@ -185,7 +185,7 @@ clumsiness(
     await asApp.end()
     await billing.sql.unsafe('drop owned by app; drop role app')
 
-    t.deepEqual(await rowsOf(billing.sql, 'select owner, ours, decision from once.in_doubt'), [
+    t.deepEqual(await rowsOf(billing.sql, 'select owner, ours, outcome from once.in_doubt'), [
       [null, false, 'its owner was dropped: see once.audit()'],
     ])
     t.deepEqual(await rowsOf(billing.sql, 'select * from once.resolve()'), [])
@@ -202,7 +202,7 @@ clumsiness(
     t.deepEqual(report.losses, [], 'it is prepared, so it is not lost')
 
     // As the report says, and as once.audit() says.
-    t.is(await oneValue(orders.sql, `select once.decision('${gid}')`), 'committed')
+    t.is(await oneValue(orders.sql, `select once.gid_outcome('${gid}')`), 'committed')
     t.true(finding?.to_do.includes(line))
     await billing.sql.unsafe(line)
     t.is((await recover(orders, billing)).report.proven, 1)
@@ -254,14 +254,14 @@ clumsiness(
       })
     }
     await t.throwsAsync(transact(), { instanceOf: DatabaseError, code: 'ONCPY', message: /is a copy/ })
-    t.is(await doctorSays('staging', 'identity', { staging, billing }), 'critical')
+    t.is(await doctorSays('staging', 'database id', { staging, billing }), 'critical')
     const { trouble, report } = await recover(staging, billing, 'staging')
     t.true(trouble)
-    t.regex(report.unreachable[0]?.reason ?? '', /is a copy.*renew_identity/s)
+    t.regex(report.unreachable[0]?.reason ?? '', /is a copy.*renew_database_id/s)
     t.regex(report.unfinished[0]?.reason ?? '', /its home .* is none of the databases that could be reached/)
     t.deepEqual(await gids(billing), [doubt.gid], 'the copy has decided nothing')
 
-    await staging.sql`select once.renew_identity('staging is a copy')`
+    await staging.sql`select once.renew_database_id('staging is a copy')`
     t.true((await transact()).finished)
     t.is((await recover(at(t, server, 'orders'), billing)).report.committed, 1)
   },
@@ -328,7 +328,7 @@ clumsiness(
     t.true(again.trouble)
     t.regex(again.report.unfinished[0]?.reason ?? '', /its home .* is none of the databases given/)
     t.deepEqual(await gids(billing), [gid], 'a new home knows nothing of it')
-    const [finding] = await rowsOf(billing.sql, 'select decision from once.in_doubt')
+    const [finding] = await rowsOf(billing.sql, 'select outcome from once.in_doubt')
     t.regex(String(finding), /^unknown here: ask /)
   },
 )
@@ -431,14 +431,14 @@ async function twoServers(t: ExecutionContext) {
 function pay(
   home: TestDatabase,
   participant: TestDatabase,
-  decision: 'committed' | 'aborted',
+  outcome: 'committed' | 'aborted',
   sql = participant.sql,
 ): Promise<LeftBehind> {
   return leaveBehind(
     home,
     { [participant.name]: { sql } },
     {
-      decision,
+      outcome,
       effect: `insert into account values ('ada', 1)`,
     },
   )
@@ -484,7 +484,7 @@ async function recover(orders: TestDatabase, billing: TestDatabase, name = 'orde
     databases: { [name]: orders.url, billing: billing.url },
     connectTimeout: 5_000,
   })
-  const report = await once.recovery.sweep({ audit: true })
+  const report = await once.recovery.run({ audit: true })
   const { unfinished, unreachable, losses } = report
   return { report, trouble: unfinished.length + unreachable.length + losses.length > 0 }
 }

@@ -72,7 +72,7 @@ situation(
     await leaveBehind(
       orders,
       { billing },
-      { decision: 'aborted', effect: `lock table invoice in share mode; ${credit('bob', 2)}` },
+      { outcome: 'aborted', effect: `lock table invoice in share mode; ${credit('bob', 2)}` },
     )
     // They hang: two for rows, one behind a lock on the table, and so does a vacuum.
     const waiting: Promise<unknown>[] = []
@@ -129,7 +129,7 @@ situation(
 situation('newcomer-why', 'what is left over says why', async (t, next) => {
   const { orders, billing } = await oneCluster(t)
   await billing.sql`create extension dblink`
-  const pending = await leaveBehind(orders, { billing }, { decision: 'pending' })
+  const pending = await leaveBehind(orders, { billing }, { outcome: 'pending' })
   const far = await place(t, await ownServer(t), 'far')
   await leaveBehind(far, { billing }, { effect: credit('ada') })
   await play(t, next('billing'), billing)
@@ -145,7 +145,7 @@ situation(
     const shipping = await place(t, server, 'shipping')
     for (const { sql } of [billing, shipping]) await sql`create extension dblink`
     await leaveBehind(orders, { billing }, { effect: credit('ada') })
-    await leaveBehind(orders, { shipping }, { decision: 'aborted' })
+    await leaveBehind(orders, { shipping }, { outcome: 'aborted' })
     await billing.sql.unsafe('create table heap as select generate_series(1, 50) n')
     await billing.sql`delete from heap`
     t.is((await vacuum(t, billing, 'heap')).stuck, 50)
@@ -187,9 +187,9 @@ situation(
     const { orders, billing } = await oneCluster(t)
     await billing.sql`create extension dblink`
     const variables = new Map<string, string>()
-    await leaveBehind(orders, { billing }, { decision: 'pending', effect: credit('ada') })
+    await leaveBehind(orders, { billing }, { outcome: 'pending', effect: credit('ada') })
     await play(t, next('billing'), billing, variables)
-    t.is(variables.get('home'), String(await oneValue(orders.sql, 'select once.home_id()')))
+    t.is(variables.get('home'), String(await oneValue(orders.sql, 'select once.database_id()')))
     await play(t, next('orders'), orders, variables)
     await play(t, next('orders'), orders, variables)
     await until(
@@ -208,8 +208,8 @@ situation(
 situation('slots-full', 'what was left behind is finished, and there is room again', async (t, next) => {
   const { orders, billing, server } = await oneCluster(t, { max_prepared_transactions: 3 })
   await billing.sql`create extension dblink`
-  for (const decision of ['committed', 'aborted', 'committed'] as const)
-    await leaveBehind(orders, { billing }, { decision })
+  for (const outcome of ['committed', 'aborted', 'committed'] as const)
+    await leaveBehind(orders, { billing }, { outcome })
   await refused(t, prepare(t, billing.url, 'one too many', `insert into account values ('eve', 0)`), '53200')
   await play(t, next('billing'), billing)
   await play(t, next('billing'), billing)
@@ -231,7 +231,7 @@ situation(
     const { orders, billing, server } = await oneCluster(t, { max_prepared_transactions: 3 })
     await billing.sql`create extension dblink`
     await leaveBehind(orders, { billing }, { effect: credit('ada') })
-    await leaveBehind(orders, { billing }, { decision: 'aborted', effect: credit('bob', 2) })
+    await leaveBehind(orders, { billing }, { outcome: 'aborted', effect: credit('bob', 2) })
     await leaveBehind(orders, { billing })
     for (const few of [2, 0]) {
       await server.stop('fast')
@@ -281,7 +281,7 @@ situation(
     await homeServer.start()
     await playNamed(t, 'home-back', 'billing', billing, variables)
     t.is(
-      await oneValue(billing.sql, `select status from once.health where name = 'unacknowledged_forced'`),
+      await oneValue(billing.sql, `select status from once.health where name = 'unacknowledged_heuristics'`),
       'ok',
     )
   },
@@ -300,11 +300,11 @@ situation(
 
     await finish(await pay('ada'))
     const variables = new Map<string, string>()
-    const forgotten = await pay('ada')
+    const purged = await pay('ada')
     // In the backup, both are prepared.
     const cleared = await pay('bob')
     const backup = await baseBackup(t, server)
-    await finish(forgotten)
+    await finish(purged)
     await recover(orders, '0')
     await finish(cleared)
     const proven = await pay('ada')
@@ -324,7 +324,7 @@ situation(
       ['bob', 0],
     ])
     await play(t, next('billing'), billing, variables)
-    t.is(variables.get('id'), forgotten.transactionId)
+    t.is(variables.get('id'), purged.transactionId)
     await play(t, next('orders'), orders, variables)
     await play(t, next('billing'), billing, variables)
     await play(t, next('billing'), billing, variables)
@@ -334,12 +334,12 @@ situation(
     ])
     await play(t, next('orders'), orders, variables)
     t.deepEqual(
-      (await rowsOf(orders.sql, 'select transaction_id from once.heuristic')).flat().sort(),
+      (await rowsOf(orders.sql, 'select transaction_id from once.loss')).flat().sort(),
       [proven.transactionId, unproven.transactionId].sort(),
     )
     await play(t, next('orders'), orders, variables)
     t.deepEqual(
-      await rowsOf(orders.sql, 'select transaction_id from once.heuristic where acknowledged_at is null'),
+      await rowsOf(orders.sql, 'select transaction_id from once.loss where acknowledged_at is null'),
       [proven.transactionId, unproven.transactionId]
         .filter((id) => id !== variables.get('lost'))
         .map((id) => [id]),
@@ -371,7 +371,7 @@ situation(
       ['bob', 1],
     ])
     await play(t, next('orders'), orders)
-    t.deepEqual(await rowsOf(orders.sql, 'select transaction_id, participant, kind from once.heuristic'), [
+    t.deepEqual(await rowsOf(orders.sql, 'select transaction_id, participant, kind from once.loss'), [
       [id, 'billing', 'lost branch'],
     ])
   },

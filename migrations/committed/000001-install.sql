@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:b58a4c67d5431a2e6ba081826026417b5555a199
+--! Hash: sha1:d8c8b1e95873cb57c5971246947c7203db1feb47
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -14,7 +14,7 @@ $$;
 
 --! Included schema.sql
 -- Every object of the schema, in the order in which they depend on each other.
---! Included identity/schema_version.sql
+--! Included database/schema_version.sql
 -- The version of this schema: the number of the newest migration in it. A client compares it with the
 -- version it was written for, so every migration replaces this function.
 create function once.schema_version() returns integer
@@ -25,33 +25,33 @@ as $$ select 1 $$;
 comment on function once.schema_version() is
   'The number of the newest pgonce migration installed in this database.';
 revoke all on function once.schema_version() from public;
---! EndIncluded identity/schema_version.sql
---! Included identity/identity.sql
+--! EndIncluded database/schema_version.sql
+--! Included database/database.sql
 -- One row that names this database. The id stands in every gid, so that a branch can say which database
 -- decides about it. The fingerprint (cluster and database oid) tells an original from a copy: a database
 -- made by CREATE DATABASE … TEMPLATE or from a dump carries the id too, but must not answer for the
 -- original, since it knows nothing of transactions that are still running there.
-create table once.identity (
+create table once.database (
   singleton boolean primary key default true check (singleton),
   id uuid not null default gen_random_uuid(),
   system_identifier bigint not null,
   database_oid oid not null,
-  -- The newest home xid whose decision was forgotten: once.outcome() answers exactly above it.
-  forgotten_xid xid8 not null default '0',
+  -- The newest home xid whose decision was purged: once.outcome() answers exactly above it.
+  purged_xid xid8 not null default '0',
   created_at timestamptz not null default now()
 );
 
-insert into once.identity (system_identifier, database_oid)
+insert into once.database (system_identifier, database_oid)
 select c.system_identifier, d.oid
   from pg_catalog.pg_control_system() c, pg_catalog.pg_database d
  where d.datname = current_database();
 
-comment on table once.identity is
+comment on table once.database is
   'One row: the id of this database in gids, and the fingerprint that tells an original from a copy.';
---! EndIncluded identity/identity.sql
---! Included identity/intervention.sql
+--! EndIncluded database/database.sql
+--! Included database/intervention.sql
 -- What people did by hand: every function that overrules the protocol writes here first, in the same
--- transaction, so that nobody has to remember who moved an offset and why.
+-- transaction, so that nobody has to remember who moved a position and why.
 create table once.intervention (
   intervention_id bigint generated always as identity primary key,
   happened_at timestamptz not null default now(),
@@ -62,7 +62,7 @@ create table once.intervention (
 );
 
 comment on table once.intervention is
-  'Every manual override (offset reset, watermark moved, identity changed, outcome forgotten): who, when, why.';
+  'Every manual override (position reset, watermark moved, database id changed, loss acknowledged): who, when, why.';
 
 -- Internal: records one intervention; refuses an empty reason, because "why" is the only part that
 -- cannot be found out later.
@@ -90,8 +90,8 @@ $$;
 comment on function once.record_intervention(text, jsonb, text) is
   'Internal: writes a row to once.intervention.';
 revoke all on function once.record_intervention(text, jsonb, text) from public;
---! EndIncluded identity/intervention.sql
---! Included identity/check_name.sql
+--! EndIncluded database/intervention.sql
+--! Included database/check_name.sql
 -- Names (producer, scope, group, topic, owner) are keys of B-tree indexes, whose entries cannot exceed
 -- 2.7 kB, so they are bounded: 1 to 200 characters. Anything else may stand in them.
 create function once.check_name(what text, value text) returns void
@@ -113,8 +113,8 @@ $$;
 comment on function once.check_name(text, text) is
   'Internal: raises ONARG unless a name has 1 to 200 characters.';
 revoke all on function once.check_name(text, text) from public;
---! EndIncluded identity/check_name.sql
---! Included identity/name.sql
+--! EndIncluded database/check_name.sql
+--! Included database/name.sql
 -- The type of names in tables that are updated with every message. A domain checks what is assigned; a CHECK
 -- of the table would be read from the catalog and evaluated at every update, of whatever column, and some of
 -- those cost as much as the update itself.
@@ -122,11 +122,11 @@ create domain once.name as text check (length(value) between 1 and 200);
 
 comment on domain once.name is 'A name of 1 to 200 characters; see once.check_name.';
 revoke all on domain once.name from public;
---! EndIncluded identity/name.sql
---! Included identity/check_primary.sql
+--! EndIncluded database/name.sql
+--! Included database/assert_primary.sql
 -- Internal: raises on a standby. It may lag behind, so neither a row that is missing there nor one that is
 -- still there proves anything.
-create function once.check_primary() returns void
+create function once.assert_primary() returns void
 language plpgsql volatile
 set search_path = ''
 as $$
@@ -139,45 +139,45 @@ begin
 end
 $$;
 
-comment on function once.check_primary() is 'Internal: raises ONSTB on a standby.';
-revoke all on function once.check_primary() from public;
---! EndIncluded identity/check_primary.sql
---! Included identity/home_id.sql
+comment on function once.assert_primary() is 'Internal: raises ONSTB on a standby.';
+revoke all on function once.assert_primary() from public;
+--! EndIncluded database/assert_primary.sql
+--! Included database/database_id.sql
 -- The id of this database, after checking that the database is the one that the id was made for. The
 -- check is the safety of "ask the home": a copy that answered would call every running transaction
 -- aborted. A promoted standby has the same fingerprint and the same transactions: it may answer.
-create function once.home_id() returns uuid
+create function once.database_id() returns uuid
 language plpgsql stable
 set search_path = ''
 as $$
 declare
-  v_identity once.identity;
+  v_row once.database;
   v_system_identifier bigint;
   v_database_oid oid;
 begin
-  select i.* into v_identity from once.identity i;
+  select i.* into v_row from once.database i;
   select c.system_identifier into v_system_identifier from pg_catalog.pg_control_system() c;
   select d.oid into v_database_oid from pg_catalog.pg_database d where d.datname = current_database();
-  if v_identity.system_identifier is distinct from v_system_identifier
-     or v_identity.database_oid is distinct from v_database_oid then
-    raise exception 'database % is a copy: its pgonce identity % was made for another database',
-        quote_ident(current_database()), v_identity.id
+  if v_row.system_identifier is distinct from v_system_identifier
+     or v_row.database_oid is distinct from v_database_oid then
+    raise exception 'database % is a copy: its database id % was made for another database',
+        quote_ident(current_database()), v_row.id
       using errcode = 'ONCPY',
             detail = format('Made for system %s, database oid %s; this is system %s, database oid %s.',
-                            v_identity.system_identifier, v_identity.database_oid,
+                            v_row.system_identifier, v_row.database_oid,
                             v_system_identifier, v_database_oid),
-            hint = 'If the original lives on: select once.renew_identity(''copied''). '
+            hint = 'If the original lives on: select once.renew_database_id(''copied''). '
                    'If this database replaces it for good (dump and restore, pg_upgrade): '
-                   'select once.adopt_identity(''moved'').';
+                   'select once.adopt_database_id(''moved'').';
   end if;
-  return v_identity.id;
+  return v_row.id;
 end
 $$;
 
-comment on function once.home_id() is
+comment on function once.database_id() is
   'The id of this database as it stands in gids; raises ONCPY in a copied database.';
-revoke all on function once.home_id() from public;
---! EndIncluded identity/home_id.sql
+revoke all on function once.database_id() from public;
+--! EndIncluded database/database_id.sql
 --! Included ledger/ensure_durable.sql
 -- Whoever claims a message tells somebody (a broker, a webhook's sender) that it is done once the
 -- transaction commits. Under synchronous_commit = off that commit can be lost in a crash after the
@@ -490,7 +490,7 @@ comment on table once.scope is
 --
 -- A key lives in the partition of the day (UTC) of its own message, never of its arrival: the same
 -- message always meets its first claim there, so a unique index a partition is enough, and retention is
--- dropping a partition. Keys with no time live in one partition apart and are swept in batches.
+-- dropping a partition. Keys with no time live in one partition apart and expire in batches.
 --
 -- The columns are ordered and sized to fit a row with neither hash nor result into 48 bytes.
 create table once.message (
@@ -511,21 +511,21 @@ create table once.message_timeless partition of once.message (
 ) for values in (null);
 
 comment on table once.message_timeless is
-  'Keys whose messages carry no time, with the day of their claim; once.sweep() deletes the oldest in batches.';
+  'Keys whose messages carry no time, with the day of their claim; once.expire() deletes the oldest in batches.';
 
--- How far the sweep of the timeless keys has come. It reads the table once a day from front to back, a
+-- How far the expiry of the timeless keys has come. It reads the table once a day from front to back, a
 -- stretch of blocks a call. No index serves it: a B-tree would cost 16 bytes a key, and the ranges of a
 -- BRIN index never narrow again, so that once freed space is reused every one of them matches.
-create table once.timeless_sweep (
+create table once.timeless_expiry (
   singleton boolean primary key default true check (singleton),
   next_block bigint not null default 0,
   finished_on date not null default '-infinity'
 );
 
-insert into once.timeless_sweep default values;
+insert into once.timeless_expiry default values;
 
-comment on table once.timeless_sweep is
-  'One row: where once.sweep() goes on among the timeless keys, and the day (UTC) of its last complete pass.';
+comment on table once.timeless_expiry is
+  'One row: where once.expire() goes on among the timeless keys, and the day (UTC) of its last complete pass.';
 
 -- The first day that was not dropped. Locking the row puts creators and droppers of partitions in one
 -- queue; reading it under that lock means a dropped day is never created again.
@@ -548,7 +548,7 @@ comment on table once.message_floor is
 -- and no two of them can deadlock, as they would over a counter, and none fails under REPEATABLE READ or
 -- SERIALIZABLE for it. That costs what a claim of a new key costs, and claims of anything else nothing. A row is
 -- there exactly if the transaction committed that was told 'expired', which is when the message was given up.
--- once.sweep deletes rows after two days, in batches: a topic that is replayed leaves as many as it has batches.
+-- once.expire deletes rows after two days, in batches: a topic that is replayed leaves as many as it has batches.
 create table once.expired_claim (
   answered_at timestamptz not null default clock_timestamp(),
   scope_id integer not null,
@@ -669,7 +669,7 @@ begin
     raise exception 'the key ledger has % partitions, the limit is 4000', v_partitions
       using errcode = 'ONMAX',
             detail = 'Each day that a message carries is a partition.',
-            hint = 'Set a retention for every scope (select once.set_retention(''scope'', ''30 days'')) and run once.sweep().';
+            hint = 'Set a retention for every scope (select once.set_retention(''scope'', ''30 days'')) and run once.expire().';
   end if;
   execute format('create table once.%I (like once.message including defaults, unique (digest))', v_name);
   execute format('alter table once.message attach partition once.%I for values in (%L)', v_name, ensure_partition.day);
@@ -775,7 +775,7 @@ begin
     into v_digests, v_days, v_expired
     from timed i;
 
-  -- From here on the sweep cannot drop a partition that we find.
+  -- From here on expiry cannot drop a partition that we find.
   lock table only once.message in row exclusive mode;
 
   -- Days in one order for everybody, so that two batches cannot wait for each other's partitions.
@@ -887,7 +887,7 @@ declare
 begin
   select s.* into v_scope from once.scope s where s.scope = claim_key.scope;
   -- The fast path: a known scope, a key that is not past the horizon, a partition that exists. Whether it
-  -- does is asked within the insert, whose lock on the ledger keeps the sweep from dropping it meanwhile.
+  -- does is asked within the insert, whose lock on the ledger keeps expiry from dropping it meanwhile.
   if found and claim_key.key <> '' and (v_time < v_scope.horizon) is not true
      and (v_day between '1970-01-01' and '2099-12-31') is not false then
     if current_setting('synchronous_commit') = 'off' then
@@ -952,7 +952,7 @@ comment on function once.keep_result(text, text, jsonb, timestamptz) is
 revoke all on function once.keep_result(text, text, jsonb, timestamptz) from public;
 --! EndIncluded ledger/keep_result.sql
 --! Included ledger/set_retention.sql
--- How long a scope remembers its keys; null: for ever. Takes effect at the next once.sweep(). A longer
+-- How long a scope remembers its keys; null: for ever. Takes effect at the next once.expire(). A longer
 -- retention does not bring back what is past the horizon already.
 create function once.set_retention(scope text, retention interval) returns void
 language plpgsql volatile
@@ -967,15 +967,15 @@ begin
   end if;
   perform once.open_scope(set_retention.scope);
   update once.scope s set retention = set_retention.retention where s.scope = set_retention.scope;
-  update once.timeless_sweep w set next_block = 0, finished_on = '-infinity';
+  update once.timeless_expiry w set next_block = 0, finished_on = '-infinity';
 end
 $$;
 
 comment on function once.set_retention(text, interval) is
-  'Sets how long a scope of the key ledger remembers its keys (null: for ever); applied by once.sweep().';
+  'Sets how long a scope of the key ledger remembers its keys (null: for ever); applied by once.expire().';
 revoke all on function once.set_retention(text, interval) from public;
 --! EndIncluded ledger/set_retention.sql
---! Included ledger/sweep.sql
+--! Included ledger/expire.sql
 -- One bounded step of retention: moves the horizons of scopes that have a retention, deletes a batch of
 -- timeless keys and of the records of expired claims, creates the partitions of the next days, drops partitions
 -- that are past every scope's horizon. Call it again, each time in a transaction of its own, while a row says more.
@@ -983,13 +983,13 @@ revoke all on function once.set_retention(text, interval) from public;
 -- It never holds claims up for long: deletes skip rows that are locked; a drop, which locks the whole
 -- ledger, comes last, and one that does not get its lock within 200 ms is left to the next call.
 -- SECURITY DEFINER because it creates and drops tables; for its search_path see once.ensure_partition.
-create function once.sweep(batch_size integer default 5000)
+create function once.expire(batch_size integer default 5000)
 returns table (action text, scope text, detail text, count bigint, more boolean)
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_sweep once.timeless_sweep;
+  v_expiry once.timeless_expiry;
   v_blocks constant integer := 1000;  -- of timeless keys a call: some 150,000 keys, read in tens of milliseconds
   v_end bigint;
   v_scope text;
@@ -1004,14 +1004,14 @@ declare
   v_lock_timeout text := current_setting('lock_timeout');
   v_today date := (now() at time zone 'UTC')::date;
 begin
-  if sweep.batch_size is null or sweep.batch_size not between 1 and 1000000 then
-    raise exception 'bad batch_size: %', coalesce(sweep.batch_size::text, 'null')
+  if expire.batch_size is null or expire.batch_size not between 1 and 1000000 then
+    raise exception 'bad batch_size: %', coalesce(expire.batch_size::text, 'null')
       using errcode = 'ONARG', detail = 'Expected 1 to 1000000 keys.', hint = 'Leave it out for 5000.';
   end if;
 
-  select w.* into v_sweep from once.timeless_sweep w for update skip locked;
+  select w.* into v_expiry from once.timeless_expiry w for update skip locked;
   if not found then
-    return query select 'busy', null::text, 'another sweep is at work', 0::bigint, false;
+    return query select 'busy', null::text, 'another expiry is at work', 0::bigint, false;
     return;
   end if;
   perform once.ensure_durable();
@@ -1024,16 +1024,16 @@ begin
     0::bigint, false;
 
   -- One pass over the timeless keys a day, as claimed_on is a day.
-  if v_sweep.finished_on < v_today then
+  if v_expiry.finished_on < v_today then
     v_end := pg_relation_size('once.message_timeless') / current_setting('block_size')::bigint;
     for v_scope, v_count in
       with doomed as (
         select m.ctid
           from once.message_timeless m join once.scope s on s.scope_id = m.scope_id
-         where m.ctid >= format('(%s,0)', v_sweep.next_block)::tid
-           and m.ctid < format('(%s,0)', v_sweep.next_block + v_blocks)::tid
+         where m.ctid >= format('(%s,0)', v_expiry.next_block)::tid
+           and m.ctid < format('(%s,0)', v_expiry.next_block + v_blocks)::tid
            and m.claimed_on < ((now() - s.retention) at time zone 'UTC')::date
-         limit sweep.batch_size
+         limit expire.batch_size
            for update of m skip locked
       ), gone as (
         delete from once.message_timeless m where m.ctid = any (array(select d.ctid from doomed d))
@@ -1044,16 +1044,16 @@ begin
       v_deleted := v_deleted + v_count;
       return query select 'delete', v_scope, 'keys without time'::text, v_count, false;
     end loop;
-    if v_deleted < sweep.batch_size then
-      v_sweep.next_block := v_sweep.next_block + v_blocks;
-      if v_sweep.next_block >= v_end then
-        v_sweep.next_block := 0;
-        v_sweep.finished_on := v_today;
+    if v_deleted < expire.batch_size then
+      v_expiry.next_block := v_expiry.next_block + v_blocks;
+      if v_expiry.next_block >= v_end then
+        v_expiry.next_block := 0;
+        v_expiry.finished_on := v_today;
       end if;
-      update once.timeless_sweep w set next_block = v_sweep.next_block, finished_on = v_sweep.finished_on;
+      update once.timeless_expiry w set next_block = v_expiry.next_block, finished_on = v_expiry.finished_on;
     end if;
-    if v_sweep.finished_on < v_today then
-      return query select 'delete', null::text, format('keys without time: at block %s of %s', v_sweep.next_block, v_end),
+    if v_expiry.finished_on < v_today then
+      return query select 'delete', null::text, format('keys without time: at block %s of %s', v_expiry.next_block, v_end),
                           0::bigint, true;
     end if;
   end if;
@@ -1061,10 +1061,10 @@ begin
   delete from once.expired_claim e
    where e.ctid = any (array(select o.ctid from once.expired_claim o
                               where o.answered_at < now() - interval '2 days'
-                              order by o.answered_at limit sweep.batch_size));
+                              order by o.answered_at limit expire.batch_size));
   get diagnostics v_count = row_count;
   if v_count > 0 then
-    return query select 'delete', null::text, 'records of expired claims'::text, v_count, v_count = sweep.batch_size;
+    return query select 'delete', null::text, 'records of expired claims'::text, v_count, v_count = expire.batch_size;
   end if;
 
   begin
@@ -1112,20 +1112,20 @@ begin
     return query select 'drop', null::text, 'partition of ' || d, 1::bigint, cardinality(v_doomed) > 10
                    from unnest(v_doomed[1:10]) d;
   else
-    return query select 'busy', null::text, 'partitions are in use, left to the next sweep', 0::bigint, false;
+    return query select 'busy', null::text, 'partitions are in use, left to the next call', 0::bigint, false;
   end if;
 end
 $$;
 
-comment on function once.sweep(integer) is
-  'One step of retention (horizons, partitions, timeless keys): select * from once.sweep(); again while a row says more.';
-revoke all on function once.sweep(integer) from public;
---! EndIncluded ledger/sweep.sql
---! Included offset/consumer_offset.sql
+comment on function once.expire(integer) is
+  'One step of retention (horizons, partitions, timeless keys): select * from once.expire(); again while a row says more.';
+revoke all on function once.expire(integer) from public;
+--! EndIncluded ledger/expire.sql
+--! Included position/consumer_position.sql
 -- Where each consumer group stands, kept beside the results so that both move in one commit. A position
 -- is the next message to read (as Kafka's committed offset): a bigint, or an opaque token for sources
 -- that have no number (an LSN, a file and line).
-create table once.consumer_offset (
+create table once.consumer_position (
   consumer_group once.name not null,
   topic once.name not null,
   partition integer not null check (partition >= 0),
@@ -1140,7 +1140,7 @@ create table once.consumer_offset (
 )
 with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
-comment on table once.consumer_offset is
+comment on table once.consumer_position is
   'Position of each consumer group in each partition (the next message to read), with the epoch that fences old owners.';
 
 -- Where each partition ends, as far as somebody told us: the other half of the lag.
@@ -1160,13 +1160,13 @@ create view once.lag as
 select o.consumer_group, o.topic, o.partition, o."position", o.token, e.end_position,
        case when e.end_position < o."position" then 0 else e.end_position - o."position" end as lag,
        o.epoch, o.owner, o.taken_at, o.updated_at, now() - o.updated_at as idle
-  from once.consumer_offset o
+  from once.consumer_position o
   left join once.topic_end e using (topic, partition);
 
 comment on view once.lag is
   'Per group and partition: position, reported end, lag in messages, owner, epoch, time since the position moved.';
---! EndIncluded offset/consumer_offset.sql
---! Included offset/take_partition.sql
+--! EndIncluded position/consumer_position.sql
+--! Included position/take_partition.sql
 -- Takes a partition for a consumer: bumps the epoch, which fences whoever had it, and returns where to
 -- go on. Call it in a transaction of its own, before the first message.
 create function once.take_partition(
@@ -1193,9 +1193,9 @@ begin
     raise exception 'bad partition: %', coalesce(take_partition.partition::text, 'null')
       using errcode = 'ONARG', detail = 'Expected 0 to 2147483647.', hint = 'A source without partitions uses 0.';
   end if;
-  insert into once.consumer_offset as o (consumer_group, topic, partition, epoch, owner, taken_at)
+  insert into once.consumer_position as o (consumer_group, topic, partition, epoch, owner, taken_at)
   values (take_partition.consumer_group, take_partition.topic, take_partition.partition, 1, take_partition.owner, now())
-  on conflict on constraint consumer_offset_pkey do update
+  on conflict on constraint consumer_position_pkey do update
      set epoch = o.epoch + 1, owner = excluded.owner, taken_at = excluded.taken_at
   returning o.epoch, o."position", o.token
   into take_partition.epoch, take_partition."position", take_partition.token;
@@ -1205,32 +1205,32 @@ $$;
 comment on function once.take_partition(text, text, integer, text) is
   'Takes a partition: fences the previous owner and returns the new epoch and the position to go on from (null: from the start).';
 revoke all on function once.take_partition(text, text, integer, text) from public;
---! EndIncluded offset/take_partition.sql
---! Included offset/explain_offset.sql
+--! EndIncluded position/take_partition.sql
+--! Included position/explain_position.sql
 -- Internal: says why a position could not be moved. Called after the compare-and-set found no row.
-create function once.explain_offset(
+create function once.explain_position(
   consumer_group text, topic text, partition integer, epoch integer, expected text, next text
 ) returns void
 language plpgsql volatile
 set search_path = ''
 as $$
 declare
-  v_row once.consumer_offset;
-  v_name text := format('group %L, topic %L, partition %s', explain_offset.consumer_group,
-                        explain_offset.topic, coalesce(explain_offset.partition::text, 'null'));
+  v_row once.consumer_position;
+  v_name text := format('group %L, topic %L, partition %s', explain_position.consumer_group,
+                        explain_position.topic, coalesce(explain_position.partition::text, 'null'));
 begin
-  select o.* into v_row from once.consumer_offset o
-   where o.consumer_group = explain_offset.consumer_group
-     and o.topic = explain_offset.topic
-     and o.partition = explain_offset.partition;
+  select o.* into v_row from once.consumer_position o
+   where o.consumer_group = explain_position.consumer_group
+     and o.topic = explain_position.topic
+     and o.partition = explain_position.partition;
   if not found then
     raise exception '% was never taken', v_name
       using errcode = 'ONTKN', detail = 'A position can be moved only by the owner of the partition.',
-            hint = format('select * from once.take_partition(%L, %L, %s)', explain_offset.consumer_group,
-                          explain_offset.topic, coalesce(explain_offset.partition::text, '0'));
-  elsif v_row.epoch is distinct from explain_offset.epoch then
+            hint = format('select * from once.take_partition(%L, %L, %s)', explain_position.consumer_group,
+                          explain_position.topic, coalesce(explain_position.partition::text, '0'));
+  elsif v_row.epoch is distinct from explain_position.epoch then
     raise exception '% is fenced: epoch % is not the current epoch %', v_name,
-        coalesce(explain_offset.epoch::text, 'null'), v_row.epoch
+        coalesce(explain_position.epoch::text, 'null'), v_row.epoch
       using errcode = 'ONFEN',
             detail = format('The partition was taken at %s by %s; nothing was moved.', v_row.taken_at,
                             coalesce(quote_literal(v_row.owner), 'an unnamed owner')),
@@ -1238,18 +1238,18 @@ begin
   end if;
   raise exception '% is at %, not at the expected %', v_name,
       coalesce(v_row."position"::text, quote_literal(v_row.token), 'its start'),
-      coalesce(explain_offset.expected, 'its start')
+      coalesce(explain_position.expected, 'its start')
     using errcode = 'ONCAS',
-          detail = format('The move to %s was not made.', coalesce(explain_offset.next, 'null')),
-          hint = 'Somebody with the same epoch moved it, or this move was made already: read once.read_offset(…) and go on from there.';
+          detail = format('The move to %s was not made.', coalesce(explain_position.next, 'null')),
+          hint = 'Somebody with the same epoch moved it, or this move was made already: read once.read_position(…) and go on from there.';
 end
 $$;
 
-comment on function once.explain_offset(text, text, integer, integer, text, text) is
+comment on function once.explain_position(text, text, integer, integer, text, text) is
   'Internal: raises ONTKN, ONFEN or ONCAS for a position that could not be moved.';
-revoke all on function once.explain_offset(text, text, integer, integer, text, text) from public;
---! EndIncluded offset/explain_offset.sql
---! Included offset/advance.sql
+revoke all on function once.explain_position(text, text, integer, integer, text, text) from public;
+--! EndIncluded position/explain_position.sql
+--! Included position/advance.sql
 -- Moves a numeric position: compare and set, in the transaction that holds the results. Needs the
 -- current epoch and the position that the caller believes in (null: the start).
 create function once.advance(
@@ -1266,9 +1266,9 @@ begin
     raise exception 'bad position: % after %', coalesce(advance.next::text, 'null'),
         coalesce(advance.expected::text, 'the start')
       using errcode = 'ONARG', detail = 'Expected a number of at least 0 that does not move back.',
-            hint = 'To go back on purpose: select once.reset_offset(…, reason => ''…'').';
+            hint = 'To go back on purpose: select once.reset_position(…, reason => ''…'').';
   end if;
-  update once.consumer_offset o
+  update once.consumer_position o
      set "position" = advance.next, updated_at = now()
    where o.consumer_group = advance.consumer_group
      and o.topic = advance.topic
@@ -1277,7 +1277,7 @@ begin
      and o."position" is not distinct from advance.expected
      and o.token is null;
   if not found then
-    perform once.explain_offset(advance.consumer_group, advance.topic, advance.partition, advance.epoch,
+    perform once.explain_position(advance.consumer_group, advance.topic, advance.partition, advance.epoch,
                                 advance.expected::text, advance.next::text);
   end if;
 end
@@ -1286,8 +1286,8 @@ $$;
 comment on function once.advance(text, text, integer, integer, bigint, bigint) is
   'Moves a position from expected to next (the next message to read) if the epoch is current; else ONFEN, ONCAS or ONTKN.';
 revoke all on function once.advance(text, text, integer, integer, bigint, bigint) from public;
---! EndIncluded offset/advance.sql
---! Included offset/advance_token.sql
+--! EndIncluded position/advance.sql
+--! Included position/advance_token.sql
 -- Moves an opaque position; as once.advance, but a token has no order, so nothing is said of moving back.
 create function once.advance_token(
   consumer_group text, topic text, partition integer, epoch integer, expected text, next text
@@ -1303,7 +1303,7 @@ begin
     raise exception 'bad token: null'
       using errcode = 'ONARG', detail = 'Expected text.', hint = 'Pass the position after the message, as the source writes it.';
   end if;
-  update once.consumer_offset o
+  update once.consumer_position o
      set token = advance_token.next, updated_at = now()
    where o.consumer_group = advance_token.consumer_group
      and o.topic = advance_token.topic
@@ -1312,7 +1312,7 @@ begin
      and o.token is not distinct from advance_token.expected
      and o."position" is null;
   if not found then
-    perform once.explain_offset(advance_token.consumer_group, advance_token.topic, advance_token.partition,
+    perform once.explain_position(advance_token.consumer_group, advance_token.topic, advance_token.partition,
                                 advance_token.epoch, advance_token.expected, advance_token.next);
   end if;
 end
@@ -1321,60 +1321,60 @@ $$;
 comment on function once.advance_token(text, text, integer, integer, text, text) is
   'Moves an opaque position from expected to next if the epoch is current; else ONFEN, ONCAS or ONTKN.';
 revoke all on function once.advance_token(text, text, integer, integer, text, text) from public;
---! EndIncluded offset/advance_token.sql
---! Included offset/read_offset.sql
+--! EndIncluded position/advance_token.sql
+--! Included position/read_position.sql
 -- Reads a position without taking the partition.
-create function once.read_offset(consumer_group text, topic text, partition integer)
+create function once.read_position(consumer_group text, topic text, partition integer)
 returns table ("position" bigint, token text, epoch integer, owner text, updated_at timestamptz)
 language sql stable
 set search_path = ''
 as $$
   select o."position", o.token, o.epoch, o.owner, o.updated_at
-    from once.consumer_offset o
-   where o.consumer_group = read_offset.consumer_group
-     and o.topic = read_offset.topic
-     and o.partition = read_offset.partition
+    from once.consumer_position o
+   where o.consumer_group = read_position.consumer_group
+     and o.topic = read_position.topic
+     and o.partition = read_position.partition
 $$;
 
-comment on function once.read_offset(text, text, integer) is
+comment on function once.read_position(text, text, integer) is
   'The position, epoch and owner of a partition; no row if it was never taken.';
-revoke all on function once.read_offset(text, text, integer) from public;
---! EndIncluded offset/read_offset.sql
---! Included offset/reset_offset.sql
+revoke all on function once.read_position(text, text, integer) from public;
+--! EndIncluded position/read_position.sql
+--! Included position/reset_position.sql
 -- For operators: sets a position by hand, also backwards. Bumps the epoch, so that a consumer which is
 -- still running is fenced rather than surprised, and records who and why. Messages that the ledger
 -- knows stay duplicates: going back does not make them take effect again.
-create function once.reset_offset(
+create function once.reset_position(
   consumer_group text, topic text, partition integer, "position" bigint, reason text, token text default null
 ) returns integer
 language plpgsql volatile
 set search_path = ''
 as $$
 declare
-  v_old once.consumer_offset;
+  v_old once.consumer_position;
   v_epoch integer;
 begin
-  if reset_offset."position" < 0 or num_nonnulls(reset_offset."position", reset_offset.token) = 2 then
-    raise exception 'bad position: %, token %', reset_offset."position", quote_nullable(reset_offset.token)
+  if reset_position."position" < 0 or num_nonnulls(reset_position."position", reset_position.token) = 2 then
+    raise exception 'bad position: %, token %', reset_position."position", quote_nullable(reset_position.token)
       using errcode = 'ONARG', detail = 'Expected a number of at least 0, or a token, or neither (the start).',
-            hint = 'For example: select once.reset_offset(''group'', ''topic'', 0, 42, ''replay after bug 17'').';
+            hint = 'For example: select once.reset_position(''group'', ''topic'', 0, 42, ''replay after bug 17'').';
   end if;
   perform once.ensure_durable();
-  select o.* into v_old from once.consumer_offset o
-   where o.consumer_group = reset_offset.consumer_group
-     and o.topic = reset_offset.topic
-     and o.partition = reset_offset.partition
+  select o.* into v_old from once.consumer_position o
+   where o.consumer_group = reset_position.consumer_group
+     and o.topic = reset_position.topic
+     and o.partition = reset_position.partition
      for update;
   if not found then
-    perform once.explain_offset(reset_offset.consumer_group, reset_offset.topic, reset_offset.partition, null, null, null);
+    perform once.explain_position(reset_position.consumer_group, reset_position.topic, reset_position.partition, null, null, null);
   end if;
-  perform once.record_intervention('reset_offset', jsonb_build_object(
+  perform once.record_intervention('reset_position', jsonb_build_object(
     'consumer_group', v_old.consumer_group, 'topic', v_old.topic, 'partition', v_old.partition,
     'from', coalesce(v_old."position"::text, v_old.token),
-    'to', coalesce(reset_offset."position"::text, reset_offset.token)), reset_offset.reason);
-  update once.consumer_offset o
-     set "position" = reset_offset."position",
-         token = reset_offset.token,
+    'to', coalesce(reset_position."position"::text, reset_position.token)), reset_position.reason);
+  update once.consumer_position o
+     set "position" = reset_position."position",
+         token = reset_position.token,
          epoch = o.epoch + 1,
          owner = null,
          updated_at = now()
@@ -1384,11 +1384,11 @@ begin
 end
 $$;
 
-comment on function once.reset_offset(text, text, integer, bigint, text, text) is
+comment on function once.reset_position(text, text, integer, bigint, text, text) is
   'Operator: sets a position by hand, fences the running consumer, records who and why; returns the new epoch.';
-revoke all on function once.reset_offset(text, text, integer, bigint, text, text) from public;
---! EndIncluded offset/reset_offset.sql
---! Included offset/report_end.sql
+revoke all on function once.reset_position(text, text, integer, bigint, text, text) from public;
+--! EndIncluded position/reset_position.sql
+--! Included position/report_end.sql
 -- Tells where a partition ends, for once.lag. Never moves back, so reports may arrive in any order.
 create function once.report_end(topic text, partition integer, end_position bigint) returns void
 language plpgsql volatile
@@ -1414,26 +1414,26 @@ $$;
 comment on function once.report_end(text, integer, bigint) is
   'Reports the end of a partition (the position after its last message) for the view once.lag.';
 revoke all on function once.report_end(text, integer, bigint) from public;
---! EndIncluded offset/report_end.sql
---! Included transaction/global_transaction.sql
+--! EndIncluded position/report_end.sql
+--! Included commit/global_transaction.sql
 -- The decisions. A row is inserted by the home's own transaction, so it is visible exactly if that
 -- transaction committed: the row is the decision, and there is no other log.
 create table once.global_transaction (
   transaction_id uuid primary key,
   -- The home's own transaction, as it stands in every gid. Never given, so nobody can decide for another.
   home_xid xid8 not null default pg_current_xact_id(),
-  -- The other participants: the name in their gid and the identity of their database, in the same order.
+  -- The other participants: the name in their gid and the id of their database, in the same order.
   participants text[] not null,
-  participant_homes uuid[] not null,
+  database_ids uuid[] not null,
   decided_at timestamptz not null default clock_timestamp(),
   -- When every participant's evidence had been seen; null: not yet.
   proven_at timestamptz,
   -- When all of it was seen once more, a while later; from then on it may be deleted.
   confirmed_at timestamptz check (confirmed_at is null or proven_at is not null),
-  check (cardinality(participants) = cardinality(participant_homes))
+  check (cardinality(participants) = cardinality(database_ids))
 );
 
--- What the clean-up still has to look at, oldest first; and what it may forget.
+-- What the clean-up still has to look at, oldest first; and what it may purge.
 create index global_transaction_unproven on once.global_transaction (decided_at, transaction_id) where proven_at is null;
 create index global_transaction_proven on once.global_transaction (proven_at, transaction_id)
  where proven_at is not null and confirmed_at is null;
@@ -1441,8 +1441,8 @@ create index global_transaction_confirmed on once.global_transaction (confirmed_
 
 comment on table once.global_transaction is
   'Home: one row a committed global transaction, until every branch is proven to have committed.';
---! EndIncluded transaction/global_transaction.sql
---! Included transaction/evidence.sql
+--! EndIncluded commit/global_transaction.sql
+--! Included commit/evidence.sql
 -- What a branch leaves behind: inserted in the branch's own transaction, so it exists exactly if the
 -- branch committed. "Prepared transaction does not exist" proves nothing; this does.
 create table once.evidence (
@@ -1454,11 +1454,11 @@ create table once.evidence (
 
 comment on table once.evidence is
   'Participant: one row a committed branch, until the home has confirmed the transaction.';
---! EndIncluded transaction/evidence.sql
---! Included transaction/heuristic.sql
+--! EndIncluded commit/evidence.sql
+--! Included recovery/loss.sql
 -- Losses: one side committed, the other did not, and no protocol can repair that any more. Found by the
 -- audit, kept until a person acknowledges them.
-create table once.heuristic (
+create table once.loss (
   transaction_id uuid not null,
   participant text not null,
   home uuid not null,
@@ -1469,14 +1469,14 @@ create table once.heuristic (
   primary key (transaction_id, participant, kind)
 );
 
-comment on table once.heuristic is
+comment on table once.loss is
   'Losses found by the audit. lost branch: the home committed, the participant did not. lost decision: the reverse.';
---! EndIncluded transaction/heuristic.sql
---! Included operator/forced.sql
+--! EndIncluded recovery/loss.sql
+--! Included operator/heuristic.sql
 -- Heuristic outcomes: branches that a person finished without their home's decision, because the home is gone
 -- for good. Written before the line to type is given out. When the home comes back after all, the decision is
 -- put beside what was done; see once.audit.
-create table once.forced (
+create table once.heuristic (
   gid text primary key,
   transaction_id uuid not null,
   home uuid not null,
@@ -1488,16 +1488,16 @@ create table once.forced (
   forced_by name not null default session_user,
   reason text not null check (reason <> ''),
   -- What the home said when it could be asked again: committed or aborted.
-  decision text check (decision in ('committed', 'aborted')),
+  decided text check (decided in ('committed', 'aborted')),
   -- What became of the branch, as found then.
   done text check (done in ('committed', 'rolled back')),
   judged_at timestamptz,
   acknowledged_at timestamptz
 );
 
-comment on table once.forced is
+comment on table once.heuristic is
   'Participant: branches finished by hand without a decision (once.force): which way, who, when, why, and what the home said later.';
---! EndIncluded operator/forced.sql
+--! EndIncluded operator/heuristic.sql
 --! Included recovery/recovery.sql
 -- When somebody last recovered here: without it, an operator who sees a branch in doubt cannot tell "not yet"
 -- from "nobody is at it".
@@ -1515,19 +1515,19 @@ comment on table once.recovery is
   'One row: when a recoverer last looked after this database, and who it was.';
 --! EndIncluded recovery/recovery.sql
 --! Included recovery/peer.sql
--- How this database reaches the others, for recovery inside Postgres: a foreign server by home id. The user
+-- How this database reaches the others, for recovery inside Postgres: a foreign server by database id. The user
 -- and the password are those of the user mapping, which only its user can use, so that none lies in a table.
 create table once.peer (
-  home uuid primary key,
+  database_id uuid primary key,
   server name not null,
   added_at timestamptz not null default now(),
   added_by name not null default session_user
 );
 
 comment on table once.peer is
-  'The foreign server by which dblink reaches the database with this home id; see once.add_peer.';
+  'The foreign server by which dblink reaches the database with this id; see once.add_peer.';
 --! EndIncluded recovery/peer.sql
---! Included transaction/open.sql
+--! Included commit/open.sql
 -- Marks the current transaction as part of a global one and bounds what it may hold up: a coordinator
 -- that vanishes without closing its connection cannot keep locks longer than the idle timeout. The mark
 -- is local to the transaction, so it tells later whether the handler ended our transaction or left
@@ -1560,25 +1560,25 @@ $$;
 comment on procedure once.open(uuid, integer, integer) is
   'First statement of a branch: marks the transaction with its global id and sets its lock and idle timeouts (ms).';
 revoke all on procedure once.open(uuid, integer, integer) from public;
---! EndIncluded transaction/open.sql
---! Included transaction/check_open.sql
+--! EndIncluded commit/open.sql
+--! Included commit/assert_branch.sql
 -- Raises unless the current transaction is the one that once.open marked, still under the role it began
 -- with. Without this a handler that runs COMMIT would be taken for one that wrote nothing.
-create function once.check_open(transaction_id uuid) returns void
+create function once.assert_branch(transaction_id uuid) returns void
 language plpgsql stable
 set search_path = ''
 as $$
 declare
   v_mark text := coalesce(current_setting('once.transaction', true), '');
 begin
-  if v_mark = check_open.transaction_id || ' ' || current_user then
+  if v_mark = assert_branch.transaction_id || ' ' || current_user then
     return;
   end if;
-  if (v_mark like check_open.transaction_id || ' %') is not true then
+  if (v_mark like assert_branch.transaction_id || ' %') is not true then
     raise exception 'the handler ended the transaction it was given'
       using errcode = 'ONEND',
             detail = format('Transaction %s is not open any more; what its handler committed stays committed.',
-                            coalesce(check_open.transaction_id::text, 'null')),
+                            coalesce(assert_branch.transaction_id::text, 'null')),
             hint = 'Remove COMMIT, ROLLBACK or PREPARE TRANSACTION from the handler: return to commit, throw to roll back.';
   end if;
   raise exception 'the handler changed the role to %', quote_ident(current_user)
@@ -1589,24 +1589,24 @@ begin
 end
 $$;
 
-comment on function once.check_open(uuid) is
+comment on function once.assert_branch(uuid) is
   'Raises ONEND if the marked transaction is over, ONROL if the role changed.';
-revoke all on function once.check_open(uuid) from public;
---! EndIncluded transaction/check_open.sql
---! Included transaction/vote.sql
+revoke all on function once.assert_branch(uuid) from public;
+--! EndIncluded commit/assert_branch.sql
+--! Included commit/vote.sql
 -- A participant's vote, right before PREPARE TRANSACTION: false if this branch wrote nothing (commit it
 -- plainly, it needs no gid); else true, and the evidence stands in the branch's own transaction.
 --
--- Whoever remembers the participant's identity names it: the decision carries it, and evidence in a database that
+-- Whoever remembers the participant's database id names it: the decision carries it, and evidence in a database that
 -- has another by now would never be found. Null: it was read here just now.
-create function once.vote(transaction_id uuid, home uuid, participant text, participant_home uuid default null) returns boolean
+create function once.vote(transaction_id uuid, home uuid, participant text, database_id uuid default null) returns boolean
 language plpgsql volatile
 set search_path = ''
 as $$
 begin
   -- Asked here as well, which is the faster way to hear that all is well.
   if current_setting('once.transaction', true) is distinct from vote.transaction_id || ' ' || current_user then
-    perform once.check_open(vote.transaction_id);
+    perform once.assert_branch(vote.transaction_id);
   end if;
   if pg_current_xact_id_if_assigned() is null then
     return false;
@@ -1614,19 +1614,19 @@ begin
   if vote.transaction_id is null or vote.home is null or vote.participant is null then
     raise exception 'null is not allowed as transaction_id, home or participant'
       using errcode = 'ONARG', detail = 'All three stand in the gid, and in the evidence of the branch.',
-            hint = 'select once.vote(<transaction>, <once.home_id() of the home>, ''billing'')';
+            hint = 'select once.vote(<transaction>, <once.database_id() of the home>, ''billing'')';
   end if;
-  if vote.participant_home is not null and not exists (select from once.identity i where i.id = vote.participant_home) then
-    raise exception 'this database is %, not the participant %', (select i.id from once.identity i), vote.participant_home
-      using errcode = 'ONIDN', detail = 'The evidence is looked for in the database whose identity stands in the decision.',
-            hint = 'select once.home_id(); anew, and begin the transaction anew.';
+  if vote.database_id is not null and not exists (select from once.database d where d.id = vote.database_id) then
+    raise exception 'this database is %, not the participant %', (select d.id from once.database d), vote.database_id
+      using errcode = 'ONIDN', detail = 'The evidence is looked for in the database whose id stands in the decision.',
+            hint = 'select once.database_id(); anew, and begin the transaction anew.';
   end if;
   insert into once.evidence (transaction_id, home, participant)
   values (vote.transaction_id, vote.home, vote.participant)
   on conflict on constraint evidence_pkey do nothing;
   if not found then
     -- A second vote of one transaction names another home: the first candidate had written nothing. Only our own
-    -- row is replaced: one that was there before would count as ours before we commit, and recovery would forget a
+    -- row is replaced: one that was there before would count as ours before we commit, and recovery would purge a
     -- decision whose branch is still prepared. So that is an error (23505), and the transaction is rolled back.
     perform once.narrow_global(vote.transaction_id, '{}', '{}');
     insert into once.evidence (transaction_id, home, participant)
@@ -1639,17 +1639,17 @@ $$;
 comment on function once.vote(uuid, uuid, text, uuid) is
   'Participant, before PREPARE: false if it wrote nothing; else inserts the evidence of the branch and returns true.';
 revoke all on function once.vote(uuid, uuid, text, uuid) from public;
---! EndIncluded transaction/vote.sql
---! Included transaction/begin_global.sql
+--! EndIncluded commit/vote.sql
+--! Included commit/begin_global.sql
 -- The home's part, right before the others prepare: records the decision that its own COMMIT will make,
 -- and returns its xid for the gids; null if the home wrote nothing (choose another home).
 --
--- Whoever remembers the home's identity names it: the gids carry it, and a decision in a database that has another
+-- Whoever remembers the home's database id names it: the gids carry it, and a decision in a database that has another
 -- by now, or that an address leads to by now, would never be found. Null: it was read here just now.
 --
 -- synchronous_commit: a visible row must be a durable one. Otherwise a recoverer could see it, commit a
--- branch, and the home forget its decision in a crash.
-create function once.begin_global(transaction_id uuid, participants text[], participant_homes uuid[], home uuid default null) returns xid8
+-- branch, and the home lose its decision in a crash.
+create function once.begin_global(transaction_id uuid, participants text[], database_ids uuid[], home uuid default null) returns xid8
 language plpgsql volatile
 set search_path = ''
 as $$
@@ -1658,36 +1658,36 @@ declare
 begin
   -- Asked here as well, which is the faster way to hear that all is well.
   if current_setting('once.transaction', true) is distinct from begin_global.transaction_id || ' ' || current_user then
-    perform once.check_open(begin_global.transaction_id);
+    perform once.assert_branch(begin_global.transaction_id);
   end if;
   v_xid := pg_current_xact_id_if_assigned();
   if v_xid is null then
     return null;
   end if;
-  -- A participant without an identity would never be asked for its evidence: the decision could be forgotten
+  -- A participant without a database id would never be asked for its evidence: the decision could be purged
   -- while its branch is still prepared.
-  if begin_global.transaction_id is null or begin_global.participants is null or begin_global.participant_homes is null
-     or cardinality(begin_global.participants) <> cardinality(begin_global.participant_homes)
-     or (case when array_ndims(begin_global.participants) > 1 or array_ndims(begin_global.participant_homes) > 1 then true
+  if begin_global.transaction_id is null or begin_global.participants is null or begin_global.database_ids is null
+     or cardinality(begin_global.participants) <> cardinality(begin_global.database_ids)
+     or (case when array_ndims(begin_global.participants) > 1 or array_ndims(begin_global.database_ids) > 1 then true
               else array_position(begin_global.participants, null) is not null
-                   or array_position(begin_global.participant_homes, null) is not null end) then
-    raise exception 'bad participants: % names, % homes', coalesce(cardinality(begin_global.participants)::text, 'null'),
-        coalesce(cardinality(begin_global.participant_homes)::text, 'null')
+                   or array_position(begin_global.database_ids, null) is not null end) then
+    raise exception 'bad participants: % names, % database ids', coalesce(cardinality(begin_global.participants)::text, 'null'),
+        coalesce(cardinality(begin_global.database_ids)::text, 'null')
       using errcode = 'ONARG',
-            detail = 'Expected an id, and as many identities as names, none of them null.',
-            hint = 'Name each database but this one: array[''billing''], and what once.home_id() says there.';
+            detail = 'Expected an id, and as many database ids as names, none of them null.',
+            hint = 'Name each database but this one: array[''billing''], and what once.database_id() says there.';
   end if;
   if current_setting('synchronous_commit') not in ('on', 'remote_apply') then
     perform set_config('synchronous_commit', 'on', true);
   end if;
-  if begin_global.home is not null and not exists (select from once.identity i where i.id = begin_global.home) then
-    raise exception 'this database is %, not the home %', (select i.id from once.identity i), begin_global.home
-      using errcode = 'ONIDN', detail = 'Only the database whose identity stands in the gid decides.',
-            hint = 'select once.home_id(); anew, and begin the transaction anew.';
+  if begin_global.home is not null and not exists (select from once.database d where d.id = begin_global.home) then
+    raise exception 'this database is %, not the home %', (select d.id from once.database d), begin_global.home
+      using errcode = 'ONIDN', detail = 'Only the database whose id stands in the gid decides.',
+            hint = 'select once.database_id(); anew, and begin the transaction anew.';
   end if;
-  -- home_xid is left to its default, so that nobody needs the right to choose one: see once.decide.
-  insert into once.global_transaction (transaction_id, participants, participant_homes)
-  values (begin_global.transaction_id, begin_global.participants, begin_global.participant_homes);
+  -- home_xid is left to its default, so that nobody needs the right to choose one: see once.branch_outcome.
+  insert into once.global_transaction (transaction_id, participants, database_ids)
+  values (begin_global.transaction_id, begin_global.participants, begin_global.database_ids);
   return v_xid;
 end
 $$;
@@ -1695,33 +1695,33 @@ $$;
 comment on function once.begin_global(uuid, text[], uuid[], uuid) is
   'Home, before the others prepare: inserts the decision row and returns the home''s xid for the gids (null: nothing written).';
 revoke all on function once.begin_global(uuid, text[], uuid[], uuid) from public;
---! EndIncluded transaction/begin_global.sql
---! Included transaction/narrow_global.sql
+--! EndIncluded commit/begin_global.sql
+--! Included commit/narrow_global.sql
 -- Takes participants that turned out to have written nothing out of the current transaction's own
 -- decision row, or the row itself and this branch's evidence if nobody else is left (one-phase commit).
 -- SECURITY DEFINER so that an application needs no right to change decisions: it reaches only rows
 -- that the current transaction inserted. For its search_path see once.ensure_partition.
-create function once.narrow_global(transaction_id uuid, participants text[], participant_homes uuid[]) returns void
+create function once.narrow_global(transaction_id uuid, participants text[], database_ids uuid[]) returns void
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_xid constant bigint := pg_current_xact_id_if_assigned()::text::bigint;
 begin
-  if narrow_global.participants is null or narrow_global.participant_homes is null
-     or cardinality(narrow_global.participants) <> cardinality(narrow_global.participant_homes)
-     or exists (select from unnest(narrow_global.participants, narrow_global.participant_homes) p (name, home)
-                 where p.name is null or p.home is null) then
-    raise exception 'bad participants: % names, % homes', coalesce(cardinality(narrow_global.participants)::text, 'null'),
-        coalesce(cardinality(narrow_global.participant_homes)::text, 'null')
+  if narrow_global.participants is null or narrow_global.database_ids is null
+     or cardinality(narrow_global.participants) <> cardinality(narrow_global.database_ids)
+     or exists (select from unnest(narrow_global.participants, narrow_global.database_ids) p (name, database_id)
+                 where p.name is null or p.database_id is null) then
+    raise exception 'bad participants: % names, % database ids', coalesce(cardinality(narrow_global.participants)::text, 'null'),
+        coalesce(cardinality(narrow_global.database_ids)::text, 'null')
       using errcode = 'ONARG',
-            detail = 'Expected as many identities as names. Null would be taken for "nobody is left", which removes the decision.',
+            detail = 'Expected as many database ids as names. Null would be taken for "nobody is left", which removes the decision.',
             hint = 'Pass empty arrays if every other participant wrote nothing.';
   end if;
   if cardinality(narrow_global.participants) > 0 then
     update once.global_transaction g
        set participants = narrow_global.participants,
-           participant_homes = narrow_global.participant_homes
+           database_ids = narrow_global.database_ids
      where g.transaction_id = narrow_global.transaction_id
        and g.home_xid = pg_current_xact_id_if_assigned();
   else
@@ -1741,36 +1741,36 @@ $$;
 comment on function once.narrow_global(uuid, text[], uuid[]) is
   'Corrects the current transaction''s own decision row to the participants that wrote; none left: removes it.';
 revoke all on function once.narrow_global(uuid, text[], uuid[]) from public;
---! EndIncluded transaction/narrow_global.sql
---! Included transaction/check_home.sql
+--! EndIncluded commit/narrow_global.sql
+--! Included recovery/assert_home.sql
 -- Internal: raises unless this database may answer for a home, now, in this transaction.
-create function once.check_home(home uuid) returns void
+create function once.assert_home(home uuid) returns void
 language plpgsql volatile
 set search_path = ''
 as $$
 begin
-  perform once.check_primary();
+  perform once.assert_primary();
   if current_setting('transaction_isolation') <> 'read committed' then
-    raise exception 'a decision cannot be read under %', current_setting('transaction_isolation')
+    raise exception 'an outcome cannot be read under %', current_setting('transaction_isolation')
       using errcode = 'ONISO',
             detail = 'The row must be read with a snapshot newer than the transaction''s status.',
             hint = 'begin transaction isolation level read committed;';
   end if;
-  if once.home_id() is distinct from check_home.home then
-    raise exception 'this database is %, not the home %', once.home_id(), coalesce(check_home.home::text, 'null')
-      using errcode = 'ONIDN', detail = 'Only the database whose identity stands in the gid decides.',
-            hint = 'Find it: select id from once.identity in each database.';
+  if once.database_id() is distinct from assert_home.home then
+    raise exception 'this database is %, not the home %', once.database_id(), coalesce(assert_home.home::text, 'null')
+      using errcode = 'ONIDN', detail = 'Only the database whose id stands in the gid decides.',
+            hint = 'Find it: select id from once.database in each database.';
   end if;
 end
 $$;
 
-comment on function once.check_home(uuid) is
+comment on function once.assert_home(uuid) is
   'Internal: raises ONSTB on a standby, ONISO under a frozen snapshot, ONIDN in another database.';
-revoke all on function once.check_home(uuid) from public;
---! EndIncluded transaction/check_home.sql
---! Included transaction/decode_gid.sql
+revoke all on function once.assert_home(uuid) from public;
+--! EndIncluded recovery/assert_home.sql
+--! Included recovery/decode_gid.sql
 -- Takes gids apart, ours and other managers': the only place in SQL that knows gid formats. (Ours is built
--- in src/transaction/gid.ts.) A format tells who made it, as far as anybody can tell from a name: it proves
+-- in src/commit/gid.ts.) A format tells who made it, as far as anybody can tell from a name: it proves
 -- nothing, since whoever may connect chooses his gids freely.
 --
 -- Many at once, since views ask for all there are: a call a gid costs three times as much. No regular
@@ -1920,8 +1920,8 @@ $$;
 comment on function once.decode_foreign_gid(text) is
   'Internal: takes the gid of another manager apart; see once.decode_gid.';
 revoke all on function once.decode_foreign_gid(text) from public;
---! EndIncluded transaction/decode_gid.sql
---! Included transaction/decide_batch.sql
+--! EndIncluded recovery/decode_gid.sql
+--! Included recovery/branch_outcomes.sql
 -- What became of global transactions, asked at their home:
 --   committed  the decision row is visible: commit the branch
 --   aborted    the home's transaction is over and left no row: roll the branch back
@@ -1934,8 +1934,8 @@ revoke all on function once.decode_foreign_gid(text) from public;
 -- The status answers "is it over?" and nothing else. Its 'committed' must not be believed: an xid that
 -- was never flushed is given to a stranger after a crash, whose outcome it then tells. A stranger in progress
 -- would only delay the answer; but it may itself wait for it, so one that can be told from the home does not count.
-create function once.decide_batch(home uuid, transaction_ids uuid[], home_xids xid8[])
-returns table (transaction_id uuid, home_xid xid8, decision text)
+create function once.branch_outcomes(home uuid, transaction_ids uuid[], home_xids xid8[])
+returns table (transaction_id uuid, home_xid xid8, outcome text)
 language plpgsql volatile
 set search_path = ''
 as $$
@@ -1945,9 +1945,9 @@ declare
   v_future constant xid8 := pg_snapshot_xmax(pg_current_snapshot());
   v_database constant oid := (select d.oid from pg_database d where d.datname = current_database());
 begin
-  perform once.check_home(decide_batch.home);
-  if cardinality(decide_batch.transaction_ids) is distinct from cardinality(decide_batch.home_xids)
-     or exists (select from unnest(decide_batch.transaction_ids, decide_batch.home_xids) i (id, xid)
+  perform once.assert_home(branch_outcomes.home);
+  if cardinality(branch_outcomes.transaction_ids) is distinct from cardinality(branch_outcomes.home_xids)
+     or exists (select from unnest(branch_outcomes.transaction_ids, branch_outcomes.home_xids) i (id, xid)
                  where i.id is null or i.xid is null) then
     raise exception 'transaction_id and home_xid must not be null'
       using errcode = 'ONARG', detail = 'Both stand in the gid.', hint = 'select * from once.in_doubt';
@@ -1956,11 +1956,11 @@ begin
   v_over := array(
     select case when i.xid < v_future
                 then coalesce(pg_xact_status(i.xid), 'too old') <> 'in progress' end
-      from unnest(decide_batch.home_xids) with ordinality i (xid, n)
+      from unnest(branch_outcomes.home_xids) with ordinality i (xid, n)
      order by i.n);
   for v_n in select i.n from unnest(v_over) with ordinality i (over, n) where i.over is null loop
     begin
-      v_over[v_n] := coalesce(pg_xact_status(decide_batch.home_xids[v_n]), 'too old') <> 'in progress';
+      v_over[v_n] := coalesce(pg_xact_status(branch_outcomes.home_xids[v_n]), 'too old') <> 'in progress';
     exception when invalid_parameter_value then
       v_over[v_n] := true;  -- an xid that was lost in a crash before anything of it was flushed
     end;
@@ -1984,13 +1984,13 @@ begin
                           select from pg_prepared_xacts p
                            where p.transaction = l.transactionid and p.database = current_database()
                              and (p.gid not like 'once:1:%'
-                                  or p.gid like 'once:1:' || decide_batch.home || ':%'))
+                                  or p.gid like 'once:1:' || branch_outcomes.home || ':%'))
                         else not exists (
                           select from locks r
                            where r.pid = l.pid and r.locktype = 'relation'
                              and r.database not in (0, v_database))
                       end)
-        from unnest(decide_batch.home_xids, v_over) with ordinality i (xid, over, n)
+        from unnest(branch_outcomes.home_xids, v_over) with ordinality i (xid, over, n)
        order by i.n);
   end if;
   -- The xid too: a row with this id that another transaction inserted (anybody can read the id in the gid)
@@ -1998,81 +1998,81 @@ begin
   return query
   select i.id, i.xid,
          case when g.transaction_id is not null then 'committed' when i.over then 'aborted' else 'pending' end
-    from unnest(decide_batch.transaction_ids, decide_batch.home_xids, v_over) i (id, xid, over)
+    from unnest(branch_outcomes.transaction_ids, branch_outcomes.home_xids, v_over) i (id, xid, over)
     left join once.global_transaction g on g.transaction_id = i.id and g.home_xid = i.xid;
 end
 $$;
 
-comment on function once.decide_batch(uuid, uuid[], xid8[]) is
-  'Home: once.decide for many branches at once.';
-revoke all on function once.decide_batch(uuid, uuid[], xid8[]) from public;
---! EndIncluded transaction/decide_batch.sql
---! Included transaction/decide.sql
+comment on function once.branch_outcomes(uuid, uuid[], xid8[]) is
+  'Home: once.branch_outcome for many branches at once.';
+revoke all on function once.branch_outcomes(uuid, uuid[], xid8[]) from public;
+--! EndIncluded recovery/branch_outcomes.sql
+--! Included recovery/branch_outcome.sql
 -- What became of one global transaction, asked at its home: committed, aborted or pending. The law, and why
--- it holds, stand in once.decide_batch.
-create function once.decide(home uuid, transaction_id uuid, home_xid xid8) returns text
+-- it holds, stand in once.branch_outcomes.
+create function once.branch_outcome(home uuid, transaction_id uuid, home_xid xid8) returns text
 language plpgsql volatile
 set search_path = ''
 as $$
 begin
-  return (select d.decision
-            from once.decide_batch(decide.home, array[decide.transaction_id], array[decide.home_xid]) d);
+  return (select b.outcome
+            from once.branch_outcomes(branch_outcome.home, array[branch_outcome.transaction_id], array[branch_outcome.home_xid]) b);
 end
 $$;
 
-comment on function once.decide(uuid, uuid, xid8) is
+comment on function once.branch_outcome(uuid, uuid, xid8) is
   'Home: committed, aborted or pending, for a branch in doubt (arguments from its gid). Conclusive at any moment.';
-revoke all on function once.decide(uuid, uuid, xid8) from public;
---! EndIncluded transaction/decide.sql
---! Included transaction/decision.sql
+revoke all on function once.branch_outcome(uuid, uuid, xid8) from public;
+--! EndIncluded recovery/branch_outcome.sql
+--! Included recovery/gid_outcome.sql
 -- For operators at the home: what became of the transaction that a gid, or an application's id, names.
-create function once.decision(gid text) returns text
+create function once.gid_outcome(gid text) returns text
 language plpgsql volatile
 set search_path = ''
 as $$
 declare
   -- An application's id is a gid without the participant.
-  v_gid record := once.decode_gid(case when decision.gid ~ '^once:1:[^:]*:[^:]*:[^:]*$' then decision.gid || ':-'
-                                       else decision.gid end);
+  v_gid record := once.decode_gid(case when gid_outcome.gid ~ '^once:1:[^:]*:[^:]*:[^:]*$' then gid_outcome.gid || ':-'
+                                       else gid_outcome.gid end);
 begin
   if v_gid.manager <> 'pgonce' then
-    raise exception 'not a gid of pgonce: %', coalesce(quote_literal(left(decision.gid, 200)), 'null')
+    raise exception 'not a gid of pgonce: %', coalesce(quote_literal(left(gid_outcome.gid, 200)), 'null')
       using errcode = 'ONARG', detail = 'Expected once:1:<home>:<transaction>:<home xid>:<participant>.',
             hint = 'Others must be asked about theirs; see the column manager of once.in_doubt.';
   end if;
-  return once.decide(v_gid.home, v_gid.transaction_id, v_gid.home_xid::xid8);
+  return once.branch_outcome(v_gid.home, v_gid.transaction_id, v_gid.home_xid::xid8);
 end
 $$;
 
-comment on function once.decision(text) is
-  'Home: committed, aborted or pending for a gid: select once.decision(''once:1:…''). Elsewhere: see once.ask_home.';
-revoke all on function once.decision(text) from public;
---! EndIncluded transaction/decision.sql
---! Included transaction/outcome.sql
--- What became of a global transaction, asked by an application that lost the connection. As once.decide,
--- but the question may come long after the last branch was finished and the row forgotten. A branch in
+comment on function once.gid_outcome(text) is
+  'Home: committed, aborted or pending for a gid: select once.gid_outcome(''once:1:…''). Elsewhere: see once.ask_home.';
+revoke all on function once.gid_outcome(text) from public;
+--! EndIncluded recovery/gid_outcome.sql
+--! Included recovery/outcome.sql
+-- What became of a global transaction, asked by an application that lost the connection. As once.branch_outcome,
+-- but the question may come long after the last branch was finished and the row purged. A branch in
 -- doubt keeps its row; an application's question does not. So an absent row means 'aborted' only for
--- transactions newer than every forgotten one, else 'forgotten': committed and cleaned up, or aborted.
+-- transactions newer than every purged one, else 'purged': committed and cleaned up, or aborted.
 create function once.outcome(home uuid, transaction_id uuid, home_xid xid8) returns text
 language plpgsql volatile
 set search_path = ''
 as $$
 declare
-  v_decision text := once.decide(outcome.home, outcome.transaction_id, outcome.home_xid);
+  v_outcome text := once.branch_outcome(outcome.home, outcome.transaction_id, outcome.home_xid);
 begin
-  -- Read after the row: a row that was forgotten before we looked for it has raised the mark before.
-  if v_decision = 'aborted' and (select i.forgotten_xid >= outcome.home_xid from once.identity i) then
-    return 'forgotten';
+  -- Read after the row: a row that was purged before we looked for it has raised the mark before.
+  if v_outcome = 'aborted' and (select i.purged_xid >= outcome.home_xid from once.database i) then
+    return 'purged';
   end if;
-  return v_decision;
+  return v_outcome;
 end
 $$;
 
 comment on function once.outcome(uuid, uuid, xid8) is
-  'Home: committed, aborted, pending or forgotten (cleaned up too long ago to tell) for an application''s question.';
+  'Home: committed, aborted, pending or purged (cleaned up too long ago to tell) for an application''s question.';
 revoke all on function once.outcome(uuid, uuid, xid8) from public;
---! EndIncluded transaction/outcome.sql
---! Included transaction/may_vote.sql
+--! EndIncluded recovery/outcome.sql
+--! Included recovery/may_vote.sql
 -- Internal: whether a role can have prepared a branch of ours. Every branch inserted its evidence with
 -- once.vote, so a prepared transaction whose owner may not call it is a stranger's, whatever its gid says.
 create function once.may_vote(role name) returns boolean
@@ -2100,8 +2100,8 @@ $$;
 
 comment on function once.may_finish(name) is 'Internal: whether the current user may finish what this role has prepared.';
 revoke all on function once.may_finish(name) from public;
---! EndIncluded transaction/may_vote.sql
---! Included transaction/branch.sql
+--! EndIncluded recovery/may_vote.sql
+--! Included recovery/branch.sql
 -- What recovery reads, often, so it is lean: this database's prepared transactions that carry our prefix. The
 -- view for people is once.in_doubt. A gid proves nothing, anybody who may connect can choose one; ours are
 -- recognised by gid, owner and database together.
@@ -2133,14 +2133,14 @@ select p.gid,
 
 comment on view once.branch is
   'Prepared transactions of this database with pgonce''s prefix: gid taken apart, owner, age, whether it is ours and whether you may finish it.';
---! EndIncluded transaction/branch.sql
---! Included transaction/unproven.sql
--- Forgetting, step 1 (home): decisions whose branches are not proven yet, oldest first, a page at a time.
+--! EndIncluded recovery/branch.sql
+--! Included recovery/unproven.sql
+-- Purging, step 1 (home): decisions whose branches are not proven yet, oldest first, a page at a time.
 create function once.unproven(
   batch_size integer default 1000,
   after_decided_at timestamptz default '-infinity',
   after_id uuid default '00000000-0000-0000-0000-000000000000'
-) returns table (transaction_id uuid, participants text[], participant_homes uuid[], decided_at timestamptz)
+) returns table (transaction_id uuid, participants text[], database_ids uuid[], decided_at timestamptz)
 language plpgsql stable
 set search_path = ''
 as $$
@@ -2150,7 +2150,7 @@ begin
       using errcode = 'ONARG', detail = 'Expected a number of at least 0, or null for all.', hint = 'Leave it out for 1000.';
   end if;
   return query
-  select g.transaction_id, g.participants, g.participant_homes, g.decided_at
+  select g.transaction_id, g.participants, g.database_ids, g.decided_at
     from once.global_transaction g
    where g.proven_at is null
      and (g.decided_at, g.transaction_id) > (unproven.after_decided_at, unproven.after_id)
@@ -2162,15 +2162,15 @@ $$;
 comment on function once.unproven(integer, timestamptz, uuid) is
   'Home: decisions whose branches are not all proven, oldest first, after the given one.';
 revoke all on function once.unproven(integer, timestamptz, uuid) from public;
---! EndIncluded transaction/unproven.sql
---! Included transaction/find_evidence.sql
--- Forgetting, step 2 (participant): which of these transactions committed their branch here.
+--! EndIncluded recovery/unproven.sql
+--! Included recovery/find_evidence.sql
+-- Purging, step 2 (participant): which of these transactions committed their branch here.
 create function once.find_evidence(transaction_ids uuid[]) returns setof uuid
 language plpgsql volatile
 set search_path = ''
 as $$
 begin
-  perform once.check_primary();
+  perform once.assert_primary();
   return query
   select e.transaction_id from once.evidence e where e.transaction_id = any (find_evidence.transaction_ids);
 end
@@ -2179,9 +2179,9 @@ $$;
 comment on function once.find_evidence(uuid[]) is
   'Participant: those of the given transactions whose branch committed in this database.';
 revoke all on function once.find_evidence(uuid[]) from public;
---! EndIncluded transaction/find_evidence.sql
---! Included transaction/mark_proven.sql
--- Forgetting, step 3 (home): every participant's evidence of these transactions was seen.
+--! EndIncluded recovery/find_evidence.sql
+--! Included recovery/mark_proven.sql
+-- Purging, step 3 (home): every participant's evidence of these transactions was seen.
 create function once.mark_proven(transaction_ids uuid[]) returns bigint
 language plpgsql volatile
 set search_path = ''
@@ -2204,9 +2204,9 @@ $$;
 comment on function once.mark_proven(uuid[]) is
   'Home: marks decisions whose evidence was seen at every participant; returns how many were new.';
 revoke all on function once.mark_proven(uuid[]) from public;
---! EndIncluded transaction/mark_proven.sql
---! Included transaction/proven.sql
--- Forgetting, step 4 (home): proven decisions that nobody is likely to ask about any more, to be confirmed: their
+--! EndIncluded recovery/mark_proven.sql
+--! Included recovery/proven.sql
+-- Purging, step 4 (home): proven decisions that nobody is likely to ask about any more, to be confirmed: their
 -- evidence is looked for once more. A participant whose standby took over without the newest transactions has
 -- lost evidence that we had seen; if it is gone, and nothing is prepared, the branch was lost. So keep is also how
 -- far a standby may lag without a loss going unnoticed. The time decides when to look, and nothing else.
@@ -2215,7 +2215,7 @@ create function once.proven(
   keep interval default '5 minutes',
   after_proven_at timestamptz default '-infinity',
   after_id uuid default '00000000-0000-0000-0000-000000000000'
-) returns table (transaction_id uuid, participants text[], participant_homes uuid[], proven_at timestamptz)
+) returns table (transaction_id uuid, participants text[], database_ids uuid[], proven_at timestamptz)
 language plpgsql stable
 set search_path = ''
 as $$
@@ -2226,7 +2226,7 @@ begin
   end if;
   -- Within what a timestamp can hold.
   return query
-  select g.transaction_id, g.participants, g.participant_homes, g.proven_at
+  select g.transaction_id, g.participants, g.database_ids, g.proven_at
     from once.global_transaction g
    where g.proven_at <= now() - greatest(least(proven.keep, interval '1000 years'), interval '-1000 years')
      and g.confirmed_at is null
@@ -2239,9 +2239,9 @@ $$;
 comment on function once.proven(integer, interval, timestamptz, uuid) is
   'Home: decisions that were proven longer ago than keep (5 minutes), whose evidence is to be confirmed, oldest first, after the given one.';
 revoke all on function once.proven(integer, interval, timestamptz, uuid) from public;
---! EndIncluded transaction/proven.sql
---! Included transaction/mark_confirmed.sql
--- Forgetting, step 5 (home): every participant's evidence was seen once more. Must be durable before any evidence
+--! EndIncluded recovery/proven.sql
+--! Included recovery/mark_confirmed.sql
+-- Purging, step 5 (home): every participant's evidence was seen once more. Must be durable before any evidence
 -- goes: whoever then finds neither a branch nor evidence, of a decision that is not confirmed, has found a loss.
 create function once.mark_confirmed(transaction_ids uuid[]) returns bigint
 language plpgsql volatile
@@ -2266,18 +2266,18 @@ $$;
 comment on function once.mark_confirmed(uuid[]) is
   'Home: marks proven decisions whose evidence was seen once more at every participant; returns how many were new.';
 revoke all on function once.mark_confirmed(uuid[]) from public;
---! EndIncluded transaction/mark_confirmed.sql
---! Included transaction/confirmed.sql
--- Forgetting, step 6 (home): decisions that were confirmed a while ago, whose evidence may be deleted. Not at once: a
+--! EndIncluded recovery/mark_confirmed.sql
+--! Included recovery/confirmed.sql
+-- Purging, step 6 (home): decisions that were confirmed a while ago, whose evidence may be deleted. Not at once: a
 -- standby of this database's that takes over without the mark would find a decision whose evidence is gone, and call
--- that a loss. The time decides when to look, and nothing else: a question that comes later is answered 'forgotten',
+-- that a loss. The time decides when to look, and nothing else: a question that comes later is answered 'purged',
 -- never wrongly.
 create function once.confirmed(
   batch_size integer default 1000,
   keep interval default '5 minutes',
   after_confirmed_at timestamptz default '-infinity',
   after_id uuid default '00000000-0000-0000-0000-000000000000'
-) returns table (transaction_id uuid, participants text[], participant_homes uuid[], confirmed_at timestamptz)
+) returns table (transaction_id uuid, participants text[], database_ids uuid[], confirmed_at timestamptz)
 language plpgsql stable
 set search_path = ''
 as $$
@@ -2288,7 +2288,7 @@ begin
   end if;
   -- Within what a timestamp can hold.
   return query
-  select g.transaction_id, g.participants, g.participant_homes, g.confirmed_at
+  select g.transaction_id, g.participants, g.database_ids, g.confirmed_at
     from once.global_transaction g
    where g.confirmed_at <= now() - greatest(least(confirmed.keep, interval '1000 years'), interval '-1000 years')
      and (g.confirmed_at, g.transaction_id) > (confirmed.after_confirmed_at, confirmed.after_id)
@@ -2300,9 +2300,9 @@ $$;
 comment on function once.confirmed(integer, interval, timestamptz, uuid) is
   'Home: decisions that were confirmed longer ago than keep (5 minutes), whose evidence may be deleted, oldest first, after the given one.';
 revoke all on function once.confirmed(integer, interval, timestamptz, uuid) from public;
---! EndIncluded transaction/confirmed.sql
---! Included transaction/delete_evidence.sql
--- Forgetting, step 7 (participant): the home has confirmed these. Durable, or the evidence could come
+--! EndIncluded recovery/confirmed.sql
+--! Included recovery/delete_evidence.sql
+-- Purging, step 7 (participant): the home has confirmed these. Durable, or the evidence could come
 -- back in a crash after its home row went, and look like a lost decision.
 create function once.delete_evidence(home uuid, transaction_ids uuid[]) returns bigint
 language plpgsql volatile
@@ -2315,8 +2315,8 @@ begin
     perform set_config('synchronous_commit', 'on', true);
   end if;
   -- A forced branch loses its proof with this: keep what it proved. Its home has decided to commit.
-  update once.forced f
-     set decision = 'committed', done = 'committed', judged_at = clock_timestamp()
+  update once.heuristic f
+     set decided = 'committed', done = 'committed', judged_at = clock_timestamp()
    where f.transaction_id = any (delete_evidence.transaction_ids)
      and f.home = delete_evidence.home
      and f.judged_at is null
@@ -2332,11 +2332,11 @@ $$;
 comment on function once.delete_evidence(uuid, uuid[]) is
   'Participant: deletes evidence of transactions that their home has confirmed.';
 revoke all on function once.delete_evidence(uuid, uuid[]) from public;
---! EndIncluded transaction/delete_evidence.sql
---! Included transaction/forget_proven.sql
--- Forgetting, step 8 (home): the evidence is gone everywhere, so is the row. Raises the mark that makes
--- once.outcome say 'forgotten' from now on; rows that are not confirmed are never touched.
-create function once.forget_proven(transaction_ids uuid[]) returns bigint
+--! EndIncluded recovery/delete_evidence.sql
+--! Included recovery/purge.sql
+-- Purging, step 8 (home): the evidence is gone everywhere, so is the row. Raises the mark that makes
+-- once.outcome say 'purged' from now on; rows that are not confirmed are never touched.
+create function once.purge(transaction_ids uuid[]) returns bigint
 language plpgsql volatile
 set search_path = ''
 as $$
@@ -2348,12 +2348,12 @@ begin
   end if;
   with gone as (
     delete from once.global_transaction g
-     where g.transaction_id = any (forget_proven.transaction_ids)
+     where g.transaction_id = any (purge.transaction_ids)
        and g.confirmed_at is not null
     returning g.home_xid
   ), mark as (
-    update once.identity i
-       set forgotten_xid = greatest(i.forgotten_xid, (select max(g.home_xid) from gone g))
+    update once.database i
+       set purged_xid = greatest(i.purged_xid, (select max(g.home_xid) from gone g))
      where exists (select from gone)
   )
   select count(*) into v_count from gone;
@@ -2361,12 +2361,12 @@ begin
 end
 $$;
 
-comment on function once.forget_proven(uuid[]) is
+comment on function once.purge(uuid[]) is
   'Home: deletes confirmed decisions, whose evidence is gone; returns how many.';
-revoke all on function once.forget_proven(uuid[]) from public;
---! EndIncluded transaction/forget_proven.sql
---! Included transaction/evidence_page.sql
--- The audit's page of evidence (participant): every branch that committed here and is not forgotten.
+revoke all on function once.purge(uuid[]) from public;
+--! EndIncluded recovery/purge.sql
+--! Included recovery/evidence_page.sql
+-- The audit's page of evidence (participant): every branch that committed here and is not purged.
 create function once.evidence_page(
   batch_size integer default 1000,
   after_id uuid default '00000000-0000-0000-0000-000000000000'
@@ -2379,7 +2379,7 @@ begin
     raise exception 'bad batch_size: %', evidence_page.batch_size
       using errcode = 'ONARG', detail = 'Expected a number of at least 0, or null for all.', hint = 'Leave it out for 1000.';
   end if;
-  perform once.check_primary();
+  perform once.assert_primary();
   return query
   select e.transaction_id, e.home, e.participant
     from once.evidence e
@@ -2392,15 +2392,15 @@ $$;
 comment on function once.evidence_page(integer, uuid) is
   'Participant: a page of the evidence in this database, by transaction id.';
 revoke all on function once.evidence_page(integer, uuid) from public;
---! EndIncluded transaction/evidence_page.sql
---! Included transaction/find_decisions.sql
+--! EndIncluded recovery/evidence_page.sql
+--! Included recovery/find_decisions.sql
 -- The audit's question to a home: which of these decisions do you still have, are they proven, and confirmed?
 create function once.find_decisions(transaction_ids uuid[]) returns table (transaction_id uuid, proven boolean, confirmed boolean)
 language plpgsql volatile
 set search_path = ''
 as $$
 begin
-  perform once.check_home(once.home_id());
+  perform once.assert_home(once.database_id());
   return query
   select g.transaction_id, g.proven_at is not null, g.confirmed_at is not null
     from once.global_transaction g
@@ -2411,100 +2411,100 @@ $$;
 comment on function once.find_decisions(uuid[]) is
   'Home: those of the given transactions that have a decision row here, and whether it is proven, and confirmed.';
 revoke all on function once.find_decisions(uuid[]) from public;
---! EndIncluded transaction/find_decisions.sql
---! Included transaction/record_heuristic.sql
+--! EndIncluded recovery/find_decisions.sql
+--! Included recovery/record_loss.sql
 -- Records a loss that the audit found; once, however many auditors find it. True if it is new.
-create function once.record_heuristic(transaction_id uuid, participant text, home uuid, kind text) returns boolean
+create function once.record_loss(transaction_id uuid, participant text, home uuid, kind text) returns boolean
 language plpgsql volatile
 set search_path = ''
 as $$
 begin
-  if record_heuristic.transaction_id is null or record_heuristic.home is null
-     or coalesce(record_heuristic.kind, '') not in ('lost decision', 'lost branch') then
-    raise exception 'bad loss: transaction %, home %, kind %', coalesce(record_heuristic.transaction_id::text, 'null'),
-        coalesce(record_heuristic.home::text, 'null'), quote_nullable(left(record_heuristic.kind, 40))
+  if record_loss.transaction_id is null or record_loss.home is null
+     or coalesce(record_loss.kind, '') not in ('lost decision', 'lost branch') then
+    raise exception 'bad loss: transaction %, home %, kind %', coalesce(record_loss.transaction_id::text, 'null'),
+        coalesce(record_loss.home::text, 'null'), quote_nullable(left(record_loss.kind, 40))
       using errcode = 'ONARG', detail = 'Expected two ids, and lost decision or lost branch.',
             hint = 'Recovery records losses by itself: select * from once.audit()';
   end if;
-  -- A branch that was forced is put beside its decision instead (once.judge_forced); it may have been committed
+  -- A branch that was forced is put beside its decision instead (once.judge_heuristic); it may have been committed
   -- before its home has decided.
-  if record_heuristic.kind = 'lost decision'
-     and exists (select from once.forced f
-                  where f.transaction_id = record_heuristic.transaction_id and f.decision is distinct from 'committed') then
+  if record_loss.kind = 'lost decision'
+     and exists (select from once.heuristic h
+                  where h.transaction_id = record_loss.transaction_id and h.decided is distinct from 'committed') then
     return false;
   end if;
   -- An application writes the name: one that does not fit must not keep the audit from what comes after it.
-  insert into once.heuristic (transaction_id, participant, home, kind)
-  values (record_heuristic.transaction_id, coalesce(left(record_heuristic.participant, 200), ''),
-          record_heuristic.home, record_heuristic.kind)
+  insert into once.loss (transaction_id, participant, home, kind)
+  values (record_loss.transaction_id, coalesce(left(record_loss.participant, 200), ''),
+          record_loss.home, record_loss.kind)
   on conflict do nothing;
   return found;
 end
 $$;
 
-comment on function once.record_heuristic(uuid, text, uuid, text) is
+comment on function once.record_loss(uuid, text, uuid, text) is
   'Records that a decision (lost decision) or a branch (lost branch) was lost; true if it was not known yet.';
-revoke all on function once.record_heuristic(uuid, text, uuid, text) from public;
---! EndIncluded transaction/record_heuristic.sql
---! Included transaction/forget.sql
--- For operators: acknowledges a loss or a forced outcome after it was looked into, so that the audit is silent
+revoke all on function once.record_loss(uuid, text, uuid, text) from public;
+--! EndIncluded recovery/record_loss.sql
+--! Included recovery/acknowledge.sql
+-- For operators: acknowledges a loss or a heuristic outcome after it was looked into, so that the audit is silent
 -- about it, and keeps the record of who and why. Of a loss it removes what is left of the transaction in this
--- database, and raises the mark of once.outcome as once.forget_proven does: a decision that was removed must
+-- database, and raises the mark of once.outcome as once.purge does: a decision that was removed must
 -- not look aborted. A decision that other participants have not been proven for stays, for these: they may still be
--- in doubt, and must hear that it was made; recovery forgets it when they are. Of a forced branch it removes
+-- in doubt, and must hear that it was made; recovery purges it when they are. Of a forced branch it removes
 -- nothing: its home may still come back and look for the evidence.
-create function once.forget(transaction_id uuid, reason text) returns bigint
+create function once.acknowledge(transaction_id uuid, reason text) returns bigint
 language plpgsql volatile
 set search_path = ''
 as $$
 declare
   v_count bigint;
-  v_forced bigint;
+  v_heuristics bigint;
 begin
-  update once.heuristic h set acknowledged_at = now()
-   where h.transaction_id = forget.transaction_id and h.acknowledged_at is null;
+  update once.loss l set acknowledged_at = now()
+   where l.transaction_id = acknowledge.transaction_id and l.acknowledged_at is null;
   get diagnostics v_count = row_count;
-  update once.forced f set acknowledged_at = now()
-   where f.transaction_id = forget.transaction_id and f.acknowledged_at is null;
-  get diagnostics v_forced = row_count;
-  if v_count + v_forced = 0 then
-    raise exception 'transaction % has no loss to acknowledge here', coalesce(forget.transaction_id::text, 'null')
-      using errcode = 'ONARG', detail = 'Only losses that the audit has recorded, and forced outcomes, can be forgotten by hand.',
+  update once.heuristic h set acknowledged_at = now()
+   where h.transaction_id = acknowledge.transaction_id and h.acknowledged_at is null;
+  get diagnostics v_heuristics = row_count;
+  if v_count + v_heuristics = 0 then
+    raise exception 'transaction % has no loss to acknowledge here', coalesce(acknowledge.transaction_id::text, 'null')
+      using errcode = 'ONARG', detail = 'Only losses that the audit has recorded, and heuristic outcomes, can be acknowledged.',
             hint = 'select * from once.audit()';
   end if;
-  perform once.record_intervention('forget', jsonb_build_object('transaction_id', forget.transaction_id), forget.reason);
+  perform once.record_intervention('acknowledge', jsonb_build_object('transaction_id', acknowledge.transaction_id), acknowledge.reason);
   perform once.ensure_durable();
   if v_count > 0 then
     update once.global_transaction g
-       set (participants, participant_homes) = (
-             select coalesce(array_agg(p.name order by p.n), '{}'), coalesce(array_agg(p.home order by p.n), '{}')
-               from unnest(g.participants, g.participant_homes) with ordinality p (name, home, n)
-              where not exists (select from once.heuristic h
-                                 where h.transaction_id = g.transaction_id and h.kind = 'lost branch'
-                                   and h.participant = left(p.name, 200)))
-     where g.transaction_id = forget.transaction_id;
+       set (participants, database_ids) = (
+             select coalesce(array_agg(p.name order by p.n), '{}'), coalesce(array_agg(p.database_id order by p.n), '{}')
+               from unnest(g.participants, g.database_ids) with ordinality p (name, database_id, n)
+              where not exists (select from once.loss l
+                                 where l.transaction_id = g.transaction_id and l.kind = 'lost branch'
+                                   and l.participant = left(p.name, 200)))
+     where g.transaction_id = acknowledge.transaction_id;
     with gone as (
       delete from once.global_transaction g
-       where g.transaction_id = forget.transaction_id and g.participants = '{}'
+       where g.transaction_id = acknowledge.transaction_id and g.participants = '{}'
       returning g.home_xid
     )
-    update once.identity i set forgotten_xid = greatest(i.forgotten_xid, g.home_xid) from gone g;
-    delete from once.evidence e where e.transaction_id = forget.transaction_id;
+    update once.database d set purged_xid = greatest(d.purged_xid, g.home_xid) from gone g;
+    delete from once.evidence e where e.transaction_id = acknowledge.transaction_id;
   end if;
-  return v_count + v_forced;
+  return v_count + v_heuristics;
 end
 $$;
 
-comment on function once.forget(uuid, text) is
-  'Operator: acknowledges a recorded loss or a forced outcome, removes what is left of it here, records who and why.';
-revoke all on function once.forget(uuid, text) from public;
---! EndIncluded transaction/forget.sql
---! Included identity/renew_identity.sql
+comment on function once.acknowledge(uuid, text) is
+  'Operator: acknowledges a recorded loss or a heuristic outcome, removes what is left of it here, records who and why.';
+revoke all on function once.acknowledge(uuid, text) from public;
+--! EndIncluded recovery/acknowledge.sql
+--! Included database/renew_database_id.sql
 -- For a copy of a database whose original lives on: takes a new id. Decisions and evidence in the copy
--- belong to transactions of the original, so they go; ledgers and offsets stay, they are this
+-- belong to transactions of the original, so they go; ledgers and positions stay, they are this
 -- database's own history. A copy of the schema alone lacks the rows that stand for the whole database: it
 -- gets them here.
-create function once.renew_identity(reason text) returns uuid
+create function once.renew_database_id(reason text) returns uuid
 language plpgsql volatile
 set search_path = ''
 as $$
@@ -2512,24 +2512,24 @@ declare
   v_old uuid;
   v_new uuid := gen_random_uuid();
 begin
-  insert into once.identity (system_identifier, database_oid) values (0, 0) on conflict do nothing;
+  insert into once.database (system_identifier, database_oid) values (0, 0) on conflict do nothing;
   insert into once.message_floor (day) values ('-infinity') on conflict do nothing;
-  insert into once.timeless_sweep default values on conflict do nothing;
-  select i.id into v_old from once.identity i for update;
-  perform once.record_intervention('renew_identity', jsonb_build_object('old', v_old, 'new', v_new),
-                                   renew_identity.reason);
+  insert into once.timeless_expiry default values on conflict do nothing;
+  select i.id into v_old from once.database i for update;
+  perform once.record_intervention('renew_database_id', jsonb_build_object('old', v_old, 'new', v_new),
+                                   renew_database_id.reason);
   perform once.ensure_durable();
   delete from once.global_transaction;
   delete from once.evidence;
+  delete from once.loss;
   delete from once.heuristic;
-  delete from once.forced;
   delete from once.peer;
   update once.recovery r set recovered_at = null, recovered_by = null, audited_at = null;
-  update once.identity i
+  update once.database i
      set id = v_new,
          system_identifier = c.system_identifier,
          database_oid = d.oid,
-         forgotten_xid = '0',
+         purged_xid = '0',
          created_at = now()
     from pg_catalog.pg_control_system() c, pg_catalog.pg_database d
    where d.datname = current_database();
@@ -2537,24 +2537,24 @@ begin
 end
 $$;
 
-comment on function once.renew_identity(text) is
-  'Gives a copied database an identity of its own and drops the original''s decisions and evidence from it.';
-revoke all on function once.renew_identity(text) from public;
---! EndIncluded identity/renew_identity.sql
---! Included identity/adopt_identity.sql
+comment on function once.renew_database_id(text) is
+  'Gives a copied database an id of its own and drops the original''s decisions and evidence from it.';
+revoke all on function once.renew_database_id(text) from public;
+--! EndIncluded database/renew_database_id.sql
+--! Included database/adopt_database_id.sql
 -- For a database that replaces its original for good (dump and restore, pg_upgrade): keeps the id, so
 -- that branches which name it as their home still find their decision here.
-create function once.adopt_identity(reason text) returns uuid
+create function once.adopt_database_id(reason text) returns uuid
 language plpgsql volatile
 set search_path = ''
 as $$
 declare
   v_id uuid;
 begin
-  select i.id into v_id from once.identity i for update;
-  perform once.record_intervention('adopt_identity', jsonb_build_object('id', v_id), adopt_identity.reason);
+  select i.id into v_id from once.database i for update;
+  perform once.record_intervention('adopt_database_id', jsonb_build_object('id', v_id), adopt_database_id.reason);
   perform once.ensure_durable();
-  update once.identity i
+  update once.database i
      set system_identifier = c.system_identifier,
          database_oid = d.oid
     from pg_catalog.pg_control_system() c, pg_catalog.pg_database d
@@ -2563,10 +2563,10 @@ begin
 end
 $$;
 
-comment on function once.adopt_identity(text) is
-  'Keeps the identity in a database that has replaced its original for good (dump and restore, pg_upgrade).';
-revoke all on function once.adopt_identity(text) from public;
---! EndIncluded identity/adopt_identity.sql
+comment on function once.adopt_database_id(text) is
+  'Keeps the database id in a database that has replaced its original for good (dump and restore, pg_upgrade).';
+revoke all on function once.adopt_database_id(text) from public;
+--! EndIncluded database/adopt_database_id.sql
 --! Included recovery/stamp_recovery.sql
 -- A recoverer looks several times a second; this writes every few seconds at most, and does not wait for the
 -- disk, since a lost stamp costs nothing.
@@ -2742,13 +2742,13 @@ revoke all on function once.quote_conninfo(text) from public;
 -- Whoever owns a database can put anything under the names of our functions, and it would run as us. So a
 -- database that was not named as a peer is spoken to only if its schema once, with all that is in it, belongs
 -- to the role that owns ours; this is asked of the catalogs, which nobody can put anything into.
-create function once.connect(home uuid) returns text
+create function once.connect(database_id uuid) returns text
 language plpgsql volatile
 set search_path = ''
 as $$
 declare
   v_dblink text := once.dblink_schema();
-  v_name text := 'once ' || connect.home;
+  v_name text := 'once ' || connect.database_id;
   v_server name;
   v_database name;
   v_local text;
@@ -2760,7 +2760,7 @@ declare
 begin
   select p.server, exists (select from pg_catalog.pg_foreign_server s where s.srvname = p.server)
     into v_server, v_there
-    from once.peer p where p.home = connect.home;
+    from once.peer p where p.database_id = connect.database_id;
   -- Connections outlive a transaction that failed.
   perform once.disconnect(v_name);
   if v_server is not null then
@@ -2771,7 +2771,7 @@ begin
       end if;
       execute format('select %s.dblink_connect($1, $2)', v_dblink) using v_name, v_server;
       perform once.prepare_connection(v_name);
-      select (r.v)[1] into v_found from once.remote(v_name, 'select array[once.home_id()::text]') r (v);
+      select (r.v)[1] into v_found from once.remote(v_name, 'select array[once.database_id()::text]') r (v);
     exception when others then
       get stacked diagnostics v_message = message_text, v_detail = pg_exception_detail;
       perform once.disconnect(v_name);
@@ -2782,7 +2782,7 @@ begin
       -- reports show messages only.
       raise exception 'no connection by foreign server %: %', quote_ident(v_server),
           regexp_replace(coalesce(nullif(v_detail, ''), v_message), '[[:space:]]+', ' ', 'g')
-        using errcode = 'ONPER', detail = format('It leads to database %s, says once.peer; dblink says: %s.', connect.home, v_message),
+        using errcode = 'ONPER', detail = format('It leads to database %s, says once.peer; dblink says: %s.', connect.database_id, v_message),
               hint = format('grant usage on foreign server %1$I to %2$I; create user mapping for %2$I server %1$I '
                             'options (user ''…'', password ''…''); the server there must ask for the password.', v_server, current_user);
     end;
@@ -2801,7 +2801,7 @@ begin
     for v_database in
       select d.datname from pg_catalog.pg_database d
        where d.datallowconn and not d.datistemplate
-         and (d.datname = current_database()) = (connect.home = (select i.id from once.identity i))
+         and (d.datname = current_database()) = (connect.database_id = (select i.id from once.database i))
        order by d.datname
     loop
       begin
@@ -2813,13 +2813,13 @@ begin
             select array[]::text[]
               from pg_catalog.pg_namespace n
              where n.nspname = 'once' and pg_catalog.pg_get_userbyid(n.nspowner) = %1$L
-               and exists (select from pg_catalog.pg_class c where c.relnamespace = n.oid and c.relname = 'identity' and c.relkind = 'r')
+               and exists (select from pg_catalog.pg_class c where c.relnamespace = n.oid and c.relname = 'database' and c.relkind = 'r')
                and not exists (select from pg_catalog.pg_class c
                                 where c.relnamespace = n.oid and pg_catalog.pg_get_userbyid(c.relowner) <> %1$L)
                and not exists (select from pg_catalog.pg_proc f
                                 where f.pronamespace = n.oid and pg_catalog.pg_get_userbyid(f.proowner) <> %1$L)
             $q$, v_owner))) then
-          select (r.v)[1] into v_found from once.remote(v_name, 'select array[i.id::text] from once.identity i') r (v);
+          select (r.v)[1] into v_found from once.remote(v_name, 'select array[i.id::text] from once.database i') r (v);
         end if;
       exception when others then
         if v_database = current_database() then
@@ -2831,22 +2831,22 @@ begin
                   hint = 'select once.add_peer(''server'') with a foreign server that leads to this database, and a user mapping.';
         end if;
       end;
-      exit when v_found = connect.home;
+      exit when v_found = connect.database_id;
       v_found := null;
       perform once.disconnect(v_name);
     end loop;
     if v_found is null then
-      raise exception 'nothing known of the database %', connect.home
+      raise exception 'nothing known of the database %', connect.database_id
         using errcode = 'ONPER', detail = 'It is no peer, and no other database of this cluster that could be looked into.',
               hint = 'Name a foreign server (wrapper dblink_fdw) that leads to it: select once.add_peer(''server'').';
     end if;
-    select (r.v)[1] into v_found from once.remote(v_name, 'select array[once.home_id()::text]') r (v);
+    select (r.v)[1] into v_found from once.remote(v_name, 'select array[once.database_id()::text]') r (v);
   end if;
-  if v_found is distinct from connect.home then
+  if v_found is distinct from connect.database_id then
     perform once.disconnect(v_name);
-    raise exception 'foreign server % leads to database %, not to %', quote_ident(v_server), v_found, connect.home
-      using errcode = 'ONIDN', detail = 'Only the database whose identity stands in the gid decides.',
-            hint = format('delete from once.peer where home = %L; then select once.add_peer(''server'').', connect.home);
+    raise exception 'foreign server % leads to database %, not to %', quote_ident(v_server), v_found, connect.database_id
+      using errcode = 'ONIDN', detail = 'Only the database whose id stands in the gid decides.',
+            hint = format('delete from once.peer where database_id = %L; then select once.add_peer(''server'').', connect.database_id);
   end if;
   return v_name;
 end
@@ -2864,7 +2864,7 @@ as $$
 declare
   v_dblink text := once.dblink_schema();
   v_name constant text := 'once new peer';
-  v_home uuid;
+  v_id uuid;
   v_message text;
   v_detail text;
 begin
@@ -2879,7 +2879,7 @@ begin
   begin
     execute format('select %s.dblink_connect($1, $2)', v_dblink) using v_name, add_peer.server;
     perform once.prepare_connection(v_name);
-    select (r.v)[1] into v_home from once.remote(v_name, 'select array[once.home_id()::text]') r (v);
+    select (r.v)[1] into v_id from once.remote(v_name, 'select array[once.database_id()::text]') r (v);
     perform once.disconnect(v_name);
   exception when others then
     get stacked diagnostics v_message = message_text, v_detail = pg_exception_detail;
@@ -2893,25 +2893,25 @@ begin
             hint = format('grant usage on foreign server %1$I to %2$I; create user mapping for %2$I server %1$I '
                           'options (user ''…'', password ''…''); and over there: npx pgonce migrate.', add_peer.server, current_user);
   end;
-  insert into once.peer (home, server) values (v_home, add_peer.server)
+  insert into once.peer (database_id, server) values (v_id, add_peer.server)
   on conflict on constraint peer_pkey do update set server = excluded.server, added_at = now(), added_by = session_user;
-  return v_home;
+  return v_id;
 end
 $$;
 
 comment on function once.add_peer(text) is
-  'Names the foreign server that leads to another database with schema once; returns its home id: select once.add_peer(''billing'').';
+  'Names the foreign server that leads to another database with schema once; returns its database id: select once.add_peer(''billing'').';
 revoke all on function once.add_peer(text) from public;
 --! EndIncluded recovery/add_peer.sql
 --! Included recovery/ask_homes.sql
--- Internal: the decisions about branches, each home asked once for all of its. A decision, once given, never
+-- Internal: the outcomes of branches, each home asked once for all of its. An outcome, once given, never
 -- changes, so it is still true when somebody acts on it. Null with a reason where a home cannot be asked.
-create function once.ask_homes(gids text[]) returns table (gid text, decision text, reason text)
+create function once.ask_homes(gids text[]) returns table (gid text, outcome text, reason text)
 language plpgsql volatile
 set search_path = ''
 as $$
 declare
-  v_self uuid := once.home_id();
+  v_self uuid := once.database_id();
   v_home record;
   v_connection text;
 begin
@@ -2924,17 +2924,17 @@ begin
     begin
       if v_home.home = v_self then
         return query
-        select i.gid, b.decision, null::text
-          from once.decide_batch(v_self, v_home.ids, v_home.xids::xid8[]) with ordinality b (id, xid, decision, n)
+        select i.gid, b.outcome, null::text
+          from once.branch_outcomes(v_self, v_home.ids, v_home.xids::xid8[]) with ordinality b (id, xid, outcome, n)
           join unnest(v_home.gids, v_home.ids, v_home.xids) i (gid, id, xid) on i.id = b.id and i.xid::xid8 = b.xid
-         group by i.gid, b.decision;
+         group by i.gid, b.outcome;
       else
         v_connection := once.connect(v_home.home);
         return query
         select i.gid, (r.v)[3], null::text
           from once.remote(v_connection, format(
-                 'select array[b.transaction_id::text, b.home_xid::text, b.decision] '
-                 'from once.decide_batch(%L, %L::uuid[], %L::xid8[]) b', v_home.home, v_home.ids, v_home.xids)) r (v)
+                 'select array[b.transaction_id::text, b.home_xid::text, b.outcome] '
+                 'from once.branch_outcomes(%L, %L::uuid[], %L::xid8[]) b', v_home.home, v_home.ids, v_home.xids)) r (v)
           join unnest(v_home.gids, v_home.ids, v_home.xids) i (gid, id, xid) on i.id = (r.v)[1]::uuid and i.xid = (r.v)[2]
          group by i.gid, (r.v)[3];
         perform once.disconnect(v_connection);
@@ -2960,22 +2960,22 @@ as $$
 declare
   v_gid record := once.decode_gid(ask_home.gid);
   v_connection text;
-  v_decision text;
+  v_outcome text;
 begin
-  if v_gid.manager <> 'pgonce' or v_gid.home = (select i.id from once.identity i) then
-    return once.decision(ask_home.gid);
+  if v_gid.manager <> 'pgonce' or v_gid.home = (select i.id from once.database i) then
+    return once.gid_outcome(ask_home.gid);
   end if;
   v_connection := once.connect(v_gid.home);
   begin
-    select (r.v)[1] into v_decision
-      from once.remote(v_connection, format('select array[once.decide(%L, %L, %L)]', v_gid.home,
+    select (r.v)[1] into v_outcome
+      from once.remote(v_connection, format('select array[once.branch_outcome(%L, %L, %L)]', v_gid.home,
                                             v_gid.transaction_id, v_gid.home_xid)) r (v);
     perform once.disconnect(v_connection);
   exception when others then
     perform once.disconnect(v_connection);
     raise;
   end;
-  return v_decision;
+  return v_outcome;
 end
 $$;
 
@@ -2991,12 +2991,12 @@ revoke all on function once.ask_home(text) from public;
 -- while it waits for a synchronous standby, and then be answered as done, seen and believed although no standby has
 -- it. It waits for nothing else. So what bounds it is what bounds every commit here: the standby comes back, or
 -- somebody takes it off synchronous_standby_names.
-create function once.finish_remote(connection text, gid text, transaction_id uuid, decision text, role name) returns text
+create function once.finish_remote(connection text, gid text, transaction_id uuid, outcome text, role name) returns text
 language plpgsql volatile
 set search_path = ''
 as $$
 declare
-  v_statement text := format('%s prepared %L', case finish_remote.decision when 'committed' then 'commit' when 'aborted' then 'rollback' end,
+  v_statement text := format('%s prepared %L', case finish_remote.outcome when 'committed' then 'commit' when 'aborted' then 'rollback' end,
                              finish_remote.gid);
   v_problem text;
   v_gone boolean := false;
@@ -3031,9 +3031,9 @@ begin
     perform once.remote_exec(finish_remote.connection, 'reset role; set statement_timeout = ''10s''');
   exception when others then
     -- What comes next over it would be done as somebody else, or wait for ever.
-    perform once.connect(once.home_id());
+    perform once.connect(once.database_id());
   end;
-  if v_gone and finish_remote.decision = 'committed' and not exists (
+  if v_gone and finish_remote.outcome = 'committed' and not exists (
        select from once.remote(finish_remote.connection,
                 format('select array[e::text] from once.find_evidence(array[%L::uuid]) e', finish_remote.transaction_id))) then
     v_problem := 'it is gone, and left no evidence';
@@ -3046,46 +3046,46 @@ comment on function once.finish_remote(text, text, uuid, text, name) is
   'Internal: COMMIT or ROLLBACK PREPARED over a connection; null when done, else why not.';
 revoke all on function once.finish_remote(text, text, uuid, text, name) from public;
 --! EndIncluded recovery/finish_remote.sql
---! Included operator/judge_forced.sql
+--! Included operator/judge_heuristic.sql
 -- The home of a forced branch has come back: puts its decision beside what was done. What was done shows in the
 -- branch itself: still prepared, then nothing yet; else evidence exactly if it committed.
-create function once.judge_forced(transaction_id uuid, decision text) returns bigint
+create function once.judge_heuristic(transaction_id uuid, decided text) returns bigint
 language plpgsql volatile
 set search_path = ''
 as $$
 declare
   v_count bigint;
 begin
-  perform once.check_primary();
-  if coalesce(judge_forced.decision, '') not in ('committed', 'aborted') then
+  perform once.assert_primary();
+  if coalesce(judge_heuristic.decided, '') not in ('committed', 'aborted') then
     return 0;
   end if;
   -- First what is prepared, then, with a newer snapshot, what is evident: it leaves the one for the other.
   -- The owner too: whoever may connect can prepare a transaction of this name once the real one is gone.
   if exists (select from once.branch b
-               join once.forced f on f.gid = b.gid and f.owner = b.owner
-              where f.transaction_id = judge_forced.transaction_id) then
+               join once.heuristic f on f.gid = b.gid and f.owner = b.owner
+              where f.transaction_id = judge_heuristic.transaction_id) then
     return 0;
   end if;
-  update once.forced f
-     set decision = judge_forced.decision,
+  update once.heuristic f
+     set decided = judge_heuristic.decided,
          done = case when exists (select from once.evidence e where e.transaction_id = f.transaction_id)
                      then 'committed' else 'rolled back' end,
          judged_at = clock_timestamp()
-   where f.transaction_id = judge_forced.transaction_id and f.judged_at is null;
+   where f.transaction_id = judge_heuristic.transaction_id and f.judged_at is null;
   get diagnostics v_count = row_count;
   return v_count;
 end
 $$;
 
-comment on function once.judge_forced(uuid, text) is
+comment on function once.judge_heuristic(uuid, text) is
   'Recoverer: notes what the home of a forced branch decided, once it can be asked again.';
-revoke all on function once.judge_forced(uuid, text) from public;
---! EndIncluded operator/judge_forced.sql
+revoke all on function once.judge_heuristic(uuid, text) from public;
+--! EndIncluded operator/judge_heuristic.sql
 --! Included recovery/recover.sql
--- The whole sweep inside Postgres, for this database: finishes its branches as their homes decided, proves and
--- forgets its decisions by the handshake, and now and then compares its evidence with its homes. The same laws
--- and the same functions as the recovery in TypeScript (src/transaction/recovery.ts); both may run at once, and
+-- A whole round of recovery inside Postgres, for this database: finishes its branches as their homes decided,
+-- proves and purges its decisions by the handshake, and now and then compares its evidence with its homes. The same laws
+-- and the same functions as the recovery in TypeScript (src/recovery/recovery.ts); both may run at once, and
 -- several of each. By pg_cron: see docs/operations.md.
 --
 -- Everything goes over dblink, this database's own part over a loopback connection: COMMIT PREPARED cannot run
@@ -3097,7 +3097,7 @@ language plpgsql volatile
 set search_path = ''
 as $$
 declare
-  v_self uuid := once.home_id();
+  v_self uuid := once.database_id();
   v_me text;
   v_branch record;
   v_problem text;
@@ -3117,14 +3117,14 @@ declare
   v_after uuid;
   v_audit boolean;
   v_gids text[];
-  v_decisions text[];
+  v_outcomes text[];
   v_reasons text[];
   v_down uuid[] := '{}';
   -- dblink heeds no connect_timeout since Postgres 16. So a new connection is tried in the loopback session first,
   -- where statement_timeout ends it.
   v_try constant text := 'select array[once.disconnect(once.connect(%L))::text]';
 begin
-  perform once.check_home(v_self);
+  perform once.assert_home(v_self);
   v_me := once.connect(v_self);
   select coalesce(r.audited_at < clock_timestamp() - interval '1 minute', true) into v_audit from once.recovery r;
 
@@ -3138,18 +3138,18 @@ begin
   loop
     begin
       select array_agg((r.v)[1]), array_agg((r.v)[2]), array_agg((r.v)[3])
-        into v_gids, v_decisions, v_reasons
-        from once.remote(v_me, format('select array[a.gid, a.decision, a.reason] from once.ask_homes(%L) a', v_other.gids)) r (v);
+        into v_gids, v_outcomes, v_reasons
+        from once.remote(v_me, format('select array[a.gid, a.outcome, a.reason] from once.ask_homes(%L) a', v_other.gids)) r (v);
     exception when others then
       v_gids := v_other.gids;
-      v_decisions := '{}';
+      v_outcomes := '{}';
       v_reasons := array_fill(sqlerrm, array[cardinality(v_gids)]);
     end;
     if v_reasons[1] is not null then
       v_down := v_down || v_other.home;
     end if;
     for v_branch in
-      select b.*, a.decision, a.reason
+      select b.*, a.outcome, a.reason
         from (select (r.v)[1] as gid, (r.v)[2]::uuid as id, (r.v)[3] as owner, (r.v)[4]::name as role,
                      (r.v)[5]::boolean as allowed, (r.v)[6] as recoverer, (r.v)[7]::timestamptz as prepared_at
                 from once.remote(v_me, format($q$
@@ -3158,25 +3158,25 @@ begin
                                b.can_finish::text, current_user::text, b.prepared_at::text]
                     from once.branch b join pg_catalog.pg_roles u on u.rolname = current_user
                    where (b.ours or b.owner is null and b.transaction_id is not null) and b.gid = any (%L)$q$, v_gids)) r (v)) b
-        join unnest(v_gids, v_decisions, v_reasons) a (gid, decision, reason) on a.gid = b.gid
+        join unnest(v_gids, v_outcomes, v_reasons) a (gid, outcome, reason) on a.gid = b.gid
        order by b.prepared_at
     loop
-      if v_branch.decision is null then
+      if v_branch.outcome is null then
         return query select 'unfinished', 1::bigint, v_branch.gid, v_branch.reason;
-      elsif v_branch.decision = 'pending' then
+      elsif v_branch.outcome = 'pending' then
         return query select 'pending', 1::bigint, v_branch.gid, 'the home''s transaction still runs'::text;
       elsif v_branch.owner is null then
         -- Nothing proves any more that it is ours.
         return query select 'unfinished', 1::bigint, v_branch.gid,
-                            format('its owner was dropped, and its home says %s; if it is yours, as a superuser: %s prepared %L', v_branch.decision,
-                                   case v_branch.decision when 'committed' then 'commit' else 'rollback' end, v_branch.gid);
+                            format('its owner was dropped, and its home says %s; if it is yours, as a superuser: %s prepared %L', v_branch.outcome,
+                                   case v_branch.outcome when 'committed' then 'commit' else 'rollback' end, v_branch.gid);
       elsif not v_branch.allowed then
         return query select 'unfinished', 1::bigint, v_branch.gid,
                             format('it belongs to role %s; as a superuser: grant %I to %I', v_branch.owner, v_branch.owner, v_branch.recoverer);
       else
-        v_problem := once.finish_remote(v_me, v_branch.gid, v_branch.id, v_branch.decision, v_branch.role);
+        v_problem := once.finish_remote(v_me, v_branch.gid, v_branch.id, v_branch.outcome, v_branch.role);
         return query select case when v_problem is not null then 'unfinished'
-                                 when v_branch.decision = 'committed' then 'committed' else 'rolled back' end,
+                                 when v_branch.outcome = 'committed' then 'committed' else 'rolled back' end,
                             1::bigint, v_branch.gid, v_problem;
       end if;
     end loop;
@@ -3197,39 +3197,39 @@ begin
     v_ids := '{}';
     for v_other in
       with decision as materialized (
-        select (r.v)[1]::uuid as id, (r.v)[2]::text[] as names, (r.v)[3]::uuid[] as homes, (r.v)[4] as at
+        select (r.v)[1]::uuid as id, (r.v)[2]::text[] as names, (r.v)[3]::uuid[] as database_ids, (r.v)[4] as at
           from once.remote(v_me,
                  case v_look
-                   when 'proven' then format('select array[d.transaction_id::text, d.participants::text, d.participant_homes::text, '
+                   when 'proven' then format('select array[d.transaction_id::text, d.participants::text, d.database_ids::text, '
                                              'd.decided_at::text] from once.unproven(%s, %L, %L) d', v_page, v_after_at, v_after)
-                   else format('select array[d.transaction_id::text, d.participants::text, d.participant_homes::text, d.proven_at::text] '
+                   else format('select array[d.transaction_id::text, d.participants::text, d.database_ids::text, d.proven_at::text] '
                                'from once.proven(%s, %L, %L, %L) d', v_page, recover.keep / 2, v_after_at, v_after) end) r (v)
       ), last as (
         select d.at, d.id from decision d order by d.at::timestamptz desc, d.id desc limit 1
       )
-      select p.home, array_agg(d.id) as ids, array_agg(p.name) as names,
+      select p.database_id, array_agg(d.id) as ids, array_agg(p.name) as names,
              (select array_agg(a.id) from decision a) as page,
              (select l.at from last l) as last_at, (select l.id from last l) as last_id
         from decision d
-        left join lateral unnest(d.names, d.homes) p (name, home) on true
-       group by p.home
+        left join lateral unnest(d.names, d.database_ids) p (name, database_id) on true
+       group by p.database_id
     loop
       v_ids := v_other.page;
       v_after_at := v_other.last_at;
       v_after := v_other.last_id;
-      continue when v_other.home is null;
-      if v_other.home = any (v_down) then
+      continue when v_other.database_id is null;
+      if v_other.database_id = any (v_down) then
         v_open := v_open || v_other.ids;
-        return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.home::text, 'not asked again'::text;
+        return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.database_id::text, 'not asked again'::text;
         continue;
       end if;
       begin
-        -- An application writes the homes, so it may be this one: another connection by its id would replace ours.
-        if v_other.home = v_self then
+        -- An application writes the ids, so it may be this one: another connection by its id would replace ours.
+        if v_other.database_id = v_self then
           v_connection := v_me;
         else
-          perform once.remote(v_me, format(v_try, v_other.home));
-          v_connection := once.connect(v_other.home);
+          perform once.remote(v_me, format(v_try, v_other.database_id));
+          v_connection := once.connect(v_other.database_id);
         end if;
         select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_prepared
           from once.remote(v_connection, 'select array[b.transaction_id::text] from once.branch b where b.transaction_id is not null') r (v);
@@ -3246,8 +3246,8 @@ begin
          where i.id <> all (v_evident);
       exception when others then
         v_open := v_open || v_other.ids;
-        v_down := v_down || v_other.home;
-        return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.home::text, sqlerrm;
+        v_down := v_down || v_other.database_id;
+        return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.database_id::text, sqlerrm;
       end;
     end loop;
     select (r.v)[1]::bigint into v_count
@@ -3263,7 +3263,7 @@ begin
           join once.remote(v_me, format('select array[d.transaction_id::text] from once.find_decisions(%L::uuid[]) d where not d.%I',
                                         v_missing, v_look)) r (v) on (r.v)[1]::uuid = i.id
       loop
-        if (select (r.v)[1]::boolean from once.remote(v_me, format('select array[once.record_heuristic(%L, %L, %L, ''lost branch'')::text]',
+        if (select (r.v)[1]::boolean from once.remote(v_me, format('select array[once.record_loss(%L, %L, %L, ''lost branch'')::text]',
               v_other.id, v_other.name, v_self)) r (v)) then
           return query select 'lost branch', 1::bigint, v_other.id::text,
                               format('committed here, participant %s has neither the branch nor evidence of it', v_other.name);
@@ -3277,7 +3277,7 @@ begin
     v_after := '00000000-0000-0000-0000-000000000000';
   end loop;
 
-  -- Forgetting, after the other half of keep: the evidence everywhere, and then the decisions.
+  -- Purging, after the other half of keep: the evidence everywhere, and then the decisions.
   v_after_at := '-infinity';
   v_after := '00000000-0000-0000-0000-000000000000';
   loop
@@ -3285,33 +3285,33 @@ begin
     v_open := '{}';
     for v_other in
       with decision as materialized (
-        select (r.v)[1]::uuid as id, (r.v)[2]::uuid[] as homes, (r.v)[3] as at
-          from once.remote(v_me, format('select array[d.transaction_id::text, d.participant_homes::text, d.confirmed_at::text] '
+        select (r.v)[1]::uuid as id, (r.v)[2]::uuid[] as database_ids, (r.v)[3] as at
+          from once.remote(v_me, format('select array[d.transaction_id::text, d.database_ids::text, d.confirmed_at::text] '
                                         'from once.confirmed(%s, %L, %L, %L) d', v_page, recover.keep / 2, v_after_at, v_after)) r (v)
       ), last as (
         select d.at, d.id from decision d order by d.at::timestamptz desc, d.id desc limit 1
       )
-      select h.home, array_agg(d.id) as ids, (select array_agg(a.id) from decision a) as page,
+      select p.database_id, array_agg(d.id) as ids, (select array_agg(a.id) from decision a) as page,
              (select l.at from last l) as last_at, (select l.id from last l) as last_id
         from decision d
-        left join lateral unnest(d.homes) h (home) on true
-       group by h.home
+        left join lateral unnest(d.database_ids) p (database_id) on true
+       group by p.database_id
     loop
       v_ids := v_other.page;
       v_after_at := v_other.last_at;
       v_after := v_other.last_id;
-      continue when v_other.home is null;
-      if v_other.home = any (v_down) then
+      continue when v_other.database_id is null;
+      if v_other.database_id = any (v_down) then
         v_open := v_open || v_other.ids;
-        return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.home::text, 'not asked again'::text;
+        return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.database_id::text, 'not asked again'::text;
         continue;
       end if;
       begin
-        if v_other.home = v_self then
+        if v_other.database_id = v_self then
           v_connection := v_me;
         else
-          perform once.remote(v_me, format(v_try, v_other.home));
-          v_connection := once.connect(v_other.home);
+          perform once.remote(v_me, format(v_try, v_other.database_id));
+          v_connection := once.connect(v_other.database_id);
         end if;
         perform once.remote(v_connection, format('select array[once.delete_evidence(%L, %L::uuid[])::text]', v_self, v_other.ids));
         if v_connection <> v_me then
@@ -3319,15 +3319,15 @@ begin
         end if;
       exception when others then
         v_open := v_open || v_other.ids;
-        v_down := v_down || v_other.home;
-        return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.home::text, sqlerrm;
+        v_down := v_down || v_other.database_id;
+        return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.database_id::text, sqlerrm;
       end;
     end loop;
     v_known := array(select i from unnest(v_ids) i where i <> all (v_open));
     select (r.v)[1]::bigint into v_count
-      from once.remote(v_me, format('select array[once.forget_proven(%L::uuid[])::text]', v_known)) r (v);
+      from once.remote(v_me, format('select array[once.purge(%L::uuid[])::text]', v_known)) r (v);
     if v_count > 0 then
-      return query select 'forgotten', v_count, null::text, null::text;
+      return query select 'purged', v_count, null::text, null::text;
     end if;
     exit when cardinality(v_ids) < v_page;
   end loop;
@@ -3377,7 +3377,7 @@ begin
             join once.remote(v_me, format('select array[e::text] from once.find_evidence(%L::uuid[]) e', v_missing)) r (v)
               on (r.v)[1]::uuid = i.id
         loop
-          if (select (r.v)[1]::boolean from once.remote(v_me, format('select array[once.record_heuristic(%L, %L, %L, ''lost decision'')::text]',
+          if (select (r.v)[1]::boolean from once.remote(v_me, format('select array[once.record_loss(%L, %L, %L, ''lost decision'')::text]',
                 v_branch.id, v_branch.name, v_other.home)) r (v)) then
             return query select 'lost decision', 1::bigint, v_branch.id::text, format('committed here, home %s has no decision', v_other.home);
           end if;
@@ -3389,13 +3389,13 @@ begin
 
     -- Homes of forced branches that answer again.
     for v_branch in
-      select f.transaction_id as id, a.decision
-        from once.forced f
-        join once.ask_homes((select array_agg(u.gid) from once.forced u
+      select f.transaction_id as id, a.outcome
+        from once.heuristic f
+        join once.ask_homes((select array_agg(u.gid) from once.heuristic u
                               where u.judged_at is null and u.home <> all (v_down))) a on a.gid = f.gid
-       where f.judged_at is null and a.decision in ('committed', 'aborted')
+       where f.judged_at is null and a.outcome in ('committed', 'aborted')
     loop
-      perform once.remote(v_me, format('select array[once.judge_forced(%L, %L)::text]', v_branch.id, v_branch.decision));
+      perform once.remote(v_me, format('select array[once.judge_heuristic(%L, %L)::text]', v_branch.id, v_branch.outcome));
     end loop;
   end if;
 
@@ -3408,14 +3408,14 @@ comment on function once.recover(interval, interval) is
   'Recovers this database from within, through dblink: select * from once.recover(); for pg_cron. Says what it did, a row each.';
 revoke all on function once.recover(interval, interval) from public;
 --! EndIncluded recovery/recover.sql
---! Included operator/verdicts.sql
--- Internal: the decisions about branches as far as this database knows them, in words where it does not. It
--- never fails, since a view shows it: at three in the morning a list without decisions is better than none.
-create function once.verdicts(homes uuid[], transaction_ids uuid[], home_xids text[])
-returns table (home uuid, transaction_id uuid, home_xid text, verdict text)
+--! Included operator/known_outcomes.sql
+-- Internal: the outcomes of branches as far as this database knows them, in words where it does not. It
+-- never fails, since a view shows it: at three in the morning a list without outcomes is better than none.
+create function once.known_outcomes(homes uuid[], transaction_ids uuid[], home_xids text[])
+returns table (home uuid, transaction_id uuid, home_xid text, outcome text)
 language plpgsql volatile
 set search_path = ''
--- As ever, whatever once.inspect has set for itself: decisions are found by index.
+-- As ever, whatever once.inspect has set for itself: decision rows are found by index.
 set enable_nestloop = on
 set enable_sort = on
 as $$
@@ -3426,10 +3426,10 @@ declare
   v_xids xid8[];
 begin
   begin
-    v_self := once.home_id();
+    v_self := once.database_id();
   exception when sqlstate 'ONCPY' then
-    select i.id into v_self from once.identity i;
-    v_why_not := 'unknown here: this database is a copy, see select once.home_id()';
+    select i.id into v_self from once.database i;
+    v_why_not := 'unknown here: this database is a copy, see select once.database_id()';
   end;
   if pg_is_in_recovery() then
     v_why_not := 'unknown here: this is a standby, ask the primary';
@@ -3437,26 +3437,26 @@ begin
     v_why_not := 'unknown here: ask under read committed';
   end if;
   select array_agg(i.id), array_agg(i.xid::xid8) into v_ids, v_xids
-    from unnest(verdicts.homes, verdicts.transaction_ids, verdicts.home_xids) i (home, id, xid)
+    from unnest(known_outcomes.homes, known_outcomes.transaction_ids, known_outcomes.home_xids) i (home, id, xid)
    where i.home = v_self;
-  if cardinality(v_ids) is distinct from cardinality(verdicts.transaction_ids) then
+  if cardinality(v_ids) is distinct from cardinality(known_outcomes.transaction_ids) then
     return query
     select i.home, i.id, i.xid, 'unknown here: ask ' || i.home
-      from unnest(verdicts.homes, verdicts.transaction_ids, verdicts.home_xids) i (home, id, xid)
+      from unnest(known_outcomes.homes, known_outcomes.transaction_ids, known_outcomes.home_xids) i (home, id, xid)
      where i.home is distinct from v_self;
   end if;
   if v_why_not is not null then
     return query select v_self, i.id, i.xid::text, v_why_not from unnest(v_ids, v_xids) i (id, xid);
   elsif v_ids is not null then
-    return query select v_self, d.transaction_id, d.home_xid::text, d.decision from once.decide_batch(v_self, v_ids, v_xids) d;
+    return query select v_self, b.transaction_id, b.home_xid::text, b.outcome from once.branch_outcomes(v_self, v_ids, v_xids) b;
   end if;
 end
 $$;
 
-comment on function once.verdicts(uuid[], uuid[], text[]) is
+comment on function once.known_outcomes(uuid[], uuid[], text[]) is
   'Internal: committed, aborted or pending for transactions whose home is this database; else why it is unknown here.';
-revoke all on function once.verdicts(uuid[], uuid[], text[]) from public;
---! EndIncluded operator/verdicts.sql
+revoke all on function once.known_outcomes(uuid[], uuid[], text[]) from public;
+--! EndIncluded operator/known_outcomes.sql
 --! Included operator/inspect.sql
 -- What an operator wants to know at three in the morning: every prepared transaction of this database, ours
 -- or not, what it locks, whom it blocks, and what was decided.
@@ -3491,7 +3491,7 @@ returns table (
   blocks integer,
   blocked_pids integer[],
   longest_wait interval,
-  decision text
+  outcome text
 )
 language plpgsql volatile
 set search_path = ''
@@ -3583,10 +3583,10 @@ begin
      group by s.virtualtransaction
   ), ours as materialized (
     select distinct b.home, b.transaction_id, b.home_xid from branch b where b.ours
-  ), verdict as materialized (
-    select v.home, v.transaction_id, v.home_xid, v.verdict
+  ), outcome as materialized (
+    select k.home, k.transaction_id, k.home_xid, k.outcome
       from (select array_agg(o.home) as homes, array_agg(o.transaction_id) as ids, array_agg(o.home_xid) as xids from ours o) a,
-           once.verdicts(a.homes, a.ids, a.xids) v
+           once.known_outcomes(a.homes, a.ids, a.xids) k
   )
   select b.gid,
          -- Whose gid has our form, but who could not have made it, is nobody we know.
@@ -3606,11 +3606,11 @@ begin
          coalesce(k.sessions, 0),
          coalesce(k.pids, '{}'),
          k.longest_wait,
-         case when b.ours then v.verdict
+         case when b.ours then u.outcome
               when b.owner is null and b.manager = 'pgonce' then 'its owner was dropped: see once.audit()'
               else 'not ours: ask its manager' end
     from branch b
-    left join verdict v on v.home = b.home and v.transaction_id = b.transaction_id and v.home_xid = b.home_xid
+    left join outcome u on u.home = b.home and u.transaction_id = b.transaction_id and u.home_xid = b.home_xid
     left join holder h on h.transaction = b.transaction
     left join held on held.virtualtransaction = h.virtualtransaction
     left join blocks k on k.virtualtransaction = h.virtualtransaction;
@@ -3624,18 +3624,18 @@ revoke all on function once.inspect() from public;
 -- What an operator wants to know at three in the morning, in one query; how it is found: once.inspect.
 create view once.in_doubt as
 select i.gid, i.manager, i.global_id, i.participant, i.transaction_id, i.home, i.home_xid, i.owner, i.ours,
-       i.can_finish, i.prepared_at, i.age, i.xid_age, i.locks, i.blocks, i.blocked_pids, i.longest_wait, i.decision
+       i.can_finish, i.prepared_at, i.age, i.xid_age, i.locks, i.blocks, i.blocked_pids, i.longest_wait, i.outcome
   from once.inspect() i;
 
 comment on view once.in_doubt is
-  'Every prepared transaction of this database: manager, ids, owner, age, xid age, locks, the sessions it blocks, and the decision.';
+  'Every prepared transaction of this database: manager, ids, owner, age, xid age, locks, the sessions it blocks, and the outcome.';
 
 comment on column once.in_doubt.manager is 'Whose transaction it is, by the form of its gid; only pgonce''s are ever finished from here.';
 comment on column once.in_doubt.can_finish is 'Whether Postgres lets you finish it (owner, or a role you may take on); not whether you should.';
 comment on column once.in_doubt.xid_age is 'How many transactions ago it began: dead rows that are younger cannot be vacuumed.';
 comment on column once.in_doubt.locks is 'Relations that it locks, each with the mode; its row locks show only in who waits.';
 comment on column once.in_doubt.blocks is 'How many sessions wait for it, directly or behind others that do.';
-comment on column once.in_doubt.decision is 'committed, aborted, pending; or where to ask.';
+comment on column once.in_doubt.outcome is 'committed, aborted, pending; or where to ask.';
 --! EndIncluded operator/in_doubt.sql
 --! Included operator/blocked.sql
 -- The sessions that hang because of a prepared transaction. The query's text shows to members of
@@ -3655,7 +3655,7 @@ with doubt as materialized (
 select b.pid,
        d.gid,
        d.manager,
-       d.decision,
+       d.outcome,
        clock_timestamp() - w.waitstart as waits_for,
        -- Who waits for a row waits for the transaction that wrote it, and holds the row's place in the queue.
        coalesce(w.relation, (select min(t.relation::text)::oid from lock t where t.pid = b.pid and t.locktype = 'tuple'))::regclass as relation,
@@ -3700,7 +3700,7 @@ comment on view once.in_doubt_elsewhere is
 --! EndIncluded operator/in_doubt_elsewhere.sql
 --! Included operator/resolve.sql
 -- The statements that finish what is decided, for psql to run: select once.resolve() \gexec
--- Only ours, only what the current user may finish, only with the decision of its home. Homes elsewhere are
+-- Only ours, only what the current user may finish, only as its home decided. Homes elsewhere are
 -- asked through dblink; what cannot be asked is left out, and stands in once.in_doubt. A notice says why, since who
 -- types this and sees nothing happen would not know what is missing.
 --
@@ -3712,26 +3712,26 @@ set search_path = ''
 as $$
 declare
   v_gids text[];
-  v_decisions text[];
+  v_outcomes text[];
   v_reasons text[];
   v_left record;
 begin
   if current_setting('transaction_isolation') <> 'read committed' then
-    raise exception 'a decision cannot be read under %', current_setting('transaction_isolation')
+    raise exception 'an outcome cannot be read under %', current_setting('transaction_isolation')
       using errcode = 'ONISO', detail = 'The row must be read with a snapshot newer than the transaction''s status.',
             hint = 'begin transaction isolation level read committed;';
   end if;
-  select array_agg(a.gid), array_agg(a.decision), array_agg(a.reason)
-    into v_gids, v_decisions, v_reasons
+  select array_agg(a.gid), array_agg(a.outcome), array_agg(a.reason)
+    into v_gids, v_outcomes, v_reasons
     from once.ask_homes((select array_agg(b.gid) from once.branch b where b.ours and b.can_finish)) a;
   for v_left in
     select b.gid, case when not b.can_finish then format('only role %1$I may finish it; a superuser can: grant %1$I to %2$I', b.owner, current_user)
-                       when a.decision = 'pending' then 'pending: the home''s transaction still runs'
+                       when a.outcome = 'pending' then 'pending: the home''s transaction still runs'
                        else a.reason end as reason
       from once.branch b
-      left join unnest(v_gids, v_decisions, v_reasons) a (gid, decision, reason) on a.gid = b.gid
+      left join unnest(v_gids, v_outcomes, v_reasons) a (gid, outcome, reason) on a.gid = b.gid
      where b.ours
-       and (not b.can_finish or a.decision = 'pending' or a.reason is not null)
+       and (not b.can_finish or a.outcome = 'pending' or a.reason is not null)
      order by b.prepared_at
   loop
     raise notice 'no line for %: %', v_left.gid, v_left.reason;
@@ -3744,18 +3744,18 @@ begin
       from once.branch b
      where b.ours and b.can_finish
   ), decided as materialized (
-    select b.*, a.decision
+    select b.*, a.outcome
       from branch b
-      join unnest(v_gids, v_decisions) a (gid, decision) on a.gid = b.gid
-     where a.decision in ('committed', 'aborted')
+      join unnest(v_gids, v_outcomes) a (gid, outcome) on a.gid = b.gid
+     where a.outcome in ('committed', 'aborted')
   ), line (owner, step, prepared_at, statement) as (
     select distinct d.owner, 1, '-infinity'::timestamptz, format('/* only its owner may finish it */ set role %I', d.owner)
       from decided d where d.as_other
     union all
     select d.owner, 2, d.prepared_at,
            format('/* %s: home %s %s; prepared %s ago */ %s prepared %L', d.transaction_id, d.home,
-                  case d.decision when 'committed' then 'committed' else 'is over and did not commit' end,
-                  date_trunc('second', d.age), case d.decision when 'committed' then 'commit' else 'rollback' end, d.gid)
+                  case d.outcome when 'committed' then 'committed' else 'is over and did not commit' end,
+                  date_trunc('second', d.age), case d.outcome when 'committed' then 'commit' else 'rollback' end, d.gid)
       from decided d
     union all
     select distinct d.owner, 3, 'infinity'::timestamptz, 'reset role' from decided d where d.as_other
@@ -3779,9 +3779,9 @@ as $$
 declare
   v_branch record;
   v_xid text := (once.decode_gid(force.gid)).home_xid;
-  v_decision text;
+  v_outcome text;
 begin
-  perform once.check_primary();
+  perform once.assert_primary();
   if coalesce(force.outcome, '') not in ('commit', 'rollback') then
     raise exception 'bad outcome: %', coalesce(quote_literal(force.outcome), 'null')
       using errcode = 'ONARG', detail = 'Expected commit or rollback.',
@@ -3791,27 +3791,27 @@ begin
   if not found then
     raise exception 'no branch of ours is prepared here as %', coalesce(quote_literal(left(force.gid, 200)), 'null')
       using errcode = 'ONARG', detail = 'Only prepared transactions of pgonce, in this database, can be forced.',
-            hint = 'select gid, manager, decision from once.in_doubt where ours';
+            hint = 'select gid, manager, outcome from once.in_doubt where ours';
   end if;
   if not v_branch.can_finish then
     raise exception 'only role % may finish this branch', quote_ident(v_branch.owner)
       using errcode = 'ONARG', detail = 'Postgres lets the owner and superusers finish a prepared transaction.',
             hint = format('grant %I to %I', v_branch.owner, current_user);
   end if;
-  select a.decision into v_decision from once.ask_homes(array[force.gid]) a;
-  if v_decision is not null then
-    raise exception 'its home answers: %', v_decision
+  select a.outcome into v_outcome from once.ask_homes(array[force.gid]) a;
+  if v_outcome is not null then
+    raise exception 'its home answers: %', v_outcome
       using errcode = 'ONARG', detail = 'An outcome is forced only where the home is gone for good.',
-            hint = case v_decision when 'pending' then 'Its transaction still runs there: wait, or end it there.'
+            hint = case v_outcome when 'pending' then 'Its transaction still runs there: wait, or end it there.'
                                    else 'select once.resolve() \gexec' end;
   end if;
   perform once.record_intervention('force', jsonb_build_object('gid', force.gid, 'outcome', force.outcome), force.reason);
   perform once.ensure_durable();
   -- A second opinion before the line was typed: what is done tells in the end.
-  insert into once.forced as f (gid, transaction_id, home, home_xid, participant, owner, outcome, reason)
+  insert into once.heuristic as f (gid, transaction_id, home, home_xid, participant, owner, outcome, reason)
   values (force.gid, v_branch.transaction_id, v_branch.home, v_xid::xid8, v_branch.participant, v_branch.owner,
           force.outcome, force.reason)
-  on conflict on constraint forced_pkey do update set outcome = excluded.outcome, reason = excluded.reason;
+  on conflict on constraint heuristic_pkey do update set outcome = excluded.outcome, reason = excluded.reason;
   return query
   select s.statement
     from (values (1, format('/* only its owner may finish it */ set role %I', v_branch.owner)),
@@ -3829,39 +3829,39 @@ comment on function once.force(text, text, text) is
   'Operator: records a heuristic outcome (commit or rollback) for a branch whose home is gone for good, and returns the line to type.';
 revoke all on function once.force(text, text, text) from public;
 --! EndIncluded operator/force.sql
---! Included operator/heuristic_outcome.sql
+--! Included operator/heuristics.sql
 -- Forced branches in the words of the XA specification (X/Open, Distributed TP: The XA Specification, 1991,
 -- section 2.3.3: XA_HEURCOM, XA_HEURRB, XA_HEURMIX, XA_HEURHAZ).
-create view once.heuristic_outcome as
+create view once.heuristics as
 select f.gid, f.transaction_id, f.participant, f.home,
        case when f.judged_at is null then 'hazard'
-            when (f.decision = 'committed') <> (f.done = 'committed') then 'mixed'
+            when (f.decided = 'committed') <> (f.done = 'committed') then 'mixed'
             when f.done = 'committed' then 'heuristic commit'
             else 'heuristic rollback' end as outcome,
-       f.outcome as forced, f.done, f.decision, f.forced_at, f.forced_by, f.reason, f.judged_at, f.acknowledged_at
-  from once.forced f;
+       f.outcome as forced, f.done, f.decided, f.forced_at, f.forced_by, f.reason, f.judged_at, f.acknowledged_at
+  from once.heuristic f;
 
-comment on view once.heuristic_outcome is
+comment on view once.heuristics is
   'Forced branches: heuristic commit or rollback (as the home decided), mixed (the reverse), or hazard (the home has not been asked again).';
---! EndIncluded operator/heuristic_outcome.sql
+--! EndIncluded operator/heuristics.sql
 --! Included operator/find_acknowledged.sql
--- The audit's question to a home: which of these transactions did somebody forget by hand?
+-- The audit's question to a home: which of these transactions did somebody acknowledge?
 create function once.find_acknowledged(transaction_ids uuid[]) returns setof uuid
 language plpgsql volatile
 set search_path = ''
 as $$
 begin
-  perform once.check_primary();
+  perform once.assert_primary();
   return query
   select i.id
     from unnest(find_acknowledged.transaction_ids) i (id)
    where exists (select from once.intervention v
-                  where v.action = 'forget' and v.subject ->> 'transaction_id' = i.id::text);
+                  where v.action = 'acknowledge' and v.subject ->> 'transaction_id' = i.id::text);
 end
 $$;
 
 comment on function once.find_acknowledged(uuid[]) is
-  'Home: those of the given transactions that somebody has forgotten by hand (once.forget).';
+  'Home: those of the given transactions that somebody has acknowledged (once.acknowledge).';
 revoke all on function once.find_acknowledged(uuid[]) from public;
 --! EndIncluded operator/find_acknowledged.sql
 --! Included operator/audit.sql
@@ -3878,7 +3878,7 @@ set search_path = ''
 set plan_cache_mode = force_custom_plan
 as $$
 declare
-  v_self uuid := once.home_id();
+  v_self uuid := once.database_id();
   v_patience constant interval := '1 minute';  -- younger than this, recovery is probably at it
   v_other record;
   v_connection text;
@@ -3886,40 +3886,40 @@ declare
   v_known uuid[];
   v_page constant integer := 100000;
 begin
-  perform once.check_home(v_self);
+  perform once.assert_home(v_self);
 
   return query
-  select h.kind, h.transaction_id, h.participant, h.home, h.found_at,
-         case h.kind when 'lost branch' then format('the home committed, participant %s did not: it has lost its prepared branch', h.participant)
-                     else format('participant %s committed, the home has no decision: it has lost it', h.participant) end,
-         format('compare the data of both, repair by hand; then select once.forget(%L, ''<what you did>'')', h.transaction_id)
-    from once.heuristic h
-   where h.acknowledged_at is null
-   order by h.found_at;
+  select l.kind, l.transaction_id, l.participant, l.home, l.found_at,
+         case l.kind when 'lost branch' then format('the home committed, participant %s did not: it has lost its prepared branch', l.participant)
+                     else format('participant %s committed, the home has no decision: it has lost it', l.participant) end,
+         format('compare the data of both, repair by hand; then select once.acknowledge(%L, ''<what you did>'')', l.transaction_id)
+    from once.loss l
+   where l.acknowledged_at is null
+   order by l.found_at;
 
   -- A forced branch whose home answers again.
-  if exists (select from once.forced f where f.judged_at is null) then
+  if exists (select from once.heuristic f where f.judged_at is null) then
     for v_other in
-      select distinct f.transaction_id as id, a.decision
-        from once.forced f
-        join once.ask_homes((select array_agg(u.gid) from once.forced u where u.judged_at is null)) a on a.gid = f.gid
-       where a.decision in ('committed', 'aborted')
+      select distinct f.transaction_id as id, a.outcome
+        from once.heuristic f
+        join once.ask_homes((select array_agg(u.gid) from once.heuristic u where u.judged_at is null)) a on a.gid = f.gid
+       where a.outcome in ('committed', 'aborted')
     loop
-      perform once.judge_forced(v_other.id, v_other.decision);
+      perform once.judge_heuristic(v_other.id, v_other.outcome);
     end loop;
   end if;
   return query
   select o.outcome, o.transaction_id, o.participant, o.home, o.forced_at,
          case o.outcome
            when 'hazard' then format('forced to %s by %s (%s); what the home decided is not known', o.forced, o.forced_by, o.reason)
-           when 'mixed' then format('forced by %s (%s): this branch %s, the home %s', o.forced_by, o.reason, o.done, o.decision)
+           when 'mixed' then format('forced by %s (%s): this branch %s, the home %s', o.forced_by, o.reason, o.done, o.decided)
            else format('forced by %s (%s), and the home decided the same', o.forced_by, o.reason) end,
          case o.outcome
            when 'hazard' then case when b.gid is not null then 'the line was not typed: type it, or select once.resolve() if the home is back'
-                                   else format('wait for the home; if it never comes back: select once.forget(%L, ''<why>'')', o.transaction_id) end
-           when 'mixed' then format('compare the data of both, repair by hand; then select once.forget(%L, ''<what you did>'')', o.transaction_id)
-           else format('nothing: select once.forget(%L, ''as decided'')', o.transaction_id) end
-    from once.heuristic_outcome o
+                                   else format('wait for the home; if it never comes back: select once.acknowledge(%L, ''<why>'')', o.transaction_id) end
+           when 'mixed' then format('compare the data of both, repair by hand; then select once.acknowledge(%L, ''<what you did>'')', o.transaction_id)
+           else format('nothing: select once.acknowledge(%L, ''as decided'')', o.transaction_id) end
+    from once.heuristics o
     left join once.branch b on b.gid = o.gid
    where o.acknowledged_at is null
    order by o.forced_at;
@@ -3930,9 +3930,9 @@ begin
     select e.home, array_agg(e.transaction_id) as ids, count(*) as n, min(e.recorded_at) as since
       from (select e.* from once.evidence e
              where e.recorded_at < clock_timestamp() - v_patience
-               and not exists (select from once.heuristic h where h.transaction_id = e.transaction_id and h.kind = 'lost decision')
-               and not exists (select from once.forced f where f.transaction_id = e.transaction_id
-                                                           and f.decision is distinct from 'committed')
+               and not exists (select from once.loss l where l.transaction_id = e.transaction_id and l.kind = 'lost decision')
+               and not exists (select from once.heuristic f where f.transaction_id = e.transaction_id
+                                                           and f.decided is distinct from 'committed')
              limit v_page) e
      group by e.home
   loop
@@ -3963,16 +3963,16 @@ begin
   -- meanwhile, for then evidence goes. Those first of which nothing is proven: of the others there are many, those
   -- of the last ten minutes.
   for v_other in
-    select p.home, array_agg(g.transaction_id) as ids, array_agg(p.name) as names, array_agg(g.decided_at) as decided,
+    select p.database_id, array_agg(g.transaction_id) as ids, array_agg(p.name) as names, array_agg(g.decided_at) as decided,
            count(*) as n, min(g.decided_at) as since
       from (select g.* from once.global_transaction g
              where g.confirmed_at is null and g.decided_at < clock_timestamp() - v_patience
              order by g.proven_at nulls first, g.decided_at limit v_page) g
-     cross join lateral unnest(g.participants, g.participant_homes) p (name, home)
-     group by p.home
+     cross join lateral unnest(g.participants, g.database_ids) p (name, database_id)
+     group by p.database_id
   loop
     begin
-      v_connection := once.connect(v_other.home);
+      v_connection := once.connect(v_other.database_id);
       select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_prepared
         from once.remote(v_connection, 'select array[b.transaction_id::text] from once.branch b where b.transaction_id is not null') r (v);
       select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_known
@@ -3989,16 +3989,16 @@ begin
         from unnest(v_other.ids, v_other.names, v_other.decided) i (id, name, decided_at)
         join once.global_transaction g on g.transaction_id = i.id and g.confirmed_at is null
        where i.id <> all (v_known)
-         and not exists (select from once.heuristic h where h.transaction_id = i.id and h.participant = i.name and h.kind = 'lost branch');
+         and not exists (select from once.loss l where l.transaction_id = i.id and l.participant = i.name and l.kind = 'lost branch');
     exception when others then
       return query
-      select 'not compared', null::uuid, null::text, v_other.home, v_other.since,
+      select 'not compared', null::uuid, null::text, v_other.database_id, v_other.since,
              format('%s decisions made here could not be compared with this participant: %s', v_other.n, sqlerrm),
              'reach it: select once.add_peer(''server''); or audit from outside: npx pgonce recover';
     end;
   end loop;
 
-  -- Branches here whose transaction somebody has forgotten at its home: it would now be called aborted.
+  -- Branches here whose transaction somebody has acknowledged at its home: it would now be called aborted.
   for v_other in
     select b.home, array_agg(b.transaction_id) as ids
       from once.branch b
@@ -4015,8 +4015,8 @@ begin
         perform once.disconnect(v_connection);
       end if;
       return query
-      select 'branch of a forgotten transaction', b.transaction_id, b.participant, b.home, b.prepared_at,
-             'prepared here, while its transaction was acknowledged as lost and forgotten at its home: it came back from a '
+      select 'branch of an acknowledged transaction', b.transaction_id, b.participant, b.home, b.prepared_at,
+             'prepared here, while its transaction was acknowledged as lost at its home: it came back from a '
              'backup or a standby. Recovery would roll it back',
              'read once.intervention at the home: what was repaired there by hand must not be done twice; then finish it by hand'
         from once.branch b
@@ -4033,7 +4033,7 @@ begin
   return query
   select 'branch without an owner', b.transaction_id, b.participant, b.home, b.prepared_at,
          'prepared by a role that was dropped: nothing proves any more that it is ours, so recovery leaves it, with its locks',
-         format('at its home: select once.decision(%1$L); then here, as a superuser: commit prepared %1$L, or rollback', b.gid)
+         format('at its home: select once.gid_outcome(%1$L); then here, as a superuser: commit prepared %1$L, or rollback', b.gid)
     from once.branch b
    where b.owner is null and b.transaction_id is not null;
 end
@@ -4065,7 +4065,7 @@ with prepared as materialized (
   select d.decided_at
     from once.decode_gids(array(select p.gid from prepared p where p.gid like 'once:%')) g
     join decision d on d.transaction_id = g.transaction_id
-   where g.home = (select i.id from once.identity i)
+   where g.home = (select i.id from once.database i)
 ), partition as materialized (
   select i.inhrelid as oid, case when c.relname ~ '^message_[0-9]{8}$' then to_date(right(c.relname, 8), 'YYYYMMDD') end as day
     from pg_catalog.pg_inherits i join pg_catalog.pg_class c on c.oid = i.inhrelid
@@ -4107,35 +4107,35 @@ with prepared as materialized (
     from decision d
   union all
   select 'unacknowledged_losses', count(*), 1, 1,
-         'one side committed, the other did not: select * from once.audit(); repair, then select once.forget(''<transaction>'', ''<why>'')'
-    from once.heuristic h where h.acknowledged_at is null
+         'one side committed, the other did not: select * from once.audit(); repair, then select once.acknowledge(''<transaction>'', ''<why>'')'
+    from once.loss h where h.acknowledged_at is null
   union all
-  select 'unacknowledged_forced', count(*), 1, null,
-         'select * from once.heuristic_outcome where acknowledged_at is null; then select once.forget(''<transaction>'', ''<why>'')'
-    from once.forced f where f.acknowledged_at is null
+  select 'unacknowledged_heuristics', count(*), 1, null,
+         'select * from once.heuristics where acknowledged_at is null; then select once.acknowledge(''<transaction>'', ''<why>'')'
+    from once.heuristic f where f.acknowledged_at is null
   union all
   select 'last_recovery_seconds',
          case when exists (select from once.global_transaction) or exists (select from once.evidence) or exists (select from branch b where b.ours)
               then extract(epoch from clock_timestamp() - coalesce(r.recovered_at, i.created_at)) end,
          60, 600, 'nobody recovers: pgonce recover --watch, once.recovery.start() or select once.recover() by pg_cron'
-    from once.recovery r, once.identity i
+    from once.recovery r, once.database i
   union all
   select 'ledger_bytes',
          pg_total_relation_size('once.producer') + coalesce((select sum(pg_total_relation_size(p.oid)) from partition p), 0),
          null, null, null
   union all
   select 'ledger_partitions', count(*), 3000, 3900,
-         'set a retention for every scope: select once.set_retention(''scope'', ''30 days''); then pgonce sweep; the limit is 4000'
+         'set a retention for every scope: select once.set_retention(''scope'', ''30 days''); then pgonce expire; the limit is 4000'
     from partition p where p.day is not null
   union all
-  select 'ledger_expired_partitions', count(*), 2, 7, 'nobody sweeps: pgonce sweep, or select * from once.sweep() until no row says more'
+  select 'ledger_expired_partitions', count(*), 2, 7, 'nobody expires keys: pgonce expire, or select * from once.expire() until no row says more'
     from partition p
    where p.day < (select (min(coalesce(s.horizon, '-infinity')) at time zone 'UTC')::date from once.scope s)
   union all
   select 'horizon_lag_seconds',
          extract(epoch from max(now() - s.retention - greatest(s.horizon, i.created_at - s.retention))), 172800, 604800,
-         'expired keys are kept too long: pgonce sweep, or select * from once.sweep() until no row says more'
-    from once.scope s, once.identity i where s.retention is not null
+         'expired keys are kept too long: pgonce expire, or select * from once.expire() until no row says more'
+    from once.scope s, once.database i where s.retention is not null
   union all
   select 'expired_claims_per_day', coalesce(sum(e.claims), 0), 1, null,
          'messages came later than their scope remembers and were not processed: select * from once.expired_claims; '
@@ -4146,9 +4146,9 @@ with prepared as materialized (
          'select * from once.producers order by gaps desc; deliver what is missing, or once.set_watermark(…)'
     from once.producers p
   union all
-  select 'offset_lag_messages', sum(l.lag)::double precision, null, null, null from once.lag l
+  select 'position_lag_messages', sum(l.lag)::double precision, null, null, null from once.lag l
   union all
-  select 'offset_stalled_seconds', extract(epoch from max(l.idle) filter (where l.lag > 0)), 60, 600,
+  select 'position_stalled_seconds', extract(epoch from max(l.idle) filter (where l.lag > 0)), 60, 600,
          'select * from once.lag where lag > 0 order by idle desc; is the consumer running?'
     from once.lag l
 )
@@ -4163,7 +4163,7 @@ select f.name,
 comment on view once.health is
   'One row a check: name, ok, warn or critical, the value (null: nothing to look at), the thresholds, and what to type.';
 --! EndIncluded operator/health.sql
---! Included roles/check_role.sql
+--! Included role/check_role.sql
 -- Internal: raises unless a role of this name exists.
 create function once.check_role(role text) returns void
 language plpgsql stable
@@ -4180,10 +4180,10 @@ $$;
 
 comment on function once.check_role(text) is 'Internal: raises ONARG unless the role exists.';
 revoke all on function once.check_role(text) from public;
---! EndIncluded roles/check_role.sql
---! Included roles/grant_app.sql
--- What an application needs to claim, to move offsets and to take part in global transactions. It can add
--- keys, never take one back, and cannot touch anybody's decisions; the counters of producers and offsets
+--! EndIncluded role/check_role.sql
+--! Included role/grant_app.sql
+-- What an application needs to claim, to move positions and to take part in global transactions. It can add
+-- keys, never take one back, and cannot touch anybody's decisions; the counters of producers and positions
 -- it must be trusted with, since it updates them.
 create function once.grant_app(role text) returns void
 language plpgsql volatile
@@ -4193,48 +4193,48 @@ begin
   perform once.check_role(grant_app.role);
   execute format($grant$
     grant usage on schema once to %1$I;
-    grant select on once.identity, once.scope, once.message_floor, once.global_transaction, once.evidence,
+    grant select on once.database, once.scope, once.message_floor, once.global_transaction, once.evidence,
                     once.producers, once.lag, once.branch, once.in_doubt to %1$I;
     grant select, insert (producer, epoch), update (epoch, watermark, ahead) on once.producer to %1$I;
     grant select, insert (consumer_group, topic, partition, epoch, owner, taken_at),
-          update ("position", token, epoch, owner, taken_at, updated_at) on once.consumer_offset to %1$I;
+          update ("position", token, epoch, owner, taken_at, updated_at) on once.consumer_position to %1$I;
     grant select, insert (topic, partition, end_position), update (end_position, updated_at)
           on once.topic_end to %1$I;
     grant select, insert on once.message, once.message_timeless to %1$I;
     grant update (result) on once.message, once.message_timeless to %1$I;
     grant insert (scope) on once.scope to %1$I;
     grant insert (scope_id, claims, oldest_day) on once.expired_claim to %1$I;
-    grant insert (transaction_id, participants, participant_homes) on once.global_transaction to %1$I;
+    grant insert (transaction_id, participants, database_ids) on once.global_transaction to %1$I;
     grant insert (transaction_id, home, participant) on once.evidence to %1$I;
     grant execute on routine
-      once.schema_version(), once.home_id(), once.check_primary(), once.check_name(text, text), once.ensure_durable(),
+      once.schema_version(), once.database_id(), once.assert_primary(), once.check_name(text, text), once.ensure_durable(),
       once.claim(text, bigint, integer, boolean), once.claim_batch(text, bigint[], integer, boolean),
       once.claim_run(text, bigint, bigint, integer),
       once.message_digest(text, text), once.message_time(text), once.ensure_partition(date), once.open_scope(text),
       once.claim_key(text, text, timestamptz, bytea), once.claim_key_batch(text, text[], timestamptz[], bytea[]),
       once.keep_result(text, text, jsonb, timestamptz),
-      once.take_partition(text, text, integer, text), once.read_offset(text, text, integer),
-      once.explain_offset(text, text, integer, integer, text, text),
+      once.take_partition(text, text, integer, text), once.read_position(text, text, integer),
+      once.explain_position(text, text, integer, integer, text, text),
       once.advance(text, text, integer, integer, bigint, bigint),
       once.advance_token(text, text, integer, integer, text, text), once.report_end(text, integer, bigint),
-      once.open(uuid, integer, integer), once.check_open(uuid), once.vote(uuid, uuid, text, uuid),
+      once.open(uuid, integer, integer), once.assert_branch(uuid), once.vote(uuid, uuid, text, uuid),
       once.begin_global(uuid, text[], uuid[], uuid), once.narrow_global(uuid, text[], uuid[]),
-      once.check_home(uuid), once.decide_batch(uuid, uuid[], xid8[]), once.decide(uuid, uuid, xid8),
+      once.assert_home(uuid), once.branch_outcomes(uuid, uuid[], xid8[]), once.branch_outcome(uuid, uuid, xid8),
       once.outcome(uuid, uuid, xid8), once.find_evidence(uuid[]), once.decode_gid(text),
       once.decode_gids(text[]), once.decode_foreign_gid(text), once.may_vote(name), once.may_finish(name),
-      once.inspect(), once.verdicts(uuid[], uuid[], text[])
+      once.inspect(), once.known_outcomes(uuid[], uuid[], text[])
     to %1$I
   $grant$, grant_app.role);
 end
 $$;
 
 comment on function once.grant_app(text) is
-  'Lets a role claim, move offsets and take part in global transactions: select once.grant_app(''shop'').';
+  'Lets a role claim, move positions and take part in global transactions: select once.grant_app(''shop'').';
 revoke all on function once.grant_app(text) from public;
---! EndIncluded roles/grant_app.sql
---! Included roles/grant_recover.sql
--- What a recoverer needs: to see branches in doubt, ask for decisions, forget by the handshake, audit,
--- and sweep the key ledger. It can finish branches only of roles that it is a member of (Postgres's
+--! EndIncluded role/grant_app.sql
+--! Included role/grant_recover.sql
+-- What a recoverer needs: to see branches in doubt, ask for outcomes, purge by the handshake, audit,
+-- and expire keys of the ledger. It can finish branches only of roles that it is a member of (Postgres's
 -- rule), so grant it those: grant shop to recoverer. Make it NOINHERIT, or from 16 on grant WITH INHERIT FALSE:
 -- then it has the application's rights only where it takes on the role to finish a branch.
 create function once.grant_recover(role text) returns void
@@ -4245,27 +4245,27 @@ begin
   perform once.check_role(grant_recover.role);
   execute format($grant$
     grant usage on schema once to %1$I;
-    grant select on once.identity, once.scope, once.expired_claims, once.global_transaction, once.evidence,
-                    once.heuristic, once.forced, once.heuristic_outcome, once.branch, once.in_doubt,
+    grant select on once.database, once.scope, once.expired_claims, once.global_transaction, once.evidence,
+                    once.loss, once.heuristic, once.heuristics, once.branch, once.in_doubt,
                     once.in_doubt_elsewhere, once.blocked, once.health, once.peer, once.recovery, once.intervention to %1$I;
-    grant update (forgotten_xid) on once.identity to %1$I;
+    grant update (purged_xid) on once.database to %1$I;
     grant update (proven_at, confirmed_at), delete on once.global_transaction to %1$I;
     grant delete on once.evidence to %1$I;
-    grant insert on once.heuristic to %1$I;
+    grant insert on once.loss to %1$I;
     grant update (recovered_at, recovered_by, audited_at) on once.recovery to %1$I;
-    grant update (decision, done, judged_at) on once.forced to %1$I;
+    grant update (decided, done, judged_at) on once.heuristic to %1$I;
     grant execute on function
-      once.schema_version(), once.home_id(), once.check_primary(), once.check_home(uuid),
-      once.decide(uuid, uuid, xid8), once.outcome(uuid, uuid, xid8),
+      once.schema_version(), once.database_id(), once.assert_primary(), once.assert_home(uuid),
+      once.branch_outcome(uuid, uuid, xid8), once.outcome(uuid, uuid, xid8),
       once.unproven(integer, timestamptz, uuid), once.find_evidence(uuid[]), once.mark_proven(uuid[]),
       once.proven(integer, interval, timestamptz, uuid), once.mark_confirmed(uuid[]),
-      once.confirmed(integer, interval, timestamptz, uuid), once.delete_evidence(uuid, uuid[]), once.forget_proven(uuid[]),
+      once.confirmed(integer, interval, timestamptz, uuid), once.delete_evidence(uuid, uuid[]), once.purge(uuid[]),
       once.evidence_page(integer, uuid), once.find_decisions(uuid[]),
-      once.record_heuristic(uuid, text, uuid, text), once.sweep(integer), once.check_name(text, text),
+      once.record_loss(uuid, text, uuid, text), once.expire(integer), once.check_name(text, text),
       once.decode_gid(text), once.decode_gids(text[]), once.decode_foreign_gid(text), once.may_vote(name),
       once.may_finish(name), once.inspect(),
-      once.verdicts(uuid[], uuid[], text[]), once.decide_batch(uuid, uuid[], xid8[]), once.decision(text),
-      once.stamp_recovery(text, boolean), once.judge_forced(uuid, text), once.find_acknowledged(uuid[]),
+      once.known_outcomes(uuid[], uuid[], text[]), once.branch_outcomes(uuid, uuid[], xid8[]), once.gid_outcome(text),
+      once.stamp_recovery(text, boolean), once.judge_heuristic(uuid, text), once.find_acknowledged(uuid[]),
       once.dblink_schema(), once.remote(text, text), once.remote_exec(text, text), once.disconnect(text),
       once.prepare_connection(text), once.quote_conninfo(text), once.connect(uuid), once.ask_homes(text[]),
       once.ask_home(text), once.finish_remote(text, text, uuid, text, name), once.recover(interval, interval),
@@ -4276,10 +4276,10 @@ end
 $$;
 
 comment on function once.grant_recover(text) is
-  'Lets a role recover, forget by the handshake, audit and sweep: select once.grant_recover(''recoverer'').';
+  'Lets a role recover, purge by the handshake, audit and expire keys: select once.grant_recover(''recoverer'').';
 revoke all on function once.grant_recover(text) from public;
---! EndIncluded roles/grant_recover.sql
---! Included roles/grant_monitor.sql
+--! EndIncluded role/grant_recover.sql
+--! Included role/grant_monitor.sql
 -- What a dashboard needs: to look, at everything but payload hashes and results. The queries of other roles'
 -- sessions show in once.blocked to members of pg_read_all_stats only, which is Postgres's to grant.
 create function once.grant_monitor(role text) returns void
@@ -4290,27 +4290,27 @@ begin
   perform once.check_role(grant_monitor.role);
   execute format($grant$
     grant usage on schema once to %1$I;
-    grant select on once.identity, once.producers, once.scope, once.expired_claims, once.message_floor,
-                    once.consumer_offset, once.topic_end, once.lag, once.branch, once.in_doubt,
-                    once.in_doubt_elsewhere, once.blocked, once.health, once.global_transaction, once.evidence, once.heuristic, once.forced,
-                    once.heuristic_outcome, once.intervention, once.recovery, once.peer to %1$I;
+    grant select on once.database, once.producers, once.scope, once.expired_claims, once.message_floor,
+                    once.consumer_position, once.topic_end, once.lag, once.branch, once.in_doubt,
+                    once.in_doubt_elsewhere, once.blocked, once.health, once.global_transaction, once.evidence, once.loss, once.heuristic,
+                    once.heuristics, once.intervention, once.recovery, once.peer to %1$I;
     grant execute on function
-      once.schema_version(), once.home_id(), once.read_offset(text, text, integer),
-      once.unproven(integer, timestamptz, uuid), once.check_primary(), once.check_home(uuid),
-      once.decide_batch(uuid, uuid[], xid8[]), once.decide(uuid, uuid, xid8), once.decision(text),
+      once.schema_version(), once.database_id(), once.read_position(text, text, integer),
+      once.unproven(integer, timestamptz, uuid), once.assert_primary(), once.assert_home(uuid),
+      once.branch_outcomes(uuid, uuid[], xid8[]), once.branch_outcome(uuid, uuid, xid8), once.gid_outcome(text),
       once.decode_gid(text), once.decode_gids(text[]), once.decode_foreign_gid(text), once.may_vote(name),
       once.may_finish(name), once.inspect(),
-      once.verdicts(uuid[], uuid[], text[])
+      once.known_outcomes(uuid[], uuid[], text[])
     to %1$I
   $grant$, grant_monitor.role);
 end
 $$;
 
 comment on function once.grant_monitor(text) is
-  'Lets a role look at identity, ledgers, offsets, branches in doubt and losses: select once.grant_monitor(''grafana'').';
+  'Lets a role look at the database id, ledgers, positions, branches in doubt and losses: select once.grant_monitor(''grafana'').';
 revoke all on function once.grant_monitor(text) from public;
---! EndIncluded roles/grant_monitor.sql
---! Included roles/grant_operator.sql
+--! EndIncluded role/grant_monitor.sql
+--! Included role/grant_operator.sql
 -- What the person on call needs: all that a recoverer and a monitor may, and to overrule: to name peers, to force
 -- an outcome, to acknowledge losses. When and by whom is filled in by the tables, so nobody can say it was
 -- somebody else. As for a recoverer: grant it the roles whose branches it is to finish.
@@ -4324,13 +4324,13 @@ begin
   execute format($grant$
     grant insert (action, subject, reason) on once.intervention to %1$I;
     grant insert (gid, transaction_id, home, home_xid, participant, owner, outcome, reason),
-          update (outcome, reason, acknowledged_at) on once.forced to %1$I;
-    grant update (acknowledged_at) on once.heuristic to %1$I;
-    grant update (participants, participant_homes) on once.global_transaction to %1$I;
-    grant insert (home, server), update (server, added_at, added_by), delete on once.peer to %1$I;
+          update (outcome, reason, acknowledged_at) on once.heuristic to %1$I;
+    grant update (acknowledged_at) on once.loss to %1$I;
+    grant update (participants, database_ids) on once.global_transaction to %1$I;
+    grant insert (database_id, server), update (server, added_at, added_by), delete on once.peer to %1$I;
     grant execute on function
       once.record_intervention(text, jsonb, text), once.ensure_durable(), once.add_peer(text),
-      once.force(text, text, text), once.forget(uuid, text)
+      once.force(text, text, text), once.acknowledge(uuid, text)
     to %1$I
   $grant$, grant_operator.role);
 end
@@ -4339,5 +4339,5 @@ $$;
 comment on function once.grant_operator(text) is
   'Lets a role look, recover, force outcomes and acknowledge losses: select once.grant_operator(''oncall'').';
 revoke all on function once.grant_operator(text) from public;
---! EndIncluded roles/grant_operator.sql
+--! EndIncluded role/grant_operator.sql
 --! EndIncluded schema.sql

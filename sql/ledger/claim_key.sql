@@ -18,7 +18,7 @@ declare
 begin
   select s.* into v_scope from once.scope s where s.scope = claim_key.scope;
   -- The fast path: a known scope, a key that is not past the horizon, a partition that exists. Whether it
-  -- does is asked within the insert, whose lock on the ledger keeps the sweep from dropping it meanwhile.
+  -- does is asked within the insert, whose lock on the ledger keeps expiry from dropping it meanwhile.
   if found and claim_key.key <> '' and (v_time < v_scope.horizon) is not true
      and (v_day between '1970-01-01' and '2099-12-31') is not false then
     if current_setting('synchronous_commit') = 'off' then

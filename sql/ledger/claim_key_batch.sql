@@ -69,7 +69,7 @@ begin
     into v_digests, v_days, v_expired
     from timed i;
 
-  -- From here on the sweep cannot drop a partition that we find.
+  -- From here on expiry cannot drop a partition that we find.
   lock table only once.message in row exclusive mode;
 
   -- Days in one order for everybody, so that two batches cannot wait for each other's partitions.

@@ -38,7 +38,7 @@ begin
     raise exception 'the key ledger has % partitions, the limit is 4000', v_partitions
       using errcode = 'ONMAX',
             detail = 'Each day that a message carries is a partition.',
-            hint = 'Set a retention for every scope (select once.set_retention(''scope'', ''30 days'')) and run once.sweep().';
+            hint = 'Set a retention for every scope (select once.set_retention(''scope'', ''30 days'')) and run once.expire().';
   end if;
   execute format('create table once.%I (like once.message including defaults, unique (digest))', v_name);
   execute format('alter table once.message attach partition once.%I for values in (%L)', v_name, ensure_partition.day);

@@ -6,7 +6,7 @@
 -- and no two of them can deadlock, as they would over a counter, and none fails under REPEATABLE READ or
 -- SERIALIZABLE for it. That costs what a claim of a new key costs, and claims of anything else nothing. A row is
 -- there exactly if the transaction committed that was told 'expired', which is when the message was given up.
--- once.sweep deletes rows after two days, in batches: a topic that is replayed leaves as many as it has batches.
+-- once.expire deletes rows after two days, in batches: a topic that is replayed leaves as many as it has batches.
 create table once.expired_claim (
   answered_at timestamptz not null default clock_timestamp(),
   scope_id integer not null,

@@ -3,7 +3,7 @@
 --
 -- A key lives in the partition of the day (UTC) of its own message, never of its arrival: the same
 -- message always meets its first claim there, so a unique index a partition is enough, and retention is
--- dropping a partition. Keys with no time live in one partition apart and are swept in batches.
+-- dropping a partition. Keys with no time live in one partition apart and expire in batches.
 --
 -- The columns are ordered and sized to fit a row with neither hash nor result into 48 bytes.
 create table once.message (
@@ -24,21 +24,21 @@ create table once.message_timeless partition of once.message (
 ) for values in (null);
 
 comment on table once.message_timeless is
-  'Keys whose messages carry no time, with the day of their claim; once.sweep() deletes the oldest in batches.';
+  'Keys whose messages carry no time, with the day of their claim; once.expire() deletes the oldest in batches.';
 
--- How far the sweep of the timeless keys has come. It reads the table once a day from front to back, a
+-- How far the expiry of the timeless keys has come. It reads the table once a day from front to back, a
 -- stretch of blocks a call. No index serves it: a B-tree would cost 16 bytes a key, and the ranges of a
 -- BRIN index never narrow again, so that once freed space is reused every one of them matches.
-create table once.timeless_sweep (
+create table once.timeless_expiry (
   singleton boolean primary key default true check (singleton),
   next_block bigint not null default 0,
   finished_on date not null default '-infinity'
 );
 
-insert into once.timeless_sweep default values;
+insert into once.timeless_expiry default values;
 
-comment on table once.timeless_sweep is
-  'One row: where once.sweep() goes on among the timeless keys, and the day (UTC) of its last complete pass.';
+comment on table once.timeless_expiry is
+  'One row: where once.expire() goes on among the timeless keys, and the day (UTC) of its last complete pass.';
 
 -- The first day that was not dropped. Locking the row puts creators and droppers of partitions in one
 -- queue; reading it under that lock means a dropped day is never created again.

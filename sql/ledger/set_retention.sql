@@ -1,4 +1,4 @@
--- How long a scope remembers its keys; null: for ever. Takes effect at the next once.sweep(). A longer
+-- How long a scope remembers its keys; null: for ever. Takes effect at the next once.expire(). A longer
 -- retention does not bring back what is past the horizon already.
 create function once.set_retention(scope text, retention interval) returns void
 language plpgsql volatile
@@ -13,10 +13,10 @@ begin
   end if;
   perform once.open_scope(set_retention.scope);
   update once.scope s set retention = set_retention.retention where s.scope = set_retention.scope;
-  update once.timeless_sweep w set next_block = 0, finished_on = '-infinity';
+  update once.timeless_expiry w set next_block = 0, finished_on = '-infinity';
 end
 $$;
 
 comment on function once.set_retention(text, interval) is
-  'Sets how long a scope of the key ledger remembers its keys (null: for ever); applied by once.sweep().';
+  'Sets how long a scope of the key ledger remembers its keys (null: for ever); applied by once.expire().';
 revoke all on function once.set_retention(text, interval) from public;

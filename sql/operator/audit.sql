@@ -11,7 +11,7 @@ set search_path = ''
 set plan_cache_mode = force_custom_plan
 as $$
 declare
-  v_self uuid := once.home_id();
+  v_self uuid := once.database_id();
   v_patience constant interval := '1 minute';  -- younger than this, recovery is probably at it
   v_other record;
   v_connection text;
@@ -19,40 +19,40 @@ declare
   v_known uuid[];
   v_page constant integer := 100000;
 begin
-  perform once.check_home(v_self);
+  perform once.assert_home(v_self);
 
   return query
-  select h.kind, h.transaction_id, h.participant, h.home, h.found_at,
-         case h.kind when 'lost branch' then format('the home committed, participant %s did not: it has lost its prepared branch', h.participant)
-                     else format('participant %s committed, the home has no decision: it has lost it', h.participant) end,
-         format('compare the data of both, repair by hand; then select once.forget(%L, ''<what you did>'')', h.transaction_id)
-    from once.heuristic h
-   where h.acknowledged_at is null
-   order by h.found_at;
+  select l.kind, l.transaction_id, l.participant, l.home, l.found_at,
+         case l.kind when 'lost branch' then format('the home committed, participant %s did not: it has lost its prepared branch', l.participant)
+                     else format('participant %s committed, the home has no decision: it has lost it', l.participant) end,
+         format('compare the data of both, repair by hand; then select once.acknowledge(%L, ''<what you did>'')', l.transaction_id)
+    from once.loss l
+   where l.acknowledged_at is null
+   order by l.found_at;
 
   -- A forced branch whose home answers again.
-  if exists (select from once.forced f where f.judged_at is null) then
+  if exists (select from once.heuristic f where f.judged_at is null) then
     for v_other in
-      select distinct f.transaction_id as id, a.decision
-        from once.forced f
-        join once.ask_homes((select array_agg(u.gid) from once.forced u where u.judged_at is null)) a on a.gid = f.gid
-       where a.decision in ('committed', 'aborted')
+      select distinct f.transaction_id as id, a.outcome
+        from once.heuristic f
+        join once.ask_homes((select array_agg(u.gid) from once.heuristic u where u.judged_at is null)) a on a.gid = f.gid
+       where a.outcome in ('committed', 'aborted')
     loop
-      perform once.judge_forced(v_other.id, v_other.decision);
+      perform once.judge_heuristic(v_other.id, v_other.outcome);
     end loop;
   end if;
   return query
   select o.outcome, o.transaction_id, o.participant, o.home, o.forced_at,
          case o.outcome
            when 'hazard' then format('forced to %s by %s (%s); what the home decided is not known', o.forced, o.forced_by, o.reason)
-           when 'mixed' then format('forced by %s (%s): this branch %s, the home %s', o.forced_by, o.reason, o.done, o.decision)
+           when 'mixed' then format('forced by %s (%s): this branch %s, the home %s', o.forced_by, o.reason, o.done, o.decided)
            else format('forced by %s (%s), and the home decided the same', o.forced_by, o.reason) end,
          case o.outcome
            when 'hazard' then case when b.gid is not null then 'the line was not typed: type it, or select once.resolve() if the home is back'
-                                   else format('wait for the home; if it never comes back: select once.forget(%L, ''<why>'')', o.transaction_id) end
-           when 'mixed' then format('compare the data of both, repair by hand; then select once.forget(%L, ''<what you did>'')', o.transaction_id)
-           else format('nothing: select once.forget(%L, ''as decided'')', o.transaction_id) end
-    from once.heuristic_outcome o
+                                   else format('wait for the home; if it never comes back: select once.acknowledge(%L, ''<why>'')', o.transaction_id) end
+           when 'mixed' then format('compare the data of both, repair by hand; then select once.acknowledge(%L, ''<what you did>'')', o.transaction_id)
+           else format('nothing: select once.acknowledge(%L, ''as decided'')', o.transaction_id) end
+    from once.heuristics o
     left join once.branch b on b.gid = o.gid
    where o.acknowledged_at is null
    order by o.forced_at;
@@ -63,9 +63,9 @@ begin
     select e.home, array_agg(e.transaction_id) as ids, count(*) as n, min(e.recorded_at) as since
       from (select e.* from once.evidence e
              where e.recorded_at < clock_timestamp() - v_patience
-               and not exists (select from once.heuristic h where h.transaction_id = e.transaction_id and h.kind = 'lost decision')
-               and not exists (select from once.forced f where f.transaction_id = e.transaction_id
-                                                           and f.decision is distinct from 'committed')
+               and not exists (select from once.loss l where l.transaction_id = e.transaction_id and l.kind = 'lost decision')
+               and not exists (select from once.heuristic f where f.transaction_id = e.transaction_id
+                                                           and f.decided is distinct from 'committed')
              limit v_page) e
      group by e.home
   loop
@@ -96,16 +96,16 @@ begin
   -- meanwhile, for then evidence goes. Those first of which nothing is proven: of the others there are many, those
   -- of the last ten minutes.
   for v_other in
-    select p.home, array_agg(g.transaction_id) as ids, array_agg(p.name) as names, array_agg(g.decided_at) as decided,
+    select p.database_id, array_agg(g.transaction_id) as ids, array_agg(p.name) as names, array_agg(g.decided_at) as decided,
            count(*) as n, min(g.decided_at) as since
       from (select g.* from once.global_transaction g
              where g.confirmed_at is null and g.decided_at < clock_timestamp() - v_patience
              order by g.proven_at nulls first, g.decided_at limit v_page) g
-     cross join lateral unnest(g.participants, g.participant_homes) p (name, home)
-     group by p.home
+     cross join lateral unnest(g.participants, g.database_ids) p (name, database_id)
+     group by p.database_id
   loop
     begin
-      v_connection := once.connect(v_other.home);
+      v_connection := once.connect(v_other.database_id);
       select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_prepared
         from once.remote(v_connection, 'select array[b.transaction_id::text] from once.branch b where b.transaction_id is not null') r (v);
       select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_known
@@ -122,16 +122,16 @@ begin
         from unnest(v_other.ids, v_other.names, v_other.decided) i (id, name, decided_at)
         join once.global_transaction g on g.transaction_id = i.id and g.confirmed_at is null
        where i.id <> all (v_known)
-         and not exists (select from once.heuristic h where h.transaction_id = i.id and h.participant = i.name and h.kind = 'lost branch');
+         and not exists (select from once.loss l where l.transaction_id = i.id and l.participant = i.name and l.kind = 'lost branch');
     exception when others then
       return query
-      select 'not compared', null::uuid, null::text, v_other.home, v_other.since,
+      select 'not compared', null::uuid, null::text, v_other.database_id, v_other.since,
              format('%s decisions made here could not be compared with this participant: %s', v_other.n, sqlerrm),
              'reach it: select once.add_peer(''server''); or audit from outside: npx pgonce recover';
     end;
   end loop;
 
-  -- Branches here whose transaction somebody has forgotten at its home: it would now be called aborted.
+  -- Branches here whose transaction somebody has acknowledged at its home: it would now be called aborted.
   for v_other in
     select b.home, array_agg(b.transaction_id) as ids
       from once.branch b
@@ -148,8 +148,8 @@ begin
         perform once.disconnect(v_connection);
       end if;
       return query
-      select 'branch of a forgotten transaction', b.transaction_id, b.participant, b.home, b.prepared_at,
-             'prepared here, while its transaction was acknowledged as lost and forgotten at its home: it came back from a '
+      select 'branch of an acknowledged transaction', b.transaction_id, b.participant, b.home, b.prepared_at,
+             'prepared here, while its transaction was acknowledged as lost at its home: it came back from a '
              'backup or a standby. Recovery would roll it back',
              'read once.intervention at the home: what was repaired there by hand must not be done twice; then finish it by hand'
         from once.branch b
@@ -166,7 +166,7 @@ begin
   return query
   select 'branch without an owner', b.transaction_id, b.participant, b.home, b.prepared_at,
          'prepared by a role that was dropped: nothing proves any more that it is ours, so recovery leaves it, with its locks',
-         format('at its home: select once.decision(%1$L); then here, as a superuser: commit prepared %1$L, or rollback', b.gid)
+         format('at its home: select once.gid_outcome(%1$L); then here, as a superuser: commit prepared %1$L, or rollback', b.gid)
     from once.branch b
    where b.owner is null and b.transaction_id is not null;
 end

@@ -15,7 +15,7 @@ with doubt as materialized (
 select b.pid,
        d.gid,
        d.manager,
-       d.decision,
+       d.outcome,
        clock_timestamp() - w.waitstart as waits_for,
        -- Who waits for a row waits for the transaction that wrote it, and holds the row's place in the queue.
        coalesce(w.relation, (select min(t.relation::text)::oid from lock t where t.pid = b.pid and t.locktype = 'tuple'))::regclass as relation,

@@ -8,9 +8,9 @@ as $$
 declare
   v_branch record;
   v_xid text := (once.decode_gid(force.gid)).home_xid;
-  v_decision text;
+  v_outcome text;
 begin
-  perform once.check_primary();
+  perform once.assert_primary();
   if coalesce(force.outcome, '') not in ('commit', 'rollback') then
     raise exception 'bad outcome: %', coalesce(quote_literal(force.outcome), 'null')
       using errcode = 'ONARG', detail = 'Expected commit or rollback.',
@@ -20,27 +20,27 @@ begin
   if not found then
     raise exception 'no branch of ours is prepared here as %', coalesce(quote_literal(left(force.gid, 200)), 'null')
       using errcode = 'ONARG', detail = 'Only prepared transactions of pgonce, in this database, can be forced.',
-            hint = 'select gid, manager, decision from once.in_doubt where ours';
+            hint = 'select gid, manager, outcome from once.in_doubt where ours';
   end if;
   if not v_branch.can_finish then
     raise exception 'only role % may finish this branch', quote_ident(v_branch.owner)
       using errcode = 'ONARG', detail = 'Postgres lets the owner and superusers finish a prepared transaction.',
             hint = format('grant %I to %I', v_branch.owner, current_user);
   end if;
-  select a.decision into v_decision from once.ask_homes(array[force.gid]) a;
-  if v_decision is not null then
-    raise exception 'its home answers: %', v_decision
+  select a.outcome into v_outcome from once.ask_homes(array[force.gid]) a;
+  if v_outcome is not null then
+    raise exception 'its home answers: %', v_outcome
       using errcode = 'ONARG', detail = 'An outcome is forced only where the home is gone for good.',
-            hint = case v_decision when 'pending' then 'Its transaction still runs there: wait, or end it there.'
+            hint = case v_outcome when 'pending' then 'Its transaction still runs there: wait, or end it there.'
                                    else 'select once.resolve() \gexec' end;
   end if;
   perform once.record_intervention('force', jsonb_build_object('gid', force.gid, 'outcome', force.outcome), force.reason);
   perform once.ensure_durable();
   -- A second opinion before the line was typed: what is done tells in the end.
-  insert into once.forced as f (gid, transaction_id, home, home_xid, participant, owner, outcome, reason)
+  insert into once.heuristic as f (gid, transaction_id, home, home_xid, participant, owner, outcome, reason)
   values (force.gid, v_branch.transaction_id, v_branch.home, v_xid::xid8, v_branch.participant, v_branch.owner,
           force.outcome, force.reason)
-  on conflict on constraint forced_pkey do update set outcome = excluded.outcome, reason = excluded.reason;
+  on conflict on constraint heuristic_pkey do update set outcome = excluded.outcome, reason = excluded.reason;
   return query
   select s.statement
     from (values (1, format('/* only its owner may finish it */ set role %I', v_branch.owner)),

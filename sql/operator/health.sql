@@ -19,7 +19,7 @@ with prepared as materialized (
   select d.decided_at
     from once.decode_gids(array(select p.gid from prepared p where p.gid like 'once:%')) g
     join decision d on d.transaction_id = g.transaction_id
-   where g.home = (select i.id from once.identity i)
+   where g.home = (select i.id from once.database i)
 ), partition as materialized (
   select i.inhrelid as oid, case when c.relname ~ '^message_[0-9]{8}$' then to_date(right(c.relname, 8), 'YYYYMMDD') end as day
     from pg_catalog.pg_inherits i join pg_catalog.pg_class c on c.oid = i.inhrelid
@@ -61,35 +61,35 @@ with prepared as materialized (
     from decision d
   union all
   select 'unacknowledged_losses', count(*), 1, 1,
-         'one side committed, the other did not: select * from once.audit(); repair, then select once.forget(''<transaction>'', ''<why>'')'
-    from once.heuristic h where h.acknowledged_at is null
+         'one side committed, the other did not: select * from once.audit(); repair, then select once.acknowledge(''<transaction>'', ''<why>'')'
+    from once.loss h where h.acknowledged_at is null
   union all
-  select 'unacknowledged_forced', count(*), 1, null,
-         'select * from once.heuristic_outcome where acknowledged_at is null; then select once.forget(''<transaction>'', ''<why>'')'
-    from once.forced f where f.acknowledged_at is null
+  select 'unacknowledged_heuristics', count(*), 1, null,
+         'select * from once.heuristics where acknowledged_at is null; then select once.acknowledge(''<transaction>'', ''<why>'')'
+    from once.heuristic f where f.acknowledged_at is null
   union all
   select 'last_recovery_seconds',
          case when exists (select from once.global_transaction) or exists (select from once.evidence) or exists (select from branch b where b.ours)
               then extract(epoch from clock_timestamp() - coalesce(r.recovered_at, i.created_at)) end,
          60, 600, 'nobody recovers: pgonce recover --watch, once.recovery.start() or select once.recover() by pg_cron'
-    from once.recovery r, once.identity i
+    from once.recovery r, once.database i
   union all
   select 'ledger_bytes',
          pg_total_relation_size('once.producer') + coalesce((select sum(pg_total_relation_size(p.oid)) from partition p), 0),
          null, null, null
   union all
   select 'ledger_partitions', count(*), 3000, 3900,
-         'set a retention for every scope: select once.set_retention(''scope'', ''30 days''); then pgonce sweep; the limit is 4000'
+         'set a retention for every scope: select once.set_retention(''scope'', ''30 days''); then pgonce expire; the limit is 4000'
     from partition p where p.day is not null
   union all
-  select 'ledger_expired_partitions', count(*), 2, 7, 'nobody sweeps: pgonce sweep, or select * from once.sweep() until no row says more'
+  select 'ledger_expired_partitions', count(*), 2, 7, 'nobody expires keys: pgonce expire, or select * from once.expire() until no row says more'
     from partition p
    where p.day < (select (min(coalesce(s.horizon, '-infinity')) at time zone 'UTC')::date from once.scope s)
   union all
   select 'horizon_lag_seconds',
          extract(epoch from max(now() - s.retention - greatest(s.horizon, i.created_at - s.retention))), 172800, 604800,
-         'expired keys are kept too long: pgonce sweep, or select * from once.sweep() until no row says more'
-    from once.scope s, once.identity i where s.retention is not null
+         'expired keys are kept too long: pgonce expire, or select * from once.expire() until no row says more'
+    from once.scope s, once.database i where s.retention is not null
   union all
   select 'expired_claims_per_day', coalesce(sum(e.claims), 0), 1, null,
          'messages came later than their scope remembers and were not processed: select * from once.expired_claims; '
@@ -100,9 +100,9 @@ with prepared as materialized (
          'select * from once.producers order by gaps desc; deliver what is missing, or once.set_watermark(…)'
     from once.producers p
   union all
-  select 'offset_lag_messages', sum(l.lag)::double precision, null, null, null from once.lag l
+  select 'position_lag_messages', sum(l.lag)::double precision, null, null, null from once.lag l
   union all
-  select 'offset_stalled_seconds', extract(epoch from max(l.idle) filter (where l.lag > 0)), 60, 600,
+  select 'position_stalled_seconds', extract(epoch from max(l.idle) filter (where l.lag > 0)), 60, 600,
          'select * from once.lag where lag > 0 order by idle desc; is the consumer running?'
     from once.lag l
 )

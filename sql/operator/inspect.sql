@@ -31,7 +31,7 @@ returns table (
   blocks integer,
   blocked_pids integer[],
   longest_wait interval,
-  decision text
+  outcome text
 )
 language plpgsql volatile
 set search_path = ''
@@ -123,10 +123,10 @@ begin
      group by s.virtualtransaction
   ), ours as materialized (
     select distinct b.home, b.transaction_id, b.home_xid from branch b where b.ours
-  ), verdict as materialized (
-    select v.home, v.transaction_id, v.home_xid, v.verdict
+  ), outcome as materialized (
+    select k.home, k.transaction_id, k.home_xid, k.outcome
       from (select array_agg(o.home) as homes, array_agg(o.transaction_id) as ids, array_agg(o.home_xid) as xids from ours o) a,
-           once.verdicts(a.homes, a.ids, a.xids) v
+           once.known_outcomes(a.homes, a.ids, a.xids) k
   )
   select b.gid,
          -- Whose gid has our form, but who could not have made it, is nobody we know.
@@ -146,11 +146,11 @@ begin
          coalesce(k.sessions, 0),
          coalesce(k.pids, '{}'),
          k.longest_wait,
-         case when b.ours then v.verdict
+         case when b.ours then u.outcome
               when b.owner is null and b.manager = 'pgonce' then 'its owner was dropped: see once.audit()'
               else 'not ours: ask its manager' end
     from branch b
-    left join verdict v on v.home = b.home and v.transaction_id = b.transaction_id and v.home_xid = b.home_xid
+    left join outcome u on u.home = b.home and u.transaction_id = b.transaction_id and u.home_xid = b.home_xid
     left join holder h on h.transaction = b.transaction
     left join held on held.virtualtransaction = h.virtualtransaction
     left join blocks k on k.virtualtransaction = h.virtualtransaction;

@@ -6,7 +6,7 @@ as $$
 declare
   v_dblink text := once.dblink_schema();
   v_name constant text := 'once new peer';
-  v_home uuid;
+  v_id uuid;
   v_message text;
   v_detail text;
 begin
@@ -21,7 +21,7 @@ begin
   begin
     execute format('select %s.dblink_connect($1, $2)', v_dblink) using v_name, add_peer.server;
     perform once.prepare_connection(v_name);
-    select (r.v)[1] into v_home from once.remote(v_name, 'select array[once.home_id()::text]') r (v);
+    select (r.v)[1] into v_id from once.remote(v_name, 'select array[once.database_id()::text]') r (v);
     perform once.disconnect(v_name);
   exception when others then
     get stacked diagnostics v_message = message_text, v_detail = pg_exception_detail;
@@ -35,12 +35,12 @@ begin
             hint = format('grant usage on foreign server %1$I to %2$I; create user mapping for %2$I server %1$I '
                           'options (user ''…'', password ''…''); and over there: npx pgonce migrate.', add_peer.server, current_user);
   end;
-  insert into once.peer (home, server) values (v_home, add_peer.server)
+  insert into once.peer (database_id, server) values (v_id, add_peer.server)
   on conflict on constraint peer_pkey do update set server = excluded.server, added_at = now(), added_by = session_user;
-  return v_home;
+  return v_id;
 end
 $$;
 
 comment on function once.add_peer(text) is
-  'Names the foreign server that leads to another database with schema once; returns its home id: select once.add_peer(''billing'').';
+  'Names the foreign server that leads to another database with schema once; returns its database id: select once.add_peer(''billing'').';
 revoke all on function once.add_peer(text) from public;

@@ -6,22 +6,22 @@ as $$
 declare
   v_gid record := once.decode_gid(ask_home.gid);
   v_connection text;
-  v_decision text;
+  v_outcome text;
 begin
-  if v_gid.manager <> 'pgonce' or v_gid.home = (select i.id from once.identity i) then
-    return once.decision(ask_home.gid);
+  if v_gid.manager <> 'pgonce' or v_gid.home = (select i.id from once.database i) then
+    return once.gid_outcome(ask_home.gid);
   end if;
   v_connection := once.connect(v_gid.home);
   begin
-    select (r.v)[1] into v_decision
-      from once.remote(v_connection, format('select array[once.decide(%L, %L, %L)]', v_gid.home,
+    select (r.v)[1] into v_outcome
+      from once.remote(v_connection, format('select array[once.branch_outcome(%L, %L, %L)]', v_gid.home,
                                             v_gid.transaction_id, v_gid.home_xid)) r (v);
     perform once.disconnect(v_connection);
   exception when others then
     perform once.disconnect(v_connection);
     raise;
   end;
-  return v_decision;
+  return v_outcome;
 end
 $$;
 

@@ -1,11 +1,11 @@
--- Internal: the decisions about branches, each home asked once for all of its. A decision, once given, never
+-- Internal: the outcomes of branches, each home asked once for all of its. An outcome, once given, never
 -- changes, so it is still true when somebody acts on it. Null with a reason where a home cannot be asked.
-create function once.ask_homes(gids text[]) returns table (gid text, decision text, reason text)
+create function once.ask_homes(gids text[]) returns table (gid text, outcome text, reason text)
 language plpgsql volatile
 set search_path = ''
 as $$
 declare
-  v_self uuid := once.home_id();
+  v_self uuid := once.database_id();
   v_home record;
   v_connection text;
 begin
@@ -18,17 +18,17 @@ begin
     begin
       if v_home.home = v_self then
         return query
-        select i.gid, b.decision, null::text
-          from once.decide_batch(v_self, v_home.ids, v_home.xids::xid8[]) with ordinality b (id, xid, decision, n)
+        select i.gid, b.outcome, null::text
+          from once.branch_outcomes(v_self, v_home.ids, v_home.xids::xid8[]) with ordinality b (id, xid, outcome, n)
           join unnest(v_home.gids, v_home.ids, v_home.xids) i (gid, id, xid) on i.id = b.id and i.xid::xid8 = b.xid
-         group by i.gid, b.decision;
+         group by i.gid, b.outcome;
       else
         v_connection := once.connect(v_home.home);
         return query
         select i.gid, (r.v)[3], null::text
           from once.remote(v_connection, format(
-                 'select array[b.transaction_id::text, b.home_xid::text, b.decision] '
-                 'from once.decide_batch(%L, %L::uuid[], %L::xid8[]) b', v_home.home, v_home.ids, v_home.xids)) r (v)
+                 'select array[b.transaction_id::text, b.home_xid::text, b.outcome] '
+                 'from once.branch_outcomes(%L, %L::uuid[], %L::xid8[]) b', v_home.home, v_home.ids, v_home.xids)) r (v)
           join unnest(v_home.gids, v_home.ids, v_home.xids) i (gid, id, xid) on i.id = (r.v)[1]::uuid and i.xid = (r.v)[2]
          group by i.gid, (r.v)[3];
         perform once.disconnect(v_connection);

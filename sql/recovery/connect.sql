@@ -5,13 +5,13 @@
 -- Whoever owns a database can put anything under the names of our functions, and it would run as us. So a
 -- database that was not named as a peer is spoken to only if its schema once, with all that is in it, belongs
 -- to the role that owns ours; this is asked of the catalogs, which nobody can put anything into.
-create function once.connect(home uuid) returns text
+create function once.connect(database_id uuid) returns text
 language plpgsql volatile
 set search_path = ''
 as $$
 declare
   v_dblink text := once.dblink_schema();
-  v_name text := 'once ' || connect.home;
+  v_name text := 'once ' || connect.database_id;
   v_server name;
   v_database name;
   v_local text;
@@ -23,7 +23,7 @@ declare
 begin
   select p.server, exists (select from pg_catalog.pg_foreign_server s where s.srvname = p.server)
     into v_server, v_there
-    from once.peer p where p.home = connect.home;
+    from once.peer p where p.database_id = connect.database_id;
   -- Connections outlive a transaction that failed.
   perform once.disconnect(v_name);
   if v_server is not null then
@@ -34,7 +34,7 @@ begin
       end if;
       execute format('select %s.dblink_connect($1, $2)', v_dblink) using v_name, v_server;
       perform once.prepare_connection(v_name);
-      select (r.v)[1] into v_found from once.remote(v_name, 'select array[once.home_id()::text]') r (v);
+      select (r.v)[1] into v_found from once.remote(v_name, 'select array[once.database_id()::text]') r (v);
     exception when others then
       get stacked diagnostics v_message = message_text, v_detail = pg_exception_detail;
       perform once.disconnect(v_name);
@@ -45,7 +45,7 @@ begin
       -- reports show messages only.
       raise exception 'no connection by foreign server %: %', quote_ident(v_server),
           regexp_replace(coalesce(nullif(v_detail, ''), v_message), '[[:space:]]+', ' ', 'g')
-        using errcode = 'ONPER', detail = format('It leads to database %s, says once.peer; dblink says: %s.', connect.home, v_message),
+        using errcode = 'ONPER', detail = format('It leads to database %s, says once.peer; dblink says: %s.', connect.database_id, v_message),
               hint = format('grant usage on foreign server %1$I to %2$I; create user mapping for %2$I server %1$I '
                             'options (user ''…'', password ''…''); the server there must ask for the password.', v_server, current_user);
     end;
@@ -64,7 +64,7 @@ begin
     for v_database in
       select d.datname from pg_catalog.pg_database d
        where d.datallowconn and not d.datistemplate
-         and (d.datname = current_database()) = (connect.home = (select i.id from once.identity i))
+         and (d.datname = current_database()) = (connect.database_id = (select i.id from once.database i))
        order by d.datname
     loop
       begin
@@ -76,13 +76,13 @@ begin
             select array[]::text[]
               from pg_catalog.pg_namespace n
              where n.nspname = 'once' and pg_catalog.pg_get_userbyid(n.nspowner) = %1$L
-               and exists (select from pg_catalog.pg_class c where c.relnamespace = n.oid and c.relname = 'identity' and c.relkind = 'r')
+               and exists (select from pg_catalog.pg_class c where c.relnamespace = n.oid and c.relname = 'database' and c.relkind = 'r')
                and not exists (select from pg_catalog.pg_class c
                                 where c.relnamespace = n.oid and pg_catalog.pg_get_userbyid(c.relowner) <> %1$L)
                and not exists (select from pg_catalog.pg_proc f
                                 where f.pronamespace = n.oid and pg_catalog.pg_get_userbyid(f.proowner) <> %1$L)
             $q$, v_owner))) then
-          select (r.v)[1] into v_found from once.remote(v_name, 'select array[i.id::text] from once.identity i') r (v);
+          select (r.v)[1] into v_found from once.remote(v_name, 'select array[i.id::text] from once.database i') r (v);
         end if;
       exception when others then
         if v_database = current_database() then
@@ -94,22 +94,22 @@ begin
                   hint = 'select once.add_peer(''server'') with a foreign server that leads to this database, and a user mapping.';
         end if;
       end;
-      exit when v_found = connect.home;
+      exit when v_found = connect.database_id;
       v_found := null;
       perform once.disconnect(v_name);
     end loop;
     if v_found is null then
-      raise exception 'nothing known of the database %', connect.home
+      raise exception 'nothing known of the database %', connect.database_id
         using errcode = 'ONPER', detail = 'It is no peer, and no other database of this cluster that could be looked into.',
               hint = 'Name a foreign server (wrapper dblink_fdw) that leads to it: select once.add_peer(''server'').';
     end if;
-    select (r.v)[1] into v_found from once.remote(v_name, 'select array[once.home_id()::text]') r (v);
+    select (r.v)[1] into v_found from once.remote(v_name, 'select array[once.database_id()::text]') r (v);
   end if;
-  if v_found is distinct from connect.home then
+  if v_found is distinct from connect.database_id then
     perform once.disconnect(v_name);
-    raise exception 'foreign server % leads to database %, not to %', quote_ident(v_server), v_found, connect.home
-      using errcode = 'ONIDN', detail = 'Only the database whose identity stands in the gid decides.',
-            hint = format('delete from once.peer where home = %L; then select once.add_peer(''server'').', connect.home);
+    raise exception 'foreign server % leads to database %, not to %', quote_ident(v_server), v_found, connect.database_id
+      using errcode = 'ONIDN', detail = 'Only the database whose id stands in the gid decides.',
+            hint = format('delete from once.peer where database_id = %L; then select once.add_peer(''server'').', connect.database_id);
   end if;
   return v_name;
 end

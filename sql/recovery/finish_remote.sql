@@ -5,12 +5,12 @@
 -- while it waits for a synchronous standby, and then be answered as done, seen and believed although no standby has
 -- it. It waits for nothing else. So what bounds it is what bounds every commit here: the standby comes back, or
 -- somebody takes it off synchronous_standby_names.
-create function once.finish_remote(connection text, gid text, transaction_id uuid, decision text, role name) returns text
+create function once.finish_remote(connection text, gid text, transaction_id uuid, outcome text, role name) returns text
 language plpgsql volatile
 set search_path = ''
 as $$
 declare
-  v_statement text := format('%s prepared %L', case finish_remote.decision when 'committed' then 'commit' when 'aborted' then 'rollback' end,
+  v_statement text := format('%s prepared %L', case finish_remote.outcome when 'committed' then 'commit' when 'aborted' then 'rollback' end,
                              finish_remote.gid);
   v_problem text;
   v_gone boolean := false;
@@ -45,9 +45,9 @@ begin
     perform once.remote_exec(finish_remote.connection, 'reset role; set statement_timeout = ''10s''');
   exception when others then
     -- What comes next over it would be done as somebody else, or wait for ever.
-    perform once.connect(once.home_id());
+    perform once.connect(once.database_id());
   end;
-  if v_gone and finish_remote.decision = 'committed' and not exists (
+  if v_gone and finish_remote.outcome = 'committed' and not exists (
        select from once.remote(finish_remote.connection,
                 format('select array[e::text] from once.find_evidence(array[%L::uuid]) e', finish_remote.transaction_id))) then
     v_problem := 'it is gone, and left no evidence';

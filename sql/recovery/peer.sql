@@ -1,11 +1,11 @@
--- How this database reaches the others, for recovery inside Postgres: a foreign server by home id. The user
+-- How this database reaches the others, for recovery inside Postgres: a foreign server by database id. The user
 -- and the password are those of the user mapping, which only its user can use, so that none lies in a table.
 create table once.peer (
-  home uuid primary key,
+  database_id uuid primary key,
   server name not null,
   added_at timestamptz not null default now(),
   added_by name not null default session_user
 );
 
 comment on table once.peer is
-  'The foreign server by which dblink reaches the database with this home id; see once.add_peer.';
+  'The foreign server by which dblink reaches the database with this id; see once.add_peer.';

@@ -2,9 +2,9 @@
  * What `pgonce doctor` looks at in one database. Each check asks one question, and says what to type if the answer
  * is not good.
  */
-import { schemaVersion } from '../database/database.ts'
-import { identifier, literal } from '../database/quote.ts'
-import type { Session } from '../database/session.ts'
+import { schemaVersion } from '../connection/database.ts'
+import { identifier, literal } from '../connection/quote.ts'
+import type { Session } from '../connection/session.ts'
 import { codeOf, fromSql, PgonceError } from '../errors.ts'
 import { type ChosenDatabase, commandFor } from './databases.ts'
 import { count, sayAge } from './output.ts'
@@ -178,27 +178,27 @@ export async function checkSchema(
   return true
 }
 
-/** As in once.identity; undefined if it could not be read or is a copy's. That it is well is said by the caller. */
-export async function checkIdentity(session: Session, add: Add): Promise<string | undefined> {
+/** As in once.database; undefined if it could not be read or is a copy's. That it is well is said by the caller. */
+export async function checkDatabaseId(session: Session, add: Add): Promise<string | undefined> {
   try {
-    const { rows } = await session.query<{ id: string }>('select once.home_id()::text as id')
+    const { rows } = await session.query<{ id: string }>('select once.database_id()::text as id')
     if (rows[0] !== undefined) return rows[0].id
     add({
-      check: 'identity',
+      check: 'database id',
       status: 'critical',
-      found: 'once.identity has no row',
-      hint: `select once.renew_identity('the row was gone');`,
+      found: 'once.database has no row',
+      hint: `select once.renew_database_id('the row was gone');`,
     })
   } catch (raw) {
     const error = fromSql(raw)
     if (error instanceof PgonceError && error.code === 'ONCPY') {
       add({
-        check: 'identity',
+        check: 'database id',
         status: 'critical',
-        found: `a copy: it carries the identity of another database. ${error.detail ?? ''}`.trim(),
+        found: `a copy: it carries the id of another database. ${error.detail ?? ''}`.trim(),
         hint:
-          "select once.renew_identity('copied');   -- if the original lives on\n" +
-          "select once.adopt_identity('moved');    -- if this replaces the original for good",
+          "select once.renew_database_id('copied');   -- if the original lives on\n" +
+          "select once.adopt_database_id('moved');    -- if this replaces the original for good",
       })
     } else if (!isDenied(raw)) throw error
   }
@@ -224,7 +224,7 @@ export async function checkPrivileges(
            regexp_matches(split_part(p.prosrc, '$grant$', 2), 'once\\.[a-z_]+\\([^)]*\\)', 'g') m
      where p.proname in ('grant_app', 'grant_recover', 'grant_monitor')
      group by 1 order by 1`)
-  const can: Record<string, string> = { app: 'process', recover: 'recover and sweep', monitor: 'look' }
+  const can: Record<string, string> = { app: 'process', recover: 'recover and expire keys', monitor: 'look' }
   const full = rows.filter(({ missing }) => missing.length === 0)
   if (full.length > 0) {
     const may = full.map((row) => can[row.grant] ?? row.grant).join(', ')
@@ -278,7 +278,7 @@ export async function checkInDoubt(
   if (old > 0) {
     const lines = [
       commandFor('recover', chosen),
-      `${commandFor('in-doubt', chosen)}   # shows each, with its decision`,
+      `${commandFor('in-doubt', chosen)}   # shows each, with its outcome`,
     ]
     if (barred !== null)
       lines.unshift(
@@ -337,7 +337,7 @@ export async function checkLosses(session: Session, add: Add): Promise<void> {
     session,
     add,
     check,
-    `select count(*)::int4 as n, string_agg(distinct h.kind, ', ') as kinds from once.heuristic h where h.acknowledged_at is null`,
+    `select count(*)::int4 as n, string_agg(distinct h.kind, ', ') as kinds from once.loss h where h.acknowledged_at is null`,
   )
   if (row === undefined) return
   if (row.n === 0) return add({ check, status: 'ok', found: 'none that is not acknowledged' })
@@ -346,8 +346,8 @@ export async function checkLosses(session: Session, add: Add): Promise<void> {
     status: 'critical',
     found: `${row.n} not acknowledged (${row.kinds}): one side committed, the other did not`,
     hint:
-      'select * from once.heuristic where acknowledged_at is null;   -- repair the data by hand, then:\n' +
-      "select once.forget('…', 'what was repaired');",
+      'select * from once.loss where acknowledged_at is null;   -- repair the data by hand, then:\n' +
+      "select once.acknowledge('…', 'what was repaired');",
   })
 }
 
@@ -392,8 +392,8 @@ export async function checkLedger(session: Session, add: Add): Promise<void> {
   })
 }
 
-export async function checkOffsets(session: Session, add: Add): Promise<void> {
-  const check = 'offsets'
+export async function checkPositions(session: Session, add: Add): Promise<void> {
+  const check = 'positions'
   const row = await look<{ partitions: number; stuck: number; ahead: number }>(
     session,
     add,

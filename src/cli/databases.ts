@@ -4,8 +4,8 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Command } from 'commander'
 import { checkDatabaseName, show } from '../check.ts'
-import { createDatabase, type Database } from '../database/database.ts'
-import { checkUrl, describeTarget } from '../database/open.ts'
+import { createDatabase, type Database } from '../connection/database.ts'
+import { checkUrl, describeTarget } from '../connection/open.ts'
 import { InvalidInputError } from '../errors.ts'
 
 /** The variable that is read if the command line names no database. */

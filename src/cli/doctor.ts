@@ -3,16 +3,16 @@
  */
 
 import { type Command, InvalidArgumentError } from 'commander'
-import { type Database, withSession } from '../database/database.ts'
-import { describeTarget } from '../database/open.ts'
+import { type Database, withSession } from '../connection/database.ts'
+import { describeTarget } from '../connection/open.ts'
 import {
   type Add,
   type CheckStatus,
-  checkIdentity,
+  checkDatabaseId,
   checkInDoubt,
   checkLedger,
   checkLosses,
-  checkOffsets,
+  checkPositions,
   checkPrivileges,
   checkRecovery,
   checkSchema,
@@ -90,8 +90,8 @@ const patience = 15_000
 interface Examined {
   readonly database: ChosenDatabase
   readonly checks: Check[]
-  /** As in once.identity; undefined if it could not be read or is a copy's. */
-  identity?: string | undefined
+  /** As in once.database; undefined if it could not be read or is a copy's. */
+  databaseId?: string | undefined
   /** The homes of its orphans. */
   homes?: readonly string[]
 }
@@ -133,14 +133,14 @@ async function examine(
         add({ check: 'reachable', status: 'ok', found: `answers in ${took} ms` })
         const server = await checkServer(session, add, flags.maxConnections)
         if (!(await checkSchema(session, server, add, one.database))) return
-        one.identity = await checkIdentity(session, add)
+        one.databaseId = await checkDatabaseId(session, add)
         if (server.standby) return
         await checkPrivileges(session, server, add)
         one.homes = await checkInDoubt(session, server, add, chosen, flags.orphanAge)
         await checkRecovery(session, add, chosen)
         await checkLosses(session, add)
         await checkLedger(session, add)
-        await checkOffsets(session, add)
+        await checkPositions(session, add)
       },
       patience,
     )
@@ -156,17 +156,17 @@ async function examine(
 }
 
 /** Says who it is, unless another of the given databases says the same. */
-function checkDistinct({ database, checks, identity }: Examined, all: readonly Examined[]): void {
-  if (identity === undefined) return
-  const same = all.filter((one) => one.identity === identity && one.database !== database)
+function checkDistinct({ database, checks, databaseId }: Examined, all: readonly Examined[]): void {
+  if (databaseId === undefined) return
+  const same = all.filter((one) => one.databaseId === databaseId && one.database !== database)
   const check: Check =
     same.length === 0
-      ? { database: database.name, check: 'identity', status: 'ok', found: identity, hint: null }
+      ? { database: database.name, check: 'database id', status: 'ok', found: databaseId, hint: null }
       : {
           database: database.name,
-          check: 'identity',
+          check: 'database id',
           status: 'critical',
-          found: `the same database as ${same.map((one) => one.database.name).join(', ')} (${identity})`,
+          found: `the same database as ${same.map((one) => one.database.name).join(', ')} (${databaseId})`,
           hint: 'give each database one name only: both halves of a transaction would wait for each other',
         }
   const after = checks.findIndex((one) => one.check === 'schema')
@@ -175,12 +175,13 @@ function checkDistinct({ database, checks, identity }: Examined, all: readonly E
 
 /** Recovery finishes nothing whose home it cannot ask, so what is to be typed must name that too. */
 function sayMissingHomes({ checks, homes = [] }: Examined, all: readonly Examined[]): void {
-  const missing = homes.filter((home) => !all.some(({ identity }) => identity === home))
+  const missing = homes.filter((home) => !all.some(({ databaseId }) => databaseId === home))
   const index = checks.findIndex(({ check, status }) => check === 'in doubt' && status === 'critical')
   const check = checks[index]
   if (missing.length === 0 || check === undefined) return
   const lines = missing.map(
-    (home) => `# first name the home too: no database given here answers ${home} to "select once.home_id()"`,
+    (home) =>
+      `# first name the home too: no database given here answers ${home} to "select once.database_id()"`,
   )
   checks[index] = { ...check, hint: [...lines, check.hint].join('\n') }
 }

@@ -1,16 +1,16 @@
 /**
- * `pgonce in-doubt`: every prepared transaction of ours, with the decision of its home and what to type.
+ * `pgonce in-doubt`: every prepared transaction of ours, with what its home decided and what to type.
  */
 import type { Command } from 'commander'
-import { type Database, withReadCommitted, withSession } from '../database/database.ts'
-import { identifier, literal } from '../database/quote.ts'
+import { type Database, withReadCommitted, withSession } from '../connection/database.ts'
+import { identifier, literal } from '../connection/quote.ts'
 import { fromSql, withHint } from '../errors.ts'
-import { arrayOf } from '../transaction/report.ts'
+import { arrayOf } from '../recovery/report.ts'
 import { chooseDatabases, type DatabaseFlags, withDatabases, withEach } from './databases.ts'
 import { count, paint, print, printJson, type Row, type Style, sayAge, table } from './output.ts'
 
-/** As {@link once.decide} gives it; `unknown` if its home could not be asked. */
-export type Decision = 'committed' | 'aborted' | 'pending' | 'unknown'
+/** As `once.branch_outcome` gives it; `unknown` if its home could not be asked. */
+export type BranchOutcome = 'committed' | 'aborted' | 'pending' | 'unknown'
 
 /** One prepared transaction whose gid has our prefix. */
 export interface BranchShown {
@@ -29,8 +29,8 @@ export interface BranchShown {
   readonly ours: boolean
   readonly canFinish: boolean
   /** Null for what is not ours. */
-  readonly decision: Decision | null
-  /** Why the decision is unknown; else null. */
+  readonly outcome: BranchOutcome | null
+  /** Why the outcome is unknown; else null. */
   readonly reason: string | null
   /** What finishes it in psql, connected to this database; null if it is not decided or not ours. */
   readonly type: string | null
@@ -61,7 +61,7 @@ async function runInDoubt(urls: readonly string[], flags: InDoubtFlags): Promise
     if (looked.length > 0) print(`Nothing is in doubt in ${looked.map(({ name }) => name).join(', ')}.`)
     return
   }
-  print(table(['database', 'decision', 'age', 'owner', 'home', 'transaction'], branches.map(rowOf)))
+  print(table(['database', 'outcome', 'age', 'owner', 'home', 'transaction'], branches.map(rowOf)))
   const ours = branches.filter((branch) => branch.ours)
   const open = ours.filter(({ type }) => type !== null)
   print()
@@ -92,15 +92,15 @@ interface Listed {
   readonly other: boolean
 }
 
-/** @see sql/transaction/branch.sql, sql/transaction/decide.sql */
+/** @see sql/recovery/branch.sql, sql/recovery/branch_outcome.sql */
 async function listInDoubt(databases: readonly Database[]) {
   const unreachable: { database: string; reason: string }[] = []
   const homes = new Map<string, Database>()
   const lists = await Promise.all(
     databases.map(async (database) => {
       try {
-        const identity = await database.identify()
-        if (!homes.has(identity)) homes.set(identity, database)
+        const databaseId = await database.identify()
+        if (!homes.has(databaseId)) homes.set(databaseId, database)
         return await listOne(database)
       } catch (error) {
         unreachable.push({ database: database.name, reason: withHint(error) })
@@ -109,12 +109,12 @@ async function listInDoubt(databases: readonly Database[]) {
     }),
   )
   // Two names for one database show its branches once.
-  const listed = lists.flat().filter(({ database }) => homes.get(database.identity ?? '') === database)
+  const listed = lists.flat().filter(({ database }) => homes.get(database.databaseId ?? '') === database)
   const answers = await askHomes(listed, homes)
   const branches = listed.map((branch): BranchShown => {
     const { database, gid, id, home, xid, participant, owner, prepared, age, ours, allowed } = branch
     const answer = ours ? answers.get(keyOf(branch)) : undefined
-    const decision = ours ? (answer?.decision ?? 'unknown') : null
+    const outcome = ours ? (answer?.outcome ?? 'unknown') : null
     return {
       database: database.name,
       gid,
@@ -128,9 +128,9 @@ async function listInDoubt(databases: readonly Database[]) {
       ageSeconds: age,
       ours,
       canFinish: allowed,
-      decision,
-      reason: decision === 'unknown' ? (answer?.reason ?? noHome(home)) : null,
-      type: decision === null ? null : lineFor(branch, decision),
+      outcome,
+      reason: outcome === 'unknown' ? (answer?.reason ?? noHome(home)) : null,
+      type: outcome === null ? null : lineFor(branch, outcome),
     }
   })
   return { branches, unreachable }
@@ -155,7 +155,7 @@ async function listOne(database: Database): Promise<Listed[]> {
 }
 
 interface Answer {
-  readonly decision: Decision
+  readonly outcome: BranchOutcome
   readonly reason: string | null
 }
 
@@ -174,18 +174,18 @@ async function askHomes(
         const { rows } = await withReadCommitted(
           database.connect(),
           (session) =>
-            session.query<{ id: string; xid: string; decision: Decision }>(
-              `select i.id, i.xid, once.decide($1::uuid, i.id::uuid, i.xid::xid8) as decision
+            session.query<{ id: string; xid: string; outcome: BranchOutcome }>(
+              `select i.id, i.xid, once.branch_outcome($1::uuid, i.id::uuid, i.xid::xid8) as outcome
                  from unnest($2::text::text[], $3::text::text[]) i (id, xid)`,
               [home, arrayOf(asked.map(({ id }) => id ?? '')), arrayOf(asked.map(({ xid }) => xid ?? ''))],
             ),
           patience,
         )
-        for (const { id, xid, decision } of rows)
-          answers.set(`${home} ${id} ${xid}`, { decision, reason: null })
+        for (const { id, xid, outcome } of rows)
+          answers.set(`${home} ${id} ${xid}`, { outcome, reason: null })
       } catch (error) {
         for (const branch of asked)
-          answers.set(keyOf(branch), { decision: 'unknown', reason: withHint(fromSql(error)) })
+          answers.set(keyOf(branch), { outcome: 'unknown', reason: withHint(fromSql(error)) })
       }
     }),
   )
@@ -197,19 +197,19 @@ function keyOf({ home, id, xid }: Listed): string {
 }
 
 function noHome(home: string | null): string {
-  return `its home ${home} is none of the databases that answered: add the one where once.identity has this id`
+  return `its home ${home} is none of the databases that answered: add the one where once.database has this id`
 }
 
-function lineFor({ gid, owner, other }: Listed, decision: Decision): string | null {
-  if (decision !== 'committed' && decision !== 'aborted') return null
-  const line = `${decision === 'committed' ? 'commit' : 'rollback'} prepared ${literal(gid)};`
+function lineFor({ gid, owner, other }: Listed, outcome: BranchOutcome): string | null {
+  if (outcome !== 'committed' && outcome !== 'aborted') return null
+  const line = `${outcome === 'committed' ? 'commit' : 'rollback'} prepared ${literal(gid)};`
   return other ? `set role ${identifier(owner ?? '')}; ${line} reset role;` : line
 }
 
 function rowOf(branch: BranchShown): Row {
   const {
     database,
-    decision,
+    outcome,
     ageSeconds,
     owner,
     home,
@@ -221,7 +221,7 @@ function rowOf(branch: BranchShown): Row {
     reason,
     canFinish,
   } = branch
-  const styles: Record<Decision, Style> = {
+  const styles: Record<BranchOutcome, Style> = {
     committed: 'green',
     aborted: 'yellow',
     pending: 'cyan',
@@ -233,13 +233,13 @@ function rowOf(branch: BranchShown): Row {
       `not ours (${owner === null ? 'its owner was dropped' : 'its owner or its gid is none of pgonce'}): ${gid}`,
     )
   if (reason !== null) notes.push(`unknown: ${reason}`)
-  if (decision === 'pending') notes.push('its home transaction still runs: nothing to do but ask again')
+  if (outcome === 'pending') notes.push('its home transaction still runs: nothing to do but ask again')
   if (type !== null) notes.push(`→ in ${database}: ${type}`)
   if (type !== null && !canFinish) notes.push(`  you may not: connect as ${owner} or as a superuser`)
   return {
     cells: [
       database,
-      decision === null ? { text: 'not ours', style: 'dim' } : { text: decision, style: styles[decision] },
+      outcome === null ? { text: 'not ours', style: 'dim' } : { text: outcome, style: styles[outcome] },
       sayAge(ageSeconds),
       owner ?? '?',
       homeName ?? home ?? '?',

@@ -4,8 +4,8 @@
  * 2 the command line is wrong, and nothing was done.
  */
 import { CommanderError } from 'commander'
+import { packageVersion } from '../database/migration-files.ts'
 import { InvalidInputError, PgonceError } from '../errors.ts'
-import { packageVersion } from '../migration-files.ts'
 import { printable } from './output.ts'
 import { createProgram } from './program.ts'
 

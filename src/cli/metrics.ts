@@ -6,7 +6,7 @@
 import { createServer } from 'node:http'
 import { type Command, InvalidArgumentError } from 'commander'
 import type { Gauge } from 'prom-client'
-import { type Database, withSession } from '../database/database.ts'
+import { type Database, withSession } from '../connection/database.ts'
 import { fromSql, withHint } from '../errors.ts'
 import { chooseDatabases, type DatabaseFlags, withDatabases, withEach } from './databases.ts'
 import { print } from './output.ts'

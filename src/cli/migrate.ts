@@ -2,10 +2,10 @@
  * `pgonce migrate`: installs schema once, or brings it up to date, in any number of databases.
  */
 import type { Command } from 'commander'
-import { hostIn } from '../database/open.ts'
+import { hostIn } from '../connection/open.ts'
+import { type MigrateResult, migrate } from '../database/migrate.ts'
+import { migrationSql } from '../database/migration-sql.ts'
 import { InvalidInputError } from '../errors.ts'
-import { type MigrateResult, migrate } from '../migrate.ts'
-import { migrationSql } from '../migration-sql.ts'
 import {
   type ChosenDatabase,
   chooseDatabases,

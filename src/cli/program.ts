@@ -2,15 +2,15 @@
  * The commands of `pgonce`, put together.
  */
 import { Command } from 'commander'
-import { describeTarget } from '../database/open.ts'
+import { describeTarget } from '../connection/open.ts'
 import { demoCommand } from './demo.ts'
 import { devCommand } from './dev.ts'
 import { doctorCommand } from './doctor.ts'
+import { expireCommand } from './expire.ts'
 import { inDoubtCommand } from './in-doubt.ts'
 import { metricsCommand } from './metrics.ts'
 import { migrateCommand } from './migrate.ts'
 import { recoverCommand } from './recover.ts'
-import { sweepCommand } from './sweep.ts'
 
 interface Output {
   writeOut(text: string): void
@@ -35,7 +35,7 @@ export function createProgram(
   doctorCommand(program)
   inDoubtCommand(program)
   recoverCommand(program)
-  sweepCommand(program)
+  expireCommand(program)
   metricsCommand(program)
   devCommand(program)
   demoCommand(program)

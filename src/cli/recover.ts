@@ -6,9 +6,9 @@ import { tracingChannel } from 'node:diagnostics_channel'
 import { type Command, InvalidArgumentError } from 'commander'
 import { maxInt32 } from '../check.ts'
 import { pgonce } from '../client.ts'
-import type { StepEvent } from '../transaction/channels.ts'
-import type { Recovery } from '../transaction/recovery.ts'
-import type { Loss, RecoveryReport } from '../transaction/report.ts'
+import type { StepEvent } from '../commit/channels.ts'
+import type { Recovery } from '../recovery/recovery.ts'
+import type { Loss, RecoveryReport } from '../recovery/report.ts'
 import { chooseDatabases, type DatabaseFlags, soon, withDatabases } from './databases.ts'
 import { count, paint, print, printJson } from './output.ts'
 import { aborted, interruption } from './signals.ts'
@@ -22,11 +22,11 @@ interface RecoverFlags extends DatabaseFlags {
 /** Adds the command to the program. */
 export function recoverCommand(program: Command): void {
   withDatabases(program.command('recover'))
-    .description('finish the branches in doubt as their homes decided, audit, and forget what is proven')
+    .description('finish the branches in doubt as their homes decided, audit, and purge what is proven')
     .option('--watch', 'go on until Ctrl-C, through outages')
     .option(
       '--keep <ms>',
-      'forget decisions that are proven for longer (default: 600000, ten minutes)',
+      'purge decisions that are proven for longer (default: 600000, ten minutes)',
       milliseconds,
     )
     .option('--json', 'print one JSON object; with --watch one a line, whenever there is something to say')
@@ -52,7 +52,7 @@ async function runRecover(urls: readonly string[], flags: RecoverFlags): Promise
 }
 
 async function recoverOnce(recovery: Recovery, names: readonly string[], flags: RecoverFlags): Promise<void> {
-  const report = await recovery.sweep({ ...keepOf(flags), audit: true })
+  const report = await recovery.run({ ...keepOf(flags), audit: true })
   if (report.unfinished.length + report.unreachable.length + report.losses.length > 0) process.exitCode = 1
   if (flags.json) return printJson(report)
   for (const { said } of troubles(report)) print(paint(said, 'red'))
@@ -140,13 +140,13 @@ function sayLoss({ kind, transactionId, participant, home }: Loss): string {
     kind === 'lost branch'
       ? `the home ${home} committed, participant ${participant} did not`
       : `participant ${participant} committed, the home ${home} has no decision`
-  return `LOSS (${kind}) of transaction ${transactionId}: ${what}. Recorded in once.heuristic; repair it by hand.`
+  return `LOSS (${kind}) of transaction ${transactionId}: ${what}. Recorded in once.loss; repair it by hand.`
 }
 
-function summary({ committed, rolledBack, unfinished, proven, forgotten, losses }: RecoveryReport): string {
+function summary({ committed, rolledBack, unfinished, proven, purged, losses }: RecoveryReport): string {
   const parts = [`${committed} committed`, `${rolledBack} rolled back`, `${unfinished.length} unfinished`]
   if (proven > 0) parts.push(`${proven} proven`)
-  if (forgotten > 0) parts.push(`${forgotten} forgotten`)
+  if (purged > 0) parts.push(`${purged} purged`)
   parts.push(`${count(losses.length, 'new loss', 'new losses')}`)
   return parts.join(', ')
 }

@@ -4,7 +4,7 @@
  */
 import { setTimeout as sleep } from 'node:timers/promises'
 import { pgonce } from '../client.ts'
-import type { Recovery } from '../transaction/recovery.ts'
+import type { Recovery } from '../recovery/recovery.ts'
 import { type Environment, home, startEnvironment } from './environment.ts'
 import { type InputOptions, readMessages } from './input.ts'
 import { type Message, makePlan, type PlanOptions } from './plan.ts'
@@ -152,7 +152,7 @@ async function settle(recovery: Recovery): Promise<number> {
   const deadline = performance.now() + settleTime
   let recovered = 0
   for (;;) {
-    const { committed, rolledBack, pending, unfinished, unreachable } = await recovery.sweep()
+    const { committed, rolledBack, pending, unfinished, unreachable } = await recovery.run()
     recovered += committed + rolledBack
     const left = pending + unfinished.length + unreachable.length
     if (left === 0 || performance.now() > deadline) return recovered

@@ -14,7 +14,7 @@ export interface Truth {
   readonly positions: readonly number[]
   /** Prepared transactions, anybody's. */
   readonly inDoubt: number
-  /** Losses on record, `once.heuristic`. */
+  /** Losses on record, `once.loss`. */
   readonly losses: number
 }
 
@@ -42,7 +42,7 @@ export async function readTruth(
     await using database = connection(urls[name])
     const rows = await database.sql<(Tally & { checksum: string })[]>`select * from tally`
     tallies.set(name, new Map(rows.map((row) => [row.key, { ...row, checksum: Number(row.checksum) }])))
-    const [found] = await database.sql<{ n: number }[]>`select count(*)::int as n from once.heuristic`
+    const [found] = await database.sql<{ n: number }[]>`select count(*)::int as n from once.loss`
     losses += found?.n ?? 0
   }
   await using database = connection(urls[home])
@@ -54,9 +54,9 @@ export async function readTruth(
              not isempty(ahead) as gaps
         from once.producer where producer = ${producerOf(partition)}`
     claimed.push(producer ?? { count: 0, gaps: false })
-    const [offset] = await database.sql<{ position: number | null }[]>`
-      select "position"::int as position from once.read_offset(${group}, ${topic}, ${partition})`
-    positions.push(offset?.position ?? 0)
+    const [state] = await database.sql<{ position: number | null }[]>`
+      select "position"::int as position from once.read_position(${group}, ${topic}, ${partition})`
+    positions.push(state?.position ?? 0)
   }
   return { tallies, claimed, positions, losses, inDoubt: await countInDoubt(Object.values(urls)) }
 }

@@ -47,7 +47,7 @@ async function work(urls: Extract<ToWorker, { kind: 'start' }>['urls'], partitio
             // Always in this order, so that two workers cannot wait for each other across databases.
             for (const name of databaseNames) await add(transactions[name], counts.get(name) ?? new Map())
           },
-          { offset: { group, topic, partition, epoch, expected, next } },
+          { position: { group, topic, partition, epoch, expected, next } },
         )
         expected = next
       }

@@ -2,9 +2,9 @@
  * Branches that are prepared. They belong to no connection, nor to the resource that prepared them: what is known of
  * them is what the server says.
  */
-import { type Database, withSession } from '../database/database.ts'
-import { literal } from '../database/quote.ts'
-import type { Session } from '../database/session.ts'
+import { type Database, withSession } from '../connection/database.ts'
+import { literal } from '../connection/quote.ts'
+import type { Session } from '../connection/session.ts'
 import { codeOf, isErrorAnswer } from '../errors.ts'
 import { XaError } from './codes.ts'
 import { localTransaction, unavailable, unfinished, unknown } from './errors.ts'

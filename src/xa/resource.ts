@@ -12,11 +12,11 @@
 import { randomUUID } from 'node:crypto'
 import type { Transaction } from 'kysely'
 import { checkInteger, checkMilliseconds, checkObject } from '../check.ts'
-import { createDatabase, inTime, transactionOver } from '../database/database.ts'
-import type { DatabaseTarget } from '../database/open.ts'
-import { literal } from '../database/quote.ts'
-import type { Session } from '../database/session.ts'
-import { type Cursors, type Executor, noCursors, withStreams } from '../database/stream.ts'
+import { createDatabase, inTime, transactionOver } from '../connection/database.ts'
+import type { DatabaseTarget } from '../connection/open.ts'
+import { literal } from '../connection/quote.ts'
+import type { Session } from '../connection/session.ts'
+import { type Cursors, type Executor, noCursors, withStreams } from '../connection/stream.ts'
 import { codeOf, HandlerError, isErrorAnswer } from '../errors.ts'
 import {
   TMENDRSCAN,

@@ -91,7 +91,7 @@ export function gidOf(xid: XidInput | RawXid): string {
   return gid
 }
 
-/** A gid of `src/transaction/gid.ts`, of whatever version. */
+/** A gid of `src/commit/gid.ts`, of whatever version. */
 function isOwnGid(gid: string): boolean {
   return /^once:[0-9]+:/.test(gid)
 }

@@ -22,7 +22,7 @@ test('a healthy pair of databases passes every check', async (t) => {
   // The test servers run with fsync off, which is worth a warning.
   const bad = checks.filter(({ status }) => status !== 'ok')
   t.deepEqual([...new Set(bad.map(({ check }) => check))], ['fsync'])
-  for (const check of ['reachable', 'server', 'primary', 'schema', 'identity', 'privileges', 'in doubt']) {
+  for (const check of ['reachable', 'server', 'primary', 'schema', 'database id', 'privileges', 'in doubt']) {
     t.deepEqual(
       checks.filter((one) => one.check === check).map(({ database }) => database),
       ['orders', 'billing'],
@@ -90,18 +90,18 @@ test('an unreachable database does not keep the others from being examined', asy
 test('a copied database is told from its original, and what to type is said', async (t) => {
   const orders = await testDatabase(t)
   const copy = await testDatabase(t)
-  // What a template, a dump or a restored backup carries: another database's identity.
+  // What a template, a dump or a restored backup carries: another database's database id.
   const [row] =
-    await orders.sql`select id, system_identifier::text as system, database_oid::text as oid from once.identity`
-  await copy.sql`update once.identity
+    await orders.sql`select id, system_identifier::text as system, database_oid::text as oid from once.database`
+  await copy.sql`update once.database
                     set id = ${row?.id}, system_identifier = ${row?.system}::bigint, database_oid = ${row?.oid}::oid`
   const { exitCode, checks } = await doctor(...named({ orders, copy }))
   t.is(exitCode, 1)
-  t.is(find(checks, 'identity', 'orders').status, 'ok')
-  const identity = find(checks, 'identity', 'copy')
-  t.is(identity.status, 'critical')
-  t.regex(identity.found, /copy/)
-  const [line] = identity.hint?.split(';') ?? []
+  t.is(find(checks, 'database id', 'orders').status, 'ok')
+  const databaseId = find(checks, 'database id', 'copy')
+  t.is(databaseId.status, 'critical')
+  t.regex(databaseId.found, /copy/)
+  const [line] = databaseId.hint?.split(';') ?? []
   await copy.sql.unsafe(line ?? '')
   t.is((await doctor(...named({ orders, copy }))).exitCode, 0)
 })
@@ -110,8 +110,8 @@ test('two names for one database are critical', async (t) => {
   const orders = await testDatabase(t)
   const { exitCode, checks } = await doctor(...named({ orders, billing: orders.url }))
   t.is(exitCode, 1)
-  t.regex(find(checks, 'identity', 'orders').found, /same database as billing/)
-  t.regex(find(checks, 'identity', 'billing').found, /same database as orders/)
+  t.regex(find(checks, 'database id', 'orders').found, /same database as billing/)
+  t.regex(find(checks, 'database id', 'billing').found, /same database as orders/)
 })
 
 test('privileges are those that the grants give, all of them', async (t) => {
@@ -123,10 +123,13 @@ test('privileges are those that the grants give, all of them', async (t) => {
   t.like(await privileges(), { status: 'ok', found: `role ${role} may look` })
   await sql`select once.grant_app(${role})`
   await sql`select once.grant_recover(${role})`
-  t.like(await privileges(), { status: 'ok', found: `role ${role} may process, look, recover and sweep` })
+  t.like(await privileges(), {
+    status: 'ok',
+    found: `role ${role} may process, look, recover and expire keys`,
+  })
   // As after an update that brought a function: nobody was granted it yet.
-  await sql.unsafe(`revoke execute on function once.home_id() from ${role};
-                    grant execute on function once.home_id() to ${role};
+  await sql.unsafe(`revoke execute on function once.database_id() from ${role};
+                    grant execute on function once.database_id() to ${role};
                     revoke execute on function once.claim(text, bigint, integer, boolean) from ${role};
                     revoke execute on function once.unproven(integer, timestamptz, uuid) from ${role}`)
   const lacking = await privileges()
@@ -189,7 +192,7 @@ test('orphans, losses and gaps are found, and what to type for each', async (t) 
 
   await orders.sql`select once.claim_batch('shop', array[2, 4, 6, 8, 10])`
   await orders.sql`update once.producer set max_gaps = 5`
-  await orders.sql`select once.record_heuristic(gen_random_uuid(), 'billing', gen_random_uuid(), 'lost branch')`
+  await orders.sql`select once.record_loss(gen_random_uuid(), 'billing', gen_random_uuid(), 'lost branch')`
   await orders.sql`update once.global_transaction set decided_at = now() - interval '1 hour'`
   const { exitCode, checks } = await doctor(...named({ orders, billing }), '--orphan-age', '0')
   t.is(exitCode, 1)
@@ -206,7 +209,7 @@ test('orphans, losses and gaps are found, and what to type for each', async (t) 
 test('what to type for an orphan names its home where that is not among the databases given', async (t) => {
   const [orders, billing] = [await testDatabase(t), await testDatabase(t, { server: 'b' })]
   await leaveBehind(orders, { billing })
-  const [{ id }] = await orders.sql<[{ id: string }]>`select once.home_id()::text as id`
+  const [{ id }] = await orders.sql<[{ id: string }]>`select once.database_id()::text as id`
   const alone = find((await doctor(...named({ billing }), '--orphan-age', '0')).checks, 'in doubt')
   t.is(alone.status, 'critical')
   t.true(
@@ -226,7 +229,7 @@ test('what a role may not look at is skipped, not called well', async (t) => {
   const database = await testDatabase(t)
   const role = await testRole(t, database)
   await database.sql`select once.grant_app(${role})`
-  await database.sql.unsafe(`revoke select on once.heuristic from ${role}`)
+  await database.sql.unsafe(`revoke select on once.loss from ${role}`)
   const { exitCode, ok, checks } = await doctor(database.urlAs(role))
   t.is(exitCode, 0)
   t.true(ok)
@@ -242,9 +245,9 @@ test('consumers that lag and do not move are worth a warning', async (t) => {
   await sql`select once.take_partition('group', 'topic', 0)`
   await sql`select once.advance('group', 'topic', 0, 1, null, 5)`
   await sql`select once.report_end('topic', 0, 9)`
-  t.is(find((await doctor(url)).checks, 'offsets').status, 'ok')
-  await sql`update once.consumer_offset set updated_at = now() - interval '1 hour'`
-  t.is(find((await doctor(url)).checks, 'offsets').status, 'warn')
+  t.is(find((await doctor(url)).checks, 'positions').status, 'ok')
+  await sql`update once.consumer_position set updated_at = now() - interval '1 hour'`
+  t.is(find((await doctor(url)).checks, 'positions').status, 'warn')
 })
 
 async function doctor(...args: string[]) {

@@ -5,7 +5,7 @@ import test from 'ava'
 import { cliProgram, named, pgonceCli } from '../support/cli.ts'
 import { randomName, testDatabase } from '../support/database.ts'
 
-const commands = ['migrate', 'doctor', 'in-doubt', 'recover', 'sweep']
+const commands = ['migrate', 'doctor', 'in-doubt', 'recover', 'expire']
 
 test('pgonce --version tells the version of the package', async (t) => {
   const manifest = JSON.parse(await readFile(new URL('../../package.json', import.meta.url), 'utf8'))
@@ -49,8 +49,8 @@ test('a wrong command line exits with 2, says what was expected, and shows neith
     [['recover', '--keep', 'long', url], /milliseconds/],
     [['recover', '--keep', '-1', url], /milliseconds/],
     [['doctor', '--orphan-age', 'old', url], /whole number/],
-    [['sweep', '--retention', '30 days', url], /scope=interval/],
-    [['sweep', '--retention', '=30 days', url], /scope=interval/],
+    [['expire', '--retention', '30 days', url], /scope=interval/],
+    [['expire', '--retention', '=30 days', url], /scope=interval/],
     [['dev', '--servers', '0'], /from 1 to 8/],
     [['dev', '--port', '65535'], /beyond 65535/],
     [['dev', '--databases', 'a,a'], /each name once/],

@@ -50,7 +50,7 @@ test('pgonce metrics --listen serves them anew at each request until it is stopp
   t.is(response.status, 200)
   t.regex(response.headers.get('content-type') ?? '', /^text\/plain; version=0\.0\.4/)
   t.true((await response.text()).includes('pgonce_unacknowledged_losses{database="orders"} 0'))
-  await sql`insert into once.heuristic (transaction_id, participant, home, kind) values (gen_random_uuid(), 'b', gen_random_uuid(), 'lost branch')`
+  await sql`insert into once.loss (transaction_id, participant, home, kind) values (gen_random_uuid(), 'b', gen_random_uuid(), 'lost branch')`
   for (;;) {
     const text = await (await fetch(address)).text()
     if (text.includes('pgonce_unacknowledged_losses{database="orders"} 1')) break

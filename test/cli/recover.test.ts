@@ -1,6 +1,6 @@
 import test from 'ava'
 import type { BranchShown } from '../../src/cli/in-doubt.ts'
-import type { RecoveryReport } from '../../src/transaction/report.ts'
+import type { RecoveryReport } from '../../src/recovery/report.ts'
 import { named, pgonceCli, startCli } from '../support/cli.ts'
 import { connect, type TestContext, type TestDatabase, testDatabase, testRole } from '../support/database.ts'
 import { leaveBehind } from '../support/orphan.ts'
@@ -9,8 +9,8 @@ test('in-doubt shows each branch with the decision of its home, and the line tha
   const pair = await databases(t)
   const { orders, billing } = pair
   const committed = await leaveBehind(orders, { billing }, { effect: write(1) })
-  const aborted = await leaveBehind(orders, { billing }, { decision: 'aborted', effect: write(2) })
-  const pending = await leaveBehind(orders, { billing }, { decision: 'pending' })
+  const aborted = await leaveBehind(orders, { billing }, { outcome: 'aborted', effect: write(2) })
+  const pending = await leaveBehind(orders, { billing }, { outcome: 'pending' })
 
   const { exitCode, branches } = await inDoubt(pair)
   t.is(exitCode, 0)
@@ -18,15 +18,15 @@ test('in-doubt shows each branch with the decision of its home, and the line tha
   t.like(shown(committed.gid), {
     database: 'billing',
     homeName: 'orders',
-    decision: 'committed',
+    outcome: 'committed',
     ours: true,
     canFinish: true,
     transactionId: committed.transactionId,
     participant: 'billing',
     type: `commit prepared '${committed.gid}';`,
   })
-  t.like(shown(aborted.gid), { decision: 'aborted', type: `rollback prepared '${aborted.gid}';` })
-  t.like(shown(pending.gid), { decision: 'pending', type: null })
+  t.like(shown(aborted.gid), { outcome: 'aborted', type: `rollback prepared '${aborted.gid}';` })
+  t.like(shown(pending.gid), { outcome: 'pending', type: null })
 
   const { stdout } = await pgonceCli(['in-doubt', ...named(pair)])
   t.regex(stdout, /^DATABASE +DECISION +AGE +OWNER +HOME +TRANSACTION$/m)
@@ -48,8 +48,8 @@ test('in-doubt without the home says which database to add', async (t) => {
   const { orders, billing } = await databases(t)
   await leaveBehind(orders, { billing })
   const { branches } = await inDoubt({ billing })
-  const [{ id }] = await orders.sql<[{ id: string }]>`select id::text from once.identity`
-  t.like(branches[0], { decision: 'unknown', homeName: null, home: id, type: null })
+  const [{ id }] = await orders.sql<[{ id: string }]>`select id::text from once.database`
+  t.like(branches[0], { outcome: 'unknown', homeName: null, home: id, type: null })
   t.regex(branches[0]?.reason ?? '', new RegExp(`${id}.*add the one`))
 })
 
@@ -57,7 +57,7 @@ test('recover heals what is decided, once, and exits with 0', async (t) => {
   const pair = await databases(t)
   const { orders, billing } = pair
   const committed = await leaveBehind(orders, { billing }, { effect: write(1) })
-  await leaveBehind(orders, { billing }, { decision: 'aborted', effect: write(2) })
+  await leaveBehind(orders, { billing }, { outcome: 'aborted', effect: write(2) })
   const { exitCode, stdout } = await pgonceCli(['recover', ...named(pair)])
   t.is(exitCode, 0, stdout)
   t.true(stdout.includes(`billing: committed the branch of transaction ${committed.transactionId}\n`))
@@ -66,7 +66,7 @@ test('recover heals what is decided, once, and exits with 0', async (t) => {
   t.deepEqual((await inDoubt(pair)).branches, [])
 
   const again = await recover(pair, '--keep', '0')
-  t.like(again, { exitCode: 0, committed: 0, rolledBack: 0, forgotten: 1, losses: [] })
+  t.like(again, { exitCode: 0, committed: 0, rolledBack: 0, purged: 1, losses: [] })
   t.is((await orders.sql`select from once.global_transaction`).length, 0)
   t.is((await billing.sql`select from once.evidence`).length, 0)
 })
@@ -82,7 +82,7 @@ test('recover leaves a branch alone whose home is not given, and exits with 1', 
 
 test("recover leaves a branch alone whose home's transaction still runs", async (t) => {
   const pair = await databases(t)
-  const { endHome } = await leaveBehind(pair.orders, { billing: pair.billing }, { decision: 'pending' })
+  const { endHome } = await leaveBehind(pair.orders, { billing: pair.billing }, { outcome: 'pending' })
   t.like(await recover(pair), { exitCode: 0, pending: 1, committed: 0, rolledBack: 0 })
   await endHome('commit')
   t.like(await recover(pair), { exitCode: 0, pending: 0, committed: 1 })
@@ -112,7 +112,7 @@ test("a stranger's transaction with our prefix is shown as not ours, and never t
   const { billing } = pair
   const role = await testRole(t, billing)
   const stranger = connect(t, billing.urlAs(role))
-  const [{ id }] = await pair.orders.sql<[{ id: string }]>`select id::text from once.identity`
+  const [{ id }] = await pair.orders.sql<[{ id: string }]>`select id::text from once.database`
   // A perfect gid, whose home would call it aborted, but of a role that cannot leave evidence.
   const perfect = `once:1:${id}:00000000-0000-4000-8000-000000000000:3:billing`
   const odd = `once:\u001b[2K${role}`
@@ -124,8 +124,8 @@ test("a stranger's transaction with our prefix is shown as not ours, and never t
   t.like(await recover(pair), { exitCode: 0, committed: 0, rolledBack: 0, unfinished: [] })
   const { branches } = await inDoubt(pair)
   t.deepEqual(
-    branches.map(({ gid, ours, decision, type }) => ({ gid, ours, decision, type })),
-    [perfect, odd].map((gid) => ({ gid, ours: false, decision: null, type: null })),
+    branches.map(({ gid, ours, outcome, type }) => ({ gid, ours, outcome, type })),
+    [perfect, odd].map((gid) => ({ gid, ours: false, outcome: null, type: null })),
   )
   const { stdout } = await pgonceCli(['in-doubt', ...named(pair)])
   t.is(stdout.match(/^billing +not ours /gm)?.length, 2)
@@ -146,7 +146,7 @@ test('a recoverer that is no member of the owner says so and exits with 1; as a 
   const refused = await pgonceCli(['recover', ...named(urls)])
   t.is(refused.exitCode, 1)
   t.regex(refused.stdout, new RegExp(`cannot finish once:.*belongs to role ${app}`))
-  t.like((await inDoubt(urls)).branches[0], { gid, canFinish: false, decision: 'committed' })
+  t.like((await inDoubt(urls)).branches[0], { gid, canFinish: false, outcome: 'committed' })
 
   await pair.billing.sql.unsafe(`grant ${app} to ${roles.billing}`)
   const { branches } = await inDoubt(urls)
@@ -170,7 +170,7 @@ test('recover --watch heals what appears later, says so, and ends cleanly at Ctr
 
 test('recover --watch --json prints an object a line, a trouble once, and goes on through it', async (t) => {
   const pair = await databases(t)
-  const { gid, endHome } = await leaveBehind(pair.orders, { billing: pair.billing }, { decision: 'pending' })
+  const { gid, endHome } = await leaveBehind(pair.orders, { billing: pair.billing }, { outcome: 'pending' })
   const watching = startCli(t, ['recover', '--watch', '--json', ...named({ billing: pair.billing })])
   await watching.line(/"unfinished":\[\{/)
   await pair.billing.sql.unsafe(`rollback prepared '${gid}'`)

@@ -223,7 +223,7 @@ const options = () => ({
   retries: 1,
   record: true,
 })
-const offset = () => ({
+const move = () => ({
   group: randomName('group'),
   topic: 'topic',
   partition: 0,
@@ -258,14 +258,14 @@ const targets: readonly Target[] = [
       'b',
       { scope: randomName('scope'), key: randomName('key'), payloadHash: new Uint8Array(32) },
       handler,
-      { ...options(), offset: offset() },
+      { ...options(), position: move() },
     ],
     async call({ once }, args) {
       // Where it cannot be taken, the move says so.
-      const { offset: move } = (args[3] ?? {}) as {
-        offset?: { group: string; topic: string; partition: number }
+      const { position: moved } = (args[3] ?? {}) as {
+        position?: { group: string; topic: string; partition: number }
       }
-      if (typeof move?.group === 'string') await once.takePartition('b', move).catch(() => {})
+      if (typeof moved?.group === 'string') await once.takePartition('b', moved).catch(() => {})
       await once.process(...(args as unknown as Parameters<typeof once.process>))
     },
   },
@@ -304,15 +304,15 @@ const targets: readonly Target[] = [
       once.takePartition(...(args as unknown as Parameters<typeof once.takePartition>)),
   },
   {
-    name: 'readOffset',
+    name: 'readPosition',
     args: () => ['a', { group: randomName('group'), topic: 'topic', partition: 0 }],
-    call: ({ once }, args) => once.readOffset(...(args as unknown as Parameters<typeof once.readOffset>)),
+    call: ({ once }, args) => once.readPosition(...(args as unknown as Parameters<typeof once.readPosition>)),
   },
   { name: 'outcome', args: ({ known }) => [known], call: ({ once }, args) => once.outcome(args[0] as never) },
   {
-    name: 'recovery.sweep',
-    args: () => [{ settle: 60_000, keep: 600_000, forget: true }],
-    call: ({ once }, args) => once.recovery.sweep(...args),
+    name: 'recovery.run',
+    args: () => [{ settle: 60_000, keep: 600_000, purge: true }],
+    call: ({ once }, args) => once.recovery.run(...args),
   },
   {
     name: 'recovery.start',
@@ -451,7 +451,7 @@ async function census(): Promise<string> {
   const query = `
     select (select count(*) from effect) as effects, (select count(*) from once.producer) as producers,
            (select count(*) from once.message) as messages, (select count(*) from once.scope) as scopes,
-           (select count(*) from once.consumer_offset) as offsets, (select count(*) from once.global_transaction) as decisions,
+           (select count(*) from once.consumer_position) as positions, (select count(*) from once.global_transaction) as decisions,
            (select count(*) from once.evidence) as evidence,
            (select count(*) from pg_prepared_xacts where database = current_database()) as prepared,
            (select count(*) from pg_stat_activity where datname = current_database() and state like 'idle in transaction%') as open`
@@ -528,7 +528,7 @@ for (const target of targets) {
         const after = await census()
         // The partition was taken by the test.
         const comparable = (text: string) =>
-          target.name.endsWith('hash') ? text.replaceAll(/"offsets":"\d+"/g, '') : text
+          target.name.endsWith('hash') ? text.replaceAll(/"positions":"\d+"/g, '') : text
         if (comparable(after) !== comparable(before))
           throw new Error(`it failed, and left something: ${before} became ${after}`)
       },
@@ -555,7 +555,7 @@ test.serial('What was found here once stays found', async (t) => {
     ['handler', () => once.process('a', { producer: 'found', sequence: 1 }, wrong('x'))],
     ['signal', () => once.process('a', { producer: 'found', sequence: 1 }, nothing, wrong({ signal: 'x' }))],
     ['strict', () => once.process('a', wrong({ producer: 'found', sequence: 1, strict: 'x' }), nothing)],
-    ['partition', () => once.process('a', key, nothing, wrong({ offset: null }))],
+    ['partition', () => once.process('a', key, nothing, wrong({ position: null }))],
     ['payload', () => once.process('a', wrong({ ...key, payload: 5 }), nothing)],
     ['occurredAt', () => once.process('a', { ...key, occurredAt: new Date(8.64e15) }, nothing)],
     ['keepResult', () => once.process('a', wrong({ ...key, keepResult: 'x' }), nothing)],
@@ -568,9 +568,9 @@ test.serial('What was found here once stays found', async (t) => {
     ['message', () => once.processBatch('a', wrong({ scope: 'found', messages: [null] }), nothing)],
     ['batch', () => once.processBatch('a', wrong(null), nothing)],
     ['partition', () => once.takePartition('a', wrong(undefined))],
-    ['partition', () => once.readOffset('a', wrong(null))],
+    ['partition', () => once.readPosition('a', wrong(null))],
     ['id', () => once.outcome(wrong(Object.create(null)))],
-    ['options', () => once.recovery.sweep(wrong(null))],
+    ['options', () => once.recovery.run(wrong(null))],
     ['onReport', () => once.recovery.start(wrong({ onReport: 'x' }))],
     ['lockTimeout', () => migrate(a.url, { lockTimeout: wrong(Object.create(null)) })],
     ['from', () => migrationSql({ from: wrong(Symbol('x')) })],
@@ -614,9 +614,9 @@ test.serial('A name is kept as it is, or refused: no two of them become one', as
         await once.takePartition('a', { group, topic: name, partition: 1 }, name)
         await once.process('a', { producer: `${group}${name}`.slice(0, 200), sequence: 1 }, async () => {})
         await once.process('a', { scope: group, key: name }, async () => {})
-        const found = await once.readOffset('a', { group, topic: name, partition: 1 })
+        const found = await once.readPosition('a', { group, topic: name, partition: 1 })
         if (found?.owner !== name) throw new Error(`the owner came back as ${JSON.stringify(found?.owner)}`)
-        const [row] = await a.sql`select topic from once.consumer_offset where consumer_group = ${group}`
+        const [row] = await a.sql`select topic from once.consumer_position where consumer_group = ${group}`
         if (row?.topic !== name) throw new Error(`the topic came back as ${JSON.stringify(row?.topic)}`)
       } catch (error) {
         if (good || !(error instanceof InvalidInputError)) throw error
@@ -727,7 +727,7 @@ const words = fc.oneof(
   fc.string({ unit: 'grapheme', maxLength: 20 }),
   fc.string({ unit: fc.constantFrom(...'-=: /@a1'), maxLength: 12 }),
 )
-const commands = ['migrate', 'doctor', 'in-doubt', 'recover', 'sweep', 'metrics', 'dev', 'demo']
+const commands = ['migrate', 'doctor', 'in-doubt', 'recover', 'expire', 'metrics', 'dev', 'demo']
 const commandLine = fc.tuple(
   fc.oneof({ weight: 8, arbitrary: fc.constantFrom(...commands) }, { weight: 1, arbitrary: words }),
   fc.array(words, { maxLength: 5 }),

@@ -183,12 +183,12 @@ const refusals: Readonly<Record<string, (rows: readonly Row[]) => boolean>> = {
   vote: ([row]) => row?.vote === false,
   begin_global: ([row]) => row?.begin_global === null,
   ensure_partition: ([row]) => row?.ensure_partition === false,
-  record_heuristic: ([row]) => row?.record_heuristic === false,
-  judge_forced: ([row]) => row?.judge_forced === '0',
+  record_loss: ([row]) => row?.record_loss === false,
+  judge_heuristic: ([row]) => row?.judge_heuristic === '0',
   mark_proven: ([row]) => row?.mark_proven === '0',
   mark_confirmed: ([row]) => row?.mark_confirmed === '0',
   delete_evidence: ([row]) => row?.delete_evidence === '0',
-  forget_proven: ([row]) => row?.forget_proven === '0',
+  purge: ([row]) => row?.purge === '0',
 }
 
 /** Nothing but the key ledger's partitions may come into being, and nobody's rights may change. */
@@ -211,10 +211,11 @@ function excuse(
   if (miscast) return 'Postgres refuses the argument before the call'
   if (code === '42501' && !privileged) return 'the role may not call it'
   if (code === '25006' && call.isolation.includes('read only')) return 'the caller’s transaction is read only'
-  // Argued in sql/transaction/vote.sql: a second branch of one transaction in one database.
+  // Argued in sql/commit/vote.sql: a second branch of one transaction in one database.
   if (code === '23505' && name === 'vote') return 'a second vote of one transaction'
   if (code === '23505' && name === 'begin_global') return 'a second decision about one transaction'
-  if (code === '22P02' && name === 'verdicts') return 'internal: takes what once.decode_gid has taken apart'
+  if (code === '22P02' && name === 'known_outcomes')
+    return 'internal: takes what once.decode_gid has taken apart'
   return undefined
 }
 
@@ -328,7 +329,7 @@ test.serial('So do those that ask other databases, where they can', async (t) =>
 
 const id = `'${openId}'`
 const found: readonly [statement: string, code: string][] = [
-  // Before: 23502 or 23514 from a constraint; and a null among the homes would have let the decision be forgotten
+  // Before: 23502 or 23514 from a constraint; and a null among the database ids would have let the decision be purged
   // while that branch was still prepared.
   [`select once.begin_global(${id}, null, '{}')`, 'ONARG'],
   [`select once.begin_global(${id}, '{billing}', '{}')`, 'ONARG'],
@@ -339,8 +340,8 @@ const found: readonly [statement: string, code: string][] = [
   [`select once.narrow_global(${id}, '{billing}', array[null]::uuid[])`, 'ONARG'],
   [`select once.vote(${id}, null, 'billing')`, 'ONARG'],
   [`select once.vote(${id}, ${id}, null)`, 'ONARG'],
-  [`select once.record_heuristic(${id}, 'billing', ${id}, 'lost')`, 'ONARG'],
-  [`select once.record_heuristic(null, 'billing', ${id}, 'lost branch')`, 'ONARG'],
+  [`select once.record_loss(${id}, 'billing', ${id}, 'lost')`, 'ONARG'],
+  [`select once.record_loss(null, 'billing', ${id}, 'lost branch')`, 'ONARG'],
   [`select once.record_intervention('restore', null, 'why')`, 'ONARG'],
   // Before: 22023 from set_config, 22008 from to_char, 2201W from LIMIT, 0A000 from array_position.
   [`call once.open(${id}, -1)`, 'ONARG'],
@@ -354,10 +355,10 @@ const found: readonly [statement: string, code: string][] = [
   [`select once.evidence_page(-1)`, 'ONARG'],
   [`select once.proven(keep => '178000000 years')`, 'answer'],
   [`select once.proven(keep => '-178000000 years')`, 'answer'],
-  [`select once.decide_batch(once.home_id(), array[[${id}],[${id}]]::uuid[], '{3,3}')`, 'answer'],
-  [`select once.decide_batch(once.home_id(), array[[${id}],[null]]::uuid[], '{3,3}')`, 'ONARG'],
+  [`select once.branch_outcomes(once.database_id(), array[[${id}],[${id}]]::uuid[], '{3,3}')`, 'answer'],
+  [`select once.branch_outcomes(once.database_id(), array[[${id}],[null]]::uuid[], '{3,3}')`, 'ONARG'],
   // Before: ONROL, about a role that nobody had changed.
-  [`select once.check_open(null)`, 'ONEND'],
+  [`select once.assert_branch(null)`, 'ONEND'],
   // Before: 42601 or 22021, since a backslash in a literal means what the session says.
   [`set local standard_conforming_strings = off; select once.message_digest('s', 'k')`, 'answer'],
   [`set local standard_conforming_strings = off; select once.decode_gid('1_YQ==_Yg==')`, 'answer'],
@@ -412,7 +413,7 @@ test.serial('Every name goes in as data and comes back as it was', async (t) => 
         await session.unsafe('begin')
         // Whatever was known by these names is not meant here.
         await session.unsafe(
-          'delete from once.producer; delete from once.consumer_offset; delete from once.topic_end',
+          'delete from once.producer; delete from once.consumer_position; delete from once.topic_end',
         )
         await session.unsafe('delete from once.message; delete from once.scope; delete from once.evidence')
         same('producer', await value('select status from once.claim($1, 7)', one), 'claimed')
@@ -460,8 +461,8 @@ test.serial('Every name goes in as data and comes back as it was', async (t) => 
         same('group', await value('select consumer_group from once.lag'), one)
         same('topic', await value('select topic from once.lag where end_position = 9'), two)
         same('owner', await value('select owner from once.lag'), three)
-        same('token', await value('select token from once.read_offset($1, $2, 3)', one, two), anything)
-        await value('select once.reset_offset($1, $2, 3, 1, $3)', one, two, three)
+        same('token', await value('select token from once.read_position($1, $2, 3)', one, two), anything)
+        await value('select once.reset_position($1, $2, 3, 1, $3)', one, two, three)
         same(
           'reason',
           await value('select reason from once.intervention order by intervention_id desc limit 1'),
@@ -560,14 +561,14 @@ test.serial(
           const wanted = JSON.stringify([...expected].sort())
           for (const role of ['postgres', 'monitor'] as const) {
             const sql = peers.sessions[role]
-            const doubt = await sql<{ gid: string; ours: boolean; manager: string; decision: string }[]>`
-            select gid, ours, manager, decision from once.in_doubt`
+            const doubt = await sql<{ gid: string; ours: boolean; manager: string; outcome: string }[]>`
+            select gid, ours, manager, outcome from once.in_doubt`
             const found = JSON.stringify(doubt.map(({ gid, ours }) => [gid, ours]).sort())
             if (found !== wanted) throw new Error(`once.in_doubt as ${role}: ${found}`)
-            for (const { gid, ours, manager, decision } of doubt) {
+            for (const { gid, ours, manager, outcome } of doubt) {
               if (ours !== (manager === 'pgonce'))
                 throw new Error(`${gid} is ${ours ? '' : 'not '}ours, and of ${manager}`)
-              if (!ours && decision !== 'not ours: ask its manager') throw new Error(`${gid}: ${decision}`)
+              if (!ours && outcome !== 'not ours: ask its manager') throw new Error(`${gid}: ${outcome}`)
             }
             const branches = await sql<{ gid: string; ours: boolean }[]>`select gid, ours from once.branch`
             for (const one of branches)

@@ -112,7 +112,7 @@ const createLook = `
   create function evil.equal(uuid, uuid) returns boolean language sql as $evil$ select evil.hijacked(); select true $evil$;
   create operator evil.= (leftarg = text, rightarg = text, function = evil.equal);
   create operator evil.= (leftarg = uuid, rightarg = uuid, function = evil.equal);
-  create table evil.identity (id uuid);
+  create table evil.databaseId (id uuid);
   grant usage on schema fuzz, evil to public;
   grant execute on all functions in schema fuzz, evil to public;
 `
@@ -167,19 +167,19 @@ export async function makeStage(t: TestContext, withPeers: boolean): Promise<Sta
     string,
   ]
   await sql.unsafe(`
-    insert into once.global_transaction (transaction_id, participants, participant_homes, decided_at, proven_at)
+    insert into once.global_transaction (transaction_id, participants, database_ids, decided_at, proven_at)
     values ('${unproven}', '{orders}', '{${homeId}}', now() - interval '1 hour', null),
            ('${proven}', '{orders,far}', '{${homeId},${gone}}', now() - interval '2 hours', now() - interval '1 hour'),
            ('${lost}', '{}', '{}', now(), null);
     insert into once.evidence (transaction_id, home, participant, recorded_at)
     values ('${evident}', '${homeId}', 'billing', now() - interval '1 hour'), ('${gone}', '${gone}', 'billing', now()),
            ('${unproven}', '${ownId}', 'billing', now());
-    insert into once.heuristic (transaction_id, participant, home, kind) values ('${lost}', 'orders', '${ownId}', 'lost branch');
-    insert into once.forced (gid, transaction_id, home, home_xid, participant, owner, outcome, reason)
+    insert into once.loss (transaction_id, participant, home, kind) values ('${lost}', 'orders', '${ownId}', 'lost branch');
+    insert into once.heuristic (gid, transaction_id, home, home_xid, participant, owner, outcome, reason)
     values ('once:1:${gone}:${forced}:9:billing', '${forced}', '${gone}', '9', 'billing', 'app', 'commit', 'why not');
   `)
   const asApp = connect(t, server.url('billing', 'app'))
-  const orphan = await leaveBehind(home, { billing: { sql: asApp } }, { decision: 'committed' })
+  const orphan = await leaveBehind(home, { billing: { sql: asApp } }, { outcome: 'committed' })
   const forged = orphan.gid.replace(/:[^:]+$/, ':forged')
   await prepare(t, server.url('billing', 'hostile'), forged, 'select pg_current_xact_id()')
   await prepare(t, server.url('billing'), "131077_it's", 'select pg_current_xact_id()')
@@ -224,14 +224,15 @@ export async function makeStage(t: TestContext, withPeers: boolean): Promise<Sta
         `once:1:${ownId}:${unproven}:${xids[0]}:orders`,
         `once:1:${gone}:${forced}:9:billing`,
       ],
-      outcome: ['commit', 'rollback'],
-      decision: ['committed', 'aborted', 'pending'],
+      outcome: ['commit', 'rollback', 'committed', 'aborted', 'pending'],
+      decided: ['committed', 'aborted', 'pending'],
       kind: ['lost branch', 'lost decision'],
       role: [...roles, 'canary'],
       server: ['orders', 'itself', 'nowhere'],
       home: [ownId, ownId, homeId, gone],
       homes: [ownId, ownId, homeId],
-      participant_homes: [ownId, homeId],
+      database_id: [ownId, ownId, homeId, gone],
+      database_ids: [ownId, homeId],
       participants: ['orders', 'billing'],
       batch_size: ['1', '1000'],
       reason: ['because'],
@@ -252,5 +253,5 @@ export async function makeStage(t: TestContext, withPeers: boolean): Promise<Sta
 }
 
 async function id({ sql }: TestDatabase): Promise<string> {
-  return String((await rowsOf(sql, 'select once.home_id()')).flat()[0])
+  return String((await rowsOf(sql, 'select once.database_id()')).flat()[0])
 }

@@ -48,7 +48,7 @@ test('Evidence whose home has no row is found at the participant', async (t) => 
     [['lost decision', transactionId, 'billing']],
     'recovery has recorded it',
   )
-  await b.sql`select once.forget(${transactionId}, 'repaired')`
+  await b.sql`select once.acknowledge(${transactionId}, 'repaired')`
   t.deepEqual(await findings(b.sql), [])
 })
 
@@ -67,20 +67,20 @@ test('A home row without evidence is found at the home, apart from one that is o
   t.deepEqual(await findings(a.sql), [['lost branch', lost.transactionId, 'billing']])
 })
 
-test('A branch that comes back after its transaction was forgotten by hand is found', async (t) => {
+test('A branch that comes back after its transaction was acknowledged is found', async (t) => {
   const { a, b } = await cluster(t)
   const { gid, transactionId } = await leaveOrphan(a, b, 1)
   await b.sql.unsafe(`rollback prepared '${gid}'`)
   await a.sql`select * from once.recover()`
-  await a.sql`select once.forget(${transactionId}, 'booked by hand')`
+  await a.sql`select once.acknowledge(${transactionId}, 'booked by hand')`
   // A standby that still had it is promoted: the same branch under the same gid.
-  const home = String(await oneValue(a.sql, 'select once.home_id()'))
+  const home = String(await oneValue(a.sql, 'select once.database_id()'))
   const session = await b.sql.reserve()
   await session.unsafe(`begin; call once.open('${transactionId}'); insert into effect values (1)`)
   await session`select once.vote(${transactionId}, ${home}, 'billing')`
   await session.unsafe(`prepare transaction '${gid}'`)
   session.release()
-  t.deepEqual(await findings(b.sql), [['branch of a forgotten transaction', transactionId, 'billing']])
+  t.deepEqual(await findings(b.sql), [['branch of an acknowledged transaction', transactionId, 'billing']])
 })
 
 test('Who cannot be reached is a finding, never silence', async (t) => {
@@ -90,6 +90,6 @@ test('Who cannot be reached is a finding, never silence', async (t) => {
   await age(b)
   const [row] = await b.sql`select finding, home, meaning, to_do from once.audit()`
   t.is(row?.finding, 'not compared')
-  t.is(row?.home, await oneValue(far.sql, 'select once.home_id()'))
+  t.is(row?.home, await oneValue(far.sql, 'select once.database_id()'))
   t.regex(row?.meaning, /1 branches that committed here could not be compared with their home: .*dblink/)
 })

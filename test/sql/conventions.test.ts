@@ -20,8 +20,8 @@ const relations = (condition: string) =>
 /** What runs with its owner's rights, and why is said in each file. */
 const definers = [
   ['once.ensure_partition(date)'],
+  ['once.expire(integer)'],
   ['once.narrow_global(uuid,text[],uuid[])'],
-  ['once.sweep(integer)'],
 ]
 
 test('There are functions and tables to look at', async (t) => {
@@ -84,7 +84,7 @@ test('Every parameter is named, and no two functions share a name', async (t) =>
 
 test('A function that writes, or whose answer must be newer than the statement, is volatile', async (t) => {
   const mustBe =
-    'insert into|update once|delete from|set_config|pg_xact_status|check_home|check_primary|decide'
+    'insert into|update once|delete from|set_config|pg_xact_status|assert_home|assert_primary|branch_outcomes?'
   t.true((await functions(`p.prosrc ~ '\\m(${mustBe})\\M'`)).length > 25)
   t.deepEqual(await functions(`p.provolatile <> 'v' and p.prosrc ~ '\\m(${mustBe})\\M'`), [])
 })

@@ -23,7 +23,7 @@ for (const [outcome, effects] of [
       `select once.force('${gid}', '${outcome}', 'the data center burnt down')`,
     )
     t.deepEqual(lines, [[`/* forced by postgres */ ${outcome} prepared '${gid}'`]])
-    t.deepEqual(await rowsOf(b.sql, 'select gid, outcome, forced_by, reason from once.forced'), [
+    t.deepEqual(await rowsOf(b.sql, 'select gid, outcome, forced_by, reason from once.heuristic'), [
       [gid, outcome, 'postgres', 'the data center burnt down'],
     ])
     t.deepEqual(
@@ -40,48 +40,50 @@ for (const [outcome, effects] of [
       await rowsOf(b.sql, `select finding, transaction_id from once.audit() where finding <> 'not compared'`),
       [['hazard', transactionId]],
     )
-    t.is(await oneValue(b.sql, `select status from once.health where name = 'unacknowledged_forced'`), 'warn')
+    t.is(
+      await oneValue(b.sql, `select status from once.health where name = 'unacknowledged_heuristics'`),
+      'warn',
+    )
   })
 }
 
-for (const [forced, decision, verdict] of [
+for (const [forced, decided, outcome] of [
   ['commit', 'committed', 'heuristic commit'],
   ['rollback', 'aborted', 'heuristic rollback'],
   ['commit', 'aborted', 'mixed'],
   ['rollback', 'committed', 'mixed'],
 ] as const) {
-  test(`Forced to ${forced}, and the home that comes back had ${decision}: ${verdict}, until somebody acknowledges it`, async (t) => {
+  test(`Forced to ${forced}, and the home that comes back had ${decided}: ${outcome}, until somebody acknowledges it`, async (t) => {
     const { home, b } = await lostHome(t)
-    const { gid, transactionId } = await leaveOrphan(home, b, 1, decision)
+    const { gid, transactionId } = await leaveOrphan(home, b, 1, decided)
     await gexec(b.sql, `select once.force('${gid}', '${forced}', 'gone')`)
     // It is back: whoever reaches both audits.
     await using once = pgonce<Record<string, object>>({ databases: { home: home.url, b: b.url } })
     await once.recovery.audit()
-    t.deepEqual(
-      await rowsOf(b.sql, `select outcome, done = 'committed', decision from once.heuristic_outcome`),
-      [[verdict, forced === 'commit', decision]],
-    )
-    t.true((await rowsOf(b.sql, 'select finding from once.audit()')).flat().includes(verdict))
-    await refused(t, oneValue(b.sql, `select once.forget('${transactionId}', '')`), 'ONARG', 'reason')
-    await oneValue(b.sql, `select once.forget('${transactionId}', 'compared and repaired')`)
+    t.deepEqual(await rowsOf(b.sql, `select outcome, done = 'committed', decided from once.heuristics`), [
+      [outcome, forced === 'commit', decided],
+    ])
+    t.true((await rowsOf(b.sql, 'select finding from once.audit()')).flat().includes(outcome))
+    await refused(t, oneValue(b.sql, `select once.acknowledge('${transactionId}', '')`), 'ONARG', 'reason')
+    await oneValue(b.sql, `select once.acknowledge('${transactionId}', 'compared and repaired')`)
     t.deepEqual(
       await rowsOf(b.sql, `select finding from once.audit() where finding not in ('not compared')`),
       [],
     )
-    await refused(t, oneValue(b.sql, `select once.forget('${transactionId}', 'again')`), 'ONARG')
+    await refused(t, oneValue(b.sql, `select once.acknowledge('${transactionId}', 'again')`), 'ONARG')
   })
 }
 
-test('A forced commit whose proof is forgotten by the handshake is still known as a heuristic commit', async (t) => {
+test('A forced commit whose proof is purged by the handshake is still known as a heuristic commit', async (t) => {
   const { home, b } = await lostHome(t)
   const { gid } = await leaveOrphan(home, b, 1)
   await gexec(b.sql, `select once.force('${gid}', 'commit', 'gone')`)
   await using once = pgonce<Record<string, object>>({ databases: { home: home.url, b: b.url } })
-  await once.recovery.sweep({ keep: 0 })
-  await once.recovery.sweep({ keep: 0 })
+  await once.recovery.run({ keep: 0 })
+  await once.recovery.run({ keep: 0 })
   t.deepEqual(await rowsOf(b.sql, 'select * from once.evidence'), [])
   await once.recovery.audit()
-  t.is(await oneValue(b.sql, 'select outcome from once.heuristic_outcome'), 'heuristic commit')
+  t.is(await oneValue(b.sql, 'select outcome from once.heuristics'), 'heuristic commit')
 })
 
 test('A commit that was forced before its home decided is judged beside the decision, and called no loss', async (t) => {
@@ -91,11 +93,14 @@ test('A commit that was forced before its home decided is judged beside the deci
   await using once = pgonce<Record<string, object>>({ databases: { home: home.url, b: b.url } })
   t.deepEqual(await once.recovery.audit(), [])
   for (const nothing of ['null', `'pending'`])
-    t.is(await oneValue(b.sql, `select once.judge_forced(transaction_id, ${nothing}) from once.forced`), '0')
+    t.is(
+      await oneValue(b.sql, `select once.judge_heuristic(transaction_id, ${nothing}) from once.heuristic`),
+      '0',
+    )
   await endHome('commit')
   t.deepEqual(await once.recovery.audit(), [])
-  t.is(await oneValue(b.sql, 'select outcome from once.heuristic_outcome'), 'heuristic commit')
-  t.deepEqual(await rowsOf(b.sql, 'select * from once.heuristic'), [])
+  t.is(await oneValue(b.sql, 'select outcome from once.heuristics'), 'heuristic commit')
+  t.deepEqual(await rowsOf(b.sql, 'select * from once.loss'), [])
 })
 
 test('Nothing is forced while the home can be asked', async (t) => {
@@ -112,7 +117,7 @@ test('Nothing is forced while the home can be asked', async (t) => {
   const pending = await leaveOrphan(a, b, 2, 'pending')
   await refused(t, force(pending.gid), 'ONARG', 'its home answers: pending')
   await pending.endHome('rollback')
-  t.deepEqual(await rowsOf(b.sql, 'select * from once.forced'), [])
+  t.deepEqual(await rowsOf(b.sql, 'select * from once.heuristic'), [])
 })
 
 test('What is not ours, not here, or unclear cannot be forced', async (t) => {
@@ -128,7 +133,7 @@ test('What is not ours, not here, or unclear cannot be forced', async (t) => {
   await refused(t, force(gid, 'null', 'x'), 'ONARG', 'Expected commit or rollback')
   await refused(t, force(gid, 'commit', ''), 'ONARG', 'reason')
   await refused(t, force(gid, 'commit', 'null'), 'ONARG', 'reason')
-  t.deepEqual(await rowsOf(b.sql, 'select * from once.forced'), [])
+  t.deepEqual(await rowsOf(b.sql, 'select * from once.heuristic'), [])
 })
 
 test('Only an operator forces, as himself, and as the owner of the branch', async (t) => {
@@ -144,7 +149,7 @@ test('Only an operator forces, as himself, and as the owner of the branch', asyn
     await refused(
       t,
       session.value(
-        `insert into once.forced (gid, transaction_id, home, home_xid, participant, owner, outcome, reason)
+        `insert into once.heuristic (gid, transaction_id, home, home_xid, participant, owner, outcome, reason)
          values ('x', gen_random_uuid(), gen_random_uuid(), '1', 'b', 'x', 'commit', 'x')`,
       ),
       '42501',
@@ -163,6 +168,6 @@ test('Only an operator forces, as himself, and as the owner of the branch', asyn
     'reset role',
   ])
   t.deepEqual(await b.effects(), [1])
-  t.is(await oneValue(b.sql, 'select forced_by from once.forced'), operator)
-  await refused(t, oneValue(session, `update once.forced set forced_by = 'x'`), '42501')
+  t.is(await oneValue(b.sql, 'select forced_by from once.heuristic'), operator)
+  await refused(t, oneValue(session, `update once.heuristic set forced_by = 'x'`), '42501')
 })

@@ -82,13 +82,13 @@ test('A recovery that has not looked for long alarms, but only where there is so
   await b.sql`update once.recovery set recovered_at = now() - interval '2 minutes'`
   t.like(await check(b.sql, name), { status: 'warn' })
   await b.sql`update once.recovery set recovered_at = null`
-  await b.sql`update once.identity set created_at = now() - interval '1 hour'`
+  await b.sql`update once.database set created_at = now() - interval '1 hour'`
   t.like(await check(b.sql, name), { status: 'critical' })
 })
 
-test('Losses, gaps, stalled offsets and a retention that nobody applies are seen', async (t) => {
+test('Losses, gaps, stalled positions and a retention that nobody applies are seen', async (t) => {
   const { sql } = await testDatabase(t)
-  await sql`insert into once.heuristic (transaction_id, participant, home, kind) values (gen_random_uuid(), 'b', gen_random_uuid(), 'lost branch')`
+  await sql`insert into once.loss (transaction_id, participant, home, kind) values (gen_random_uuid(), 'b', gen_random_uuid(), 'lost branch')`
   t.like(await check(sql, 'unacknowledged_losses'), { status: 'critical', value: 1 })
 
   await sql`select once.claim('p', 0)`
@@ -100,15 +100,15 @@ test('Losses, gaps, stalled offsets and a retention that nobody applies are seen
   await sql`select once.take_partition('g', 't', 0)`
   await sql`select once.advance('g', 't', 0, 1, null, 10)`
   await sql`select once.report_end('t', 0, 25)`
-  t.like(await check(sql, 'offset_lag_messages'), { status: 'ok', value: 15 })
-  t.like(await check(sql, 'offset_stalled_seconds'), { status: 'ok' })
-  await sql`update once.consumer_offset set updated_at = now() - interval '2 minutes'`
-  t.like(await check(sql, 'offset_stalled_seconds'), { status: 'warn' })
+  t.like(await check(sql, 'position_lag_messages'), { status: 'ok', value: 15 })
+  t.like(await check(sql, 'position_stalled_seconds'), { status: 'ok' })
+  await sql`update once.consumer_position set updated_at = now() - interval '2 minutes'`
+  t.like(await check(sql, 'position_stalled_seconds'), { status: 'warn' })
 
   await sql`select once.set_retention('s', '1 day')`
-  await sql`update once.identity set created_at = now() - interval '30 days'`
+  await sql`update once.database set created_at = now() - interval '30 days'`
   t.like(await check(sql, 'horizon_lag_seconds'), { status: 'critical' })
-  await sql`select * from once.sweep()`
+  await sql`select * from once.expire()`
   t.like(await check(sql, 'horizon_lag_seconds'), { status: 'ok' })
   t.true(Number((await check(sql, 'ledger_partitions')).value) >= 3)
   t.true(Number((await check(sql, 'ledger_bytes')).value) > 0)
@@ -120,7 +120,7 @@ test('A monitor may look at all of it, and read what it cannot change', async (t
   await b.sql.unsafe(`select once.grant_monitor('${monitor}')`)
   await leaveOrphan(a, b, 1)
   const session = await openSession(t, b.urlAs(monitor))
-  const views = ['in_doubt', 'blocked', 'in_doubt_elsewhere', 'health', 'heuristic_outcome', 'branch']
+  const views = ['in_doubt', 'blocked', 'in_doubt_elsewhere', 'health', 'heuristics', 'branch']
   for (const view of views) t.true(Array.isArray(await session.rows(`select * from once.${view}`)), view)
   t.deepEqual(await session.rows('select ours, can_finish from once.in_doubt'), [[true, false]])
   t.is(await oneValue(b.sql, `select status from once.health where name = 'in_doubt'`), 'ok')
@@ -158,16 +158,16 @@ test('Claims that are answered expired are counted by scope, until a day has pas
   await sql`update once.expired_claim set answered_at = answered_at - interval '25 hours'`
   t.like(await check(sql, name), { status: 'ok', value: 0, hint: null })
   t.deepEqual(await rowsOf(sql, summary), [])
-  const swept = () =>
+  const expired = () =>
     rowsOf(
       sql,
-      `select action, count::int, more from once.sweep(1) where detail = 'records of expired claims'`,
+      `select action, count::int, more from once.expire(1) where detail = 'records of expired claims'`,
     )
-  t.deepEqual(await swept(), [], 'kept for two days')
+  t.deepEqual(await expired(), [], 'kept for two days')
   await sql`update once.expired_claim set answered_at = answered_at - interval '1 day'`
-  t.deepEqual(await swept(), [['delete', 1, true]])
-  t.deepEqual(await swept(), [['delete', 1, true]])
-  t.deepEqual(await swept(), [])
+  t.deepEqual(await expired(), [['delete', 1, true]])
+  t.deepEqual(await expired(), [['delete', 1, true]])
+  t.deepEqual(await expired(), [])
   t.deepEqual(await records(), [])
 })
 

@@ -38,7 +38,7 @@ interface Stage {
 }
 
 /** Two databases of one cluster, every role, and a branch in doubt. */
-async function makeStage(t: TestContext, decision: 'committed' | 'aborted' = 'committed'): Promise<Stage> {
+async function makeStage(t: TestContext, outcome: 'committed' | 'aborted' = 'committed'): Promise<Stage> {
   const home = await effectsDatabase(t)
   const branch = await effectsDatabase(t)
   const roles: Record<string, string> = { hostile: await testRole(t, [home, branch]) }
@@ -55,15 +55,15 @@ async function makeStage(t: TestContext, decision: 'committed' | 'aborted' = 'co
     await home.sql.unsafe(`grant ${roles.app} to ${roles[finisher]}`)
   const stage = { home, branch, roles: roles as Stage['roles'] }
   const sql = connect(t, branch.urlAs(stage.roles.app))
-  const orphan = await leaveOrphan(home, { sql }, 1, decision)
+  const orphan = await leaveOrphan(home, { sql }, 1, outcome)
   return { ...stage, orphan }
 }
 
-const sweep = async (stage: Pick<Stage, 'home' | 'branch'>, role = 'postgres') => {
+const recover = async (stage: Pick<Stage, 'home' | 'branch'>, role = 'postgres') => {
   await using once = pgonce<Record<string, object>>({
     databases: { orders: stage.home.urlAs(role), billing: stage.branch.urlAs(role) },
   })
-  return await once.recovery.sweep()
+  return await once.recovery.run()
 }
 
 const gidsIn = async ({ sql, name }: TestDatabase) =>
@@ -210,7 +210,7 @@ const attempts: readonly Attempt[] = [
   ['read a sequence of ours', () => 'select last_value from once.scope_scope_id_seq', '42501'],
   ['read a table’s file', () => `select pg_read_file('PG_VERSION')`, '42501'],
   ['run a program', () => `copy (select 1) to program 'true'`, '42501'],
-  ['ask for a decision in a block of code', () => 'do $$ begin perform once.home_id(); end $$', '42501'],
+  ['ask for a decision in a block of code', () => 'do $$ begin perform once.database_id(); end $$', '42501'],
   ['see the operator’s list', () => 'select * from once.in_doubt', '42501'],
   ['use the peer’s server', () => `select dblink_connect('x', 'peer')`, '42704'],
   // Holding us up
@@ -254,7 +254,7 @@ test('Settings that a login forges for itself give it nothing', async (t) => {
   const a = await openSession(t, branch.urlAs(roles.hostile))
   await a.rows(`set once.transaction = '${orphan.transactionId} ${roles.app}'`)
   await a.rows('set search_path = once, public')
-  for (const call of [`vote('${orphan.transactionId}', '${randomUUID()}', 'x')`, 'home_id()'])
+  for (const call of [`vote('${orphan.transactionId}', '${randomUUID()}', 'x')`, 'database_id()'])
     await refused(t, a.rows(`select ${call}`), '42883')
   await refused(t, a.rows('select * from evidence'), '42P01')
 })
@@ -277,7 +277,7 @@ test('Advisory locks that a login holds keep nobody waiting', async (t) => {
 for (const where of ['the branch’s database', 'another database of the cluster'] as const) {
   test(`Whoever squats a gid in ${where} before it is prepared makes the transaction fail whole`, async (t) => {
     const { home, branch, roles } = await makeStage(t)
-    await sweep({ home, branch })
+    await recover({ home, branch })
     const once = client<{ orders: Effects; billing: Effects }>(t, {
       orders: home.urlAs(roles.app),
       billing: branch.urlAs(roles.app),
@@ -294,7 +294,7 @@ for (const where of ['the branch’s database', 'another database of the cluster
           const id = await tx.orders
             .selectNoFrom((eb) => [
               eb.fn<string>('current_setting', [eb.val('once.transaction')]).as('mark'),
-              eb.fn<string>('once.home_id', []).as('home'),
+              eb.fn<string>('once.database_id', []).as('home'),
               eb.fn<string>('pg_current_xact_id', []).as('xid'),
             ])
             .executeTakeFirstOrThrow()
@@ -307,15 +307,15 @@ for (const where of ['the branch’s database', 'another database of the cluster
     t.regex(String(failure?.message) + String((failure?.cause as Error)?.message), /already in use/)
     t.deepEqual([await home.effects(), await branch.effects()], [[], [1]])
     t.deepEqual(await gidsIn(squatter), [gid], 'and the squatter’s is left alone')
-    const report = await sweep({ home, branch })
+    const report = await recover({ home, branch })
     t.deepEqual([report.committed, report.rolledBack, report.losses, report.unfinished], [0, 0, [], []])
     t.deepEqual(await gidsIn(squatter), [gid])
   })
 }
 
-for (const decision of ['committed', 'aborted'] as const) {
-  test(`Copies of the gid of a transaction that ${decision} neither decide for it nor are decided with it`, async (t) => {
-    const stage = await makeStage(t, decision)
+for (const outcome of ['committed', 'aborted'] as const) {
+  test(`Copies of the gid of a transaction that ${outcome} neither decide for it nor are decided with it`, async (t) => {
+    const stage = await makeStage(t, outcome)
     const { home, branch, roles, orphan } = stage
     const copies = [
       withParticipant(orphan.gid, 'other'),
@@ -331,17 +331,17 @@ for (const decision of ['committed', 'aborted'] as const) {
     await prepare(t, home.urlAs(roles.hostile), elsewhere, 'select pg_current_xact_id()')
     await refused(t, prepare(t, branch.urlAs(roles.hostile), orphan.gid, 'select 1'), '42710')
 
-    const { committed, rolledBack, unfinished, losses } = await sweep(stage, roles.recover)
+    const { committed, rolledBack, unfinished, losses } = await recover(stage, roles.recover)
     t.deepEqual(
       { committed, rolledBack, unfinished, losses },
       {
-        committed: decision === 'committed' ? 1 : 0,
-        rolledBack: decision === 'aborted' ? 1 : 0,
+        committed: outcome === 'committed' ? 1 : 0,
+        rolledBack: outcome === 'aborted' ? 1 : 0,
         unfinished: [],
         losses: [],
       },
     )
-    t.deepEqual(await branch.effects(), decision === 'committed' ? [1] : [])
+    t.deepEqual(await branch.effects(), outcome === 'committed' ? [1] : [])
     t.deepEqual(await gidsIn(branch), copies.toSorted())
     t.deepEqual(await gidsIn(home), [elsewhere])
     t.is((await rowsOf(branch.sql, 'select from once.resolve()')).length, 0)
@@ -396,7 +396,7 @@ test('Hundreds of prepared transactions of a stranger under our prefix keep nobo
   t.deepEqual(await rowsOf(branch.sql, 'select action, subject from once.recover()'), [
     ['committed', orphan.gid],
   ])
-  const { unfinished, unreachable, losses, proven } = await sweep(stage, roles.recover)
+  const { unfinished, unreachable, losses, proven } = await recover(stage, roles.recover)
   t.deepEqual(
     { unfinished, unreachable, losses, proven },
     { unfinished: [], unreachable: [], losses: [], proven: 1 },
@@ -454,13 +454,13 @@ test('A stranger under the name of a branch that was forced does not keep its ho
   const { id, xid, own } = (
     await branch.sql`select g.home as id, g.home_xid as xid, g.gid as own from once.branch g where g.ours`
   )[0] as Record<string, string>
-  await branch.sql`insert into once.forced (gid, transaction_id, home, home_xid, participant, owner, outcome, reason)
+  await branch.sql`insert into once.heuristic (gid, transaction_id, home, home_xid, participant, owner, outcome, reason)
     values (${String(own)}, ${orphan.transactionId}, ${String(id)}, ${String(xid)}, 'billing', ${roles.app}, 'rollback', 'gone')`
   await branch.sql.unsafe(`rollback prepared '${orphan.gid}'`)
   await prepare(t, branch.urlAs(roles.hostile), orphan.gid, 'select pg_current_xact_id()')
   await using once = pgonce<Record<string, object>>({ databases: { orders: home.url, billing: branch.url } })
   await once.recovery.audit()
-  t.deepEqual(await rowsOf(branch.sql, 'select outcome from once.heuristic_outcome'), [['mixed']])
+  t.deepEqual(await rowsOf(branch.sql, 'select outcome from once.heuristics'), [['mixed']])
 })
 
 test('A role whose name is an attack is quoted in every line to type', async (t) => {
@@ -494,11 +494,11 @@ test('A role whose name is an attack is quoted in every line to type', async (t)
   )
   t.is(lines.length, 1)
   // Resolving here needs the home's answer, which is in another database: recovery asks both.
-  const { committed, unfinished } = await sweep(stage, roles.recover)
+  const { committed, unfinished } = await recover(stage, roles.recover)
   t.deepEqual({ committed, unfinished }, { committed: 2, unfinished: [] })
   t.deepEqual(await branch.effects(), [1, 7])
 
-  const homeId = await oneValue(branch.sql, 'select once.home_id()')
+  const homeId = await oneValue(branch.sql, 'select once.database_id()')
   await sql.unsafe(`begin; select pg_current_xact_id()`)
   await sql.unsafe(`prepare transaction 'once:1:${homeId}:${randomUUID()}:3:here'`)
   const typed = await gexec(recoverer, 'select once.resolve()')
@@ -512,7 +512,7 @@ test('A role whose name is an attack is quoted in every line to type', async (t)
 
 test('Evidence that was forged for somebody else’s transaction makes it roll back, never half commit', async (t) => {
   const { home, branch, roles } = await makeStage(t)
-  await sweep({ home, branch })
+  await recover({ home, branch })
   const forger = await openSession(t, branch.urlAs(roles.app))
   const once = client<{ orders: Effects; billing: Effects }>(t, { orders: home.url, billing: branch.url })
   await t.throwsAsync(
@@ -552,29 +552,29 @@ test('A decision that was forged for somebody else’s transaction is none', asy
   const { home, branch, roles } = await makeStage(t, 'aborted')
   const id = randomUUID()
   const forger = await openSession(t, home.urlAs(roles.app))
-  const row = `insert into once.global_transaction (transaction_id, participants, participant_homes) values ('${id}', '{}', '{}')`
+  const row = `insert into once.global_transaction (transaction_id, participants, database_ids) values ('${id}', '{}', '{}')`
   const a = await openSession(t, home.url)
   await a.sql`begin`
   await a.rows(`select set_config('once.transaction', '${id} ' || current_user, true)`)
   const xid = await a.value('select pg_current_xact_id()::text')
   await forger.rows(row)
-  const homeId = await a.value('select once.home_id()')
-  t.is(await forger.value(`select once.decide('${homeId}', '${id}', '${xid}')`), 'pending')
+  const homeId = await a.value('select once.database_id()')
+  t.is(await forger.value(`select once.branch_outcome('${homeId}', '${id}', '${xid}')`), 'pending')
   await refused(
     t,
     a.rows(
-      `select once.begin_global('${id}', '{b}', '{${await oneValue(branch.sql, 'select once.home_id()')}}')`,
+      `select once.begin_global('${id}', '{b}', '{${await oneValue(branch.sql, 'select once.database_id()')}}')`,
     ),
     '23505',
   )
   await a.sql`rollback`
-  t.is(await forger.value(`select once.decide('${homeId}', '${id}', '${xid}')`), 'aborted')
+  t.is(await forger.value(`select once.branch_outcome('${homeId}', '${id}', '${xid}')`), 'aborted')
   t.is(await forger.value(`select once.outcome('${homeId}', '${id}', '${xid}')`), 'aborted')
 })
 
 test('Narrowing reaches no decision and no evidence of another transaction, however it is called', async (t) => {
   const { home, branch, roles, orphan } = await makeStage(t)
-  await sweep({ home, branch }, roles.recover)
+  await recover({ home, branch }, roles.recover)
   const count = async () => [
     await oneValue(
       home.sql,
@@ -623,14 +623,14 @@ test('A second vote replaces the branch’s own evidence, under a savepoint too'
 test('A decision and evidence with absurd names, and gids with absurd numbers, hold up nobody else’s recovery', async (t) => {
   const stage = await makeStage(t)
   const { home, branch, roles, orphan } = stage
-  const participant = await oneValue(branch.sql, 'select once.home_id()')
+  const participant = await oneValue(branch.sql, 'select once.database_id()')
   const a = await openSession(t, home.urlAs(roles.app))
   const b = await openSession(t, branch.urlAs(roles.app))
   const long = `(select string_agg(md5(n::text), ',') from generate_series(1, 1000) n)`
   for (const names of [`array[${long}]`, `array['a,b"\\{}']`, 'array[null]::text[]', `array['']`])
-    await a.rows(`insert into once.global_transaction (transaction_id, participants, participant_homes)
+    await a.rows(`insert into once.global_transaction (transaction_id, participants, database_ids)
                   values (gen_random_uuid(), ${names}, array['${participant}']::uuid[])`)
-  await a.rows(`insert into once.global_transaction (transaction_id, participants, participant_homes)
+  await a.rows(`insert into once.global_transaction (transaction_id, participants, database_ids)
                 values (gen_random_uuid(), '{x}', array[null]::uuid[])`)
   await b.rows(`insert into once.evidence (transaction_id, home, participant)
                 values (gen_random_uuid(), '${orphan.gid.split(':')[2]}', ${long})`)
@@ -646,7 +646,7 @@ test('A decision and evidence with absurd names, and gids with absurd numbers, h
   await using once = pgonce<Record<string, object>>({
     databases: { orders: home.urlAs(roles.recover), billing: branch.urlAs(roles.recover) },
   })
-  const report = await once.recovery.sweep()
+  const report = await once.recovery.run()
   t.deepEqual(
     [report.committed, report.rolledBack, report.unfinished, report.unreachable],
     [1, odd.length, [], []],
@@ -668,9 +668,9 @@ const overreach: readonly Overreach[] = [
   ['app', 'undo a claim by key', () => 'delete from once.message'],
   ['app', 'undo a claim by key in its partition', () => 'delete from once.message_20240101'],
   ['app', 'move a claim to another key', () => 'update once.message set digest = gen_random_uuid()'],
-  ['app', 'forget a producer', () => 'delete from once.producer'],
+  ['app', 'delete a producer', () => 'delete from once.producer'],
   ['app', 'move a watermark as an operator', () => `select once.set_watermark('p', 5, 'x')`],
-  ['app', 'move a position back as an operator', () => `select once.reset_offset('g', 't', 0, 0, 'x')`],
+  ['app', 'move a position back as an operator', () => `select once.reset_position('g', 't', 0, 0, 'x')`],
   ['app', 'delete evidence', () => 'delete from once.evidence'],
   ['app', 'name another home in evidence', () => 'update once.evidence set home = gen_random_uuid()'],
   ['app', 'name another participant in evidence', () => `update once.evidence set participant = 'x'`],
@@ -686,24 +686,24 @@ const overreach: readonly Overreach[] = [
     'app',
     'decide under another xid',
     () =>
-      `insert into once.global_transaction (transaction_id, home_xid, participants, participant_homes) values (gen_random_uuid(), '3', '{}', '{}')`,
+      `insert into once.global_transaction (transaction_id, home_xid, participants, database_ids) values (gen_random_uuid(), '3', '{}', '{}')`,
   ],
   ['app', 'lock the ledger', () => 'lock table once.message in share mode'],
   ['app', 'hold up whoever creates partitions', () => 'select from once.message_floor for update'],
   ['app', 'hold up whoever records that it recovered', () => 'select from once.recovery for update'],
   ['app', 'force an outcome', ({ orphan }) => `select once.force('${orphan.gid}', 'rollback', 'x')`],
-  ['app', 'see the losses', () => 'select * from once.heuristic'],
+  ['app', 'see the losses', () => 'select * from once.loss'],
   ['recover', 'claim a message', () => `select once.claim('p', 9)`],
   ['recover', 'claim a key', () => `select once.claim_key('s', 'x')`],
   ['recover', 'read the ledger', () => 'select * from once.message'],
   ['recover', 'write to the ledger', () => `update once.producer set watermark = 99`],
-  ['recover', 'move a position', () => `update once.consumer_offset set "position" = 9`],
+  ['recover', 'move a position', () => `update once.consumer_position set "position" = 9`],
   ['recover', 'take a partition', () => `select once.take_partition('g', 't', 0)`],
   [
     'recover',
     'insert a decision',
     () =>
-      `insert into once.global_transaction (transaction_id, participants, participant_homes) values (gen_random_uuid(), '{}', '{}')`,
+      `insert into once.global_transaction (transaction_id, participants, database_ids) values (gen_random_uuid(), '{}', '{}')`,
   ],
   [
     'recover',
@@ -711,22 +711,22 @@ const overreach: readonly Overreach[] = [
     () =>
       `insert into once.evidence (transaction_id, home, participant) values (gen_random_uuid(), gen_random_uuid(), 'x')`,
   ],
-  ['recover', 'say who forced a branch', () => `update once.forced set forced_by = 'x'`],
+  ['recover', 'say who forced a branch', () => `update once.heuristic set forced_by = 'x'`],
   ['recover', 'force an outcome', ({ orphan }) => `select once.force('${orphan.gid}', 'rollback', 'x')`],
-  ['recover', 'acknowledge a loss', () => 'update once.heuristic set acknowledged_at = now()'],
-  ['recover', 'change the identity', () => 'update once.identity set id = gen_random_uuid()'],
+  ['recover', 'acknowledge a loss', () => 'update once.loss set acknowledged_at = now()'],
+  ['recover', 'change the database id', () => 'update once.database set id = gen_random_uuid()'],
   [
     'recover',
     'name another peer',
-    () => `insert into once.peer (home, server) values (gen_random_uuid(), 'peer')`,
+    () => `insert into once.peer (database_id, server) values (gen_random_uuid(), 'peer')`,
   ],
   ['monitor', 'record a recovery that did not happen', () => `select once.stamp_recovery('x', true)`],
   ['monitor', 'write into the record of recoveries', () => `update once.recovery set recovered_at = now()`],
   ['monitor', 'mark decisions proven', () => `select once.mark_proven('{}')`],
   ['monitor', 'delete evidence', () => 'delete from once.evidence'],
   ['monitor', 'recover', () => 'select once.recover()'],
-  ['monitor', 'sweep', () => 'select once.sweep()'],
-  ['monitor', 'acknowledge a loss', () => `select once.forget('${randomUUID()}', 'x')`],
+  ['monitor', 'expire keys', () => 'select once.expire()'],
+  ['monitor', 'acknowledge a loss', () => `select once.acknowledge('${randomUUID()}', 'x')`],
   ['monitor', 'report the end of a partition', () => `select once.report_end('t', 0, 1)`],
   ['monitor', 'read results', () => 'select result from once.message'],
   ['operator', 'claim a message', () => `select once.claim('p', 9)`],
@@ -734,7 +734,7 @@ const overreach: readonly Overreach[] = [
     'operator',
     'insert a decision',
     () =>
-      `insert into once.global_transaction (transaction_id, participants, participant_homes) values (gen_random_uuid(), '{}', '{}')`,
+      `insert into once.global_transaction (transaction_id, participants, database_ids) values (gen_random_uuid(), '{}', '{}')`,
   ],
   [
     'operator',
@@ -755,10 +755,10 @@ const overreach: readonly Overreach[] = [
   ],
   ['operator', 'take an intervention back', () => 'delete from once.intervention'],
   ['operator', 'change an intervention', () => `update once.intervention set reason = 'x'`],
-  ['operator', 'force in another’s name', () => `update once.forced set forced_by = 'x'`],
-  ['operator', 'take a forced outcome back', () => 'delete from once.forced'],
-  ['operator', 'take a loss back', () => 'delete from once.heuristic'],
-  ['operator', 'change the identity', () => `select once.renew_identity('x')`],
+  ['operator', 'force in another’s name', () => `update once.heuristic set forced_by = 'x'`],
+  ['operator', 'take a forced outcome back', () => 'delete from once.heuristic'],
+  ['operator', 'take a loss back', () => 'delete from once.loss'],
+  ['operator', 'change the database id', () => `select once.renew_database_id('x')`],
   ['operator', 'grant', ({ roles }) => `select once.grant_app('${roles.operator}')`],
 ]
 
@@ -807,10 +807,10 @@ test('A recoverer’s own types and tables never run code with the rights of the
     'interval',
   ])
     await a.sql.unsafe(`create domain pg_temp."${type}" as pg_catalog."${type}" check (pg_temp.trap(value))`)
-  for (const relation of ['pg_inherits', 'pg_class', 'message_floor', 'scope', 'message', 'timeless_sweep'])
+  for (const relation of ['pg_inherits', 'pg_class', 'message_floor', 'scope', 'message', 'timeless_expiry'])
     await a.sql.unsafe(`create view pg_temp.${relation} as select pg_temp.trap(1)`)
   await a.sql.unsafe('set search_path = pg_temp, pg_catalog')
-  await a.sql.unsafe('select pg_catalog.count(*) from once.sweep()')
+  await a.sql.unsafe('select pg_catalog.count(*) from once.expire()')
   t.deepEqual(await a.rows('select who from pg_temp.seen where who operator(pg_catalog.<>) current_user'), [])
 })
 
@@ -833,7 +833,7 @@ test('An application with grant_app alone, a recoverer and a monitor are enough 
   const watched = named({ orders: home.urlAs(roles.monitor), billing: branch.urlAs(roles.monitor) })
   const { branches } = JSON.parse((await pgonceCli(['in-doubt', '--json', ...watched])).stdout)
   t.deepEqual(
-    branches.map(({ gid, decision }: Record<string, unknown>) => [gid, decision]),
+    branches.map(({ gid, outcome }: Record<string, unknown>) => [gid, outcome]),
     [[orphan.gid, 'committed']],
   )
   const metrics = await pgonceCli(['metrics', ...watched])
@@ -842,13 +842,13 @@ test('An application with grant_app alone, a recoverer and a monitor are enough 
   const doctor = await pgonceCli(['doctor', ...watched])
   t.notRegex(doctor.stdout + doctor.stderr, /permission denied/)
 
-  const report = await sweep(stage, roles.recover)
+  const report = await recover(stage, roles.recover)
   t.deepEqual([report.committed, report.proven, report.unfinished, report.unreachable], [1, 2, [], []])
   t.deepEqual([await home.effects(), await branch.effects()], [[3], [1, 3]])
   await using recoverer = pgonce<Record<string, object>>({
     databases: { orders: home.urlAs(roles.recover), billing: branch.urlAs(roles.recover) },
   })
-  t.is((await recoverer.recovery.sweep({ keep: 0 })).forgotten, 2)
+  t.is((await recoverer.recovery.run({ keep: 0 })).purged, 2)
   t.deepEqual(await recoverer.recovery.audit(), [])
 })
 
@@ -862,15 +862,15 @@ test('An operator can see, force, hear the home again and acknowledge, and it is
   await using once = pgonce<Record<string, object>>({
     databases: { orders: home.urlAs(roles.operator), billing: branch.urlAs(roles.operator) },
   })
-  await once.recovery.sweep()
+  await once.recovery.run()
   await once.recovery.audit()
-  t.deepEqual(await rowsOf(operator, 'select outcome, forced_by from once.heuristic_outcome'), [
+  t.deepEqual(await rowsOf(operator, 'select outcome, forced_by from once.heuristics'), [
     ['mixed', roles.operator],
   ])
-  t.is(await oneValue(operator, `select once.forget('${orphan.transactionId}', 'repaired')`), '1')
+  t.is(await oneValue(operator, `select once.acknowledge('${orphan.transactionId}', 'repaired')`), '1')
   t.deepEqual(await rowsOf(operator, 'select action, login from once.intervention order by 1'), [
+    ['acknowledge', roles.operator],
     ['force', roles.operator],
-    ['forget', roles.operator],
   ])
   await t.notThrowsAsync(rowsOf(operator, 'select * from once.audit()'))
   await t.notThrowsAsync(rowsOf(operator, 'select * from once.health'))

@@ -13,12 +13,12 @@ const base64 = (text: string | Buffer) => Buffer.from(text).toString('base64')
 test('in_doubt shows every prepared transaction of this database and no other', async (t) => {
   const [a, b] = [await effectsDatabase(t), await effectsDatabase(t)]
   const { gid, transactionId } = await leaveOrphan(a, b, 1)
-  const home = await oneValue(a.sql, 'select once.home_id()')
+  const home = await oneValue(a.sql, 'select once.database_id()')
   await prepare(t, b.url, `mine in ${b.name}`, 'insert into effect values (2)')
   t.deepEqual(
     await rowsOf(
       b.sql,
-      `select gid, manager, global_id, participant, transaction_id, home, ours, can_finish, owner, decision
+      `select gid, manager, global_id, participant, transaction_id, home, ours, can_finish, owner, outcome
          from once.in_doubt order by ours desc`,
     ),
     [
@@ -202,7 +202,7 @@ test('A stranger who uses a gid of our form is not taken for ours, and gets no d
   const stranger = await testRole(t, b)
   await b.sql.unsafe(`grant all on effect to ${stranger}`)
   await prepare(t, b.urlAs(stranger), gid, 'insert into effect values (9)')
-  t.deepEqual(await rowsOf(b.sql, 'select manager, ours, decision from once.in_doubt'), [
+  t.deepEqual(await rowsOf(b.sql, 'select manager, ours, outcome from once.in_doubt'), [
     ['unknown', false, 'not ours: ask its manager'],
   ])
   t.deepEqual(await rowsOf(b.sql, 'select once.resolve()'), [])
@@ -324,24 +324,24 @@ test('The decision is shown where this database is the home, and never makes the
     (
       await rowsOf(
         sql,
-        `select decision from once.in_doubt order by array_position('{${orphans.map(({ gid }) => gid)}}', gid)`,
+        `select outcome from once.in_doubt order by array_position('{${orphans.map(({ gid }) => gid)}}', gid)`,
       )
     ).flat()
   t.deepEqual(await decisions(), ['committed', 'aborted', 'pending'])
   await a.sql.begin('isolation level repeatable read', async (trx) => {
     t.deepEqual(await decisions(trx as never), Array(3).fill('unknown here: ask under read committed'))
   })
-  for (const [index, decision] of ['committed', 'aborted', 'pending'].entries())
-    t.is(await oneValue(a.sql, `select once.decision('${orphans[index]?.gid}')`), decision)
+  for (const [index, outcome] of ['committed', 'aborted', 'pending'].entries())
+    t.is(await oneValue(a.sql, `select once.gid_outcome('${orphans[index]?.gid}')`), outcome)
   await orphans[2]?.endHome('rollback')
   t.is(
-    await oneValue(a.sql, `select once.decision('${orphans[2]?.gid.replace(/:billing$/, '')}')`),
+    await oneValue(a.sql, `select once.gid_outcome('${orphans[2]?.gid.replace(/:billing$/, '')}')`),
     'aborted',
     'an id will do',
   )
 
   for (const { gid } of orphans) await a.sql.unsafe(`rollback prepared '${gid}'`)
-  await a.sql`update once.identity set database_oid = 1`
+  await a.sql`update once.database set database_oid = 1`
   await prepare(t, a.url, orphans[0]?.gid ?? '', 'insert into effect values (50)')
   t.regex(String((await decisions())[0]), /^unknown here: this database is a copy/)
 })
@@ -372,7 +372,7 @@ test('in_doubt reads locks and prepared transactions once each, and takes all gi
     [0, 0, 0, 1],
   )
   const text = plans.join('\n')
-  for (const source of ['pg_lock_status', 'pg_prepared_xact', 'decode_gids', 'verdicts']) {
+  for (const source of ['pg_lock_status', 'pg_prepared_xact', 'decode_gids', 'known_outcomes']) {
     const scans = text.match(new RegExp(`Function Scan on ${source}.*`, 'g')) ?? []
     t.is(scans.length, 1, `${source}: ${scans}`)
     t.regex(scans[0] ?? '', /\bloops=1\)/)
@@ -389,7 +389,7 @@ test('With 1,000 prepared transactions and 10,000 locks in_doubt takes at most 3
   const sql = connect(t, server.url())
   const tables = Array.from({ length: 9 }, (_, n) => `held_${n}`)
   for (const table of tables) await sql.unsafe(`create table ${table} (id int)`)
-  const [row] = await sql`select once.home_id() as home, pg_current_xact_id()::text as xid`
+  const [row] = await sql`select once.database_id() as home, pg_current_xact_id()::text as xid`
   for (let made = 0; made < 1000; made++) {
     await sql.unsafe(
       `begin; lock table ${tables.join(', ')} in row exclusive mode; select pg_current_xact_id()`,
@@ -399,7 +399,7 @@ test('With 1,000 prepared transactions and 10,000 locks in_doubt takes at most 3
   t.deepEqual(
     await rowsOf(
       sql,
-      `select count(*)::int, count(*) filter (where ours and decision = 'aborted' and cardinality(locks) = 9)::int from once.in_doubt`,
+      `select count(*)::int, count(*) filter (where ours and outcome = 'aborted' and cardinality(locks) = 9)::int from once.in_doubt`,
     ),
     [[1000, 1000]],
   )

@@ -28,17 +28,17 @@ const partitions = async (sql: postgres.Sql) =>
       `select relname from pg_class where relkind = 'r' and relname ~ '^message_[0-9]' order by 1`,
     )
   ).map(([name]) => String(name).slice('message_'.length))
-/** Sweeps until nothing is left to do; the rows of all steps. */
-async function sweepAll(sql: postgres.Sql, batchSize = 5000): Promise<unknown[][]> {
+/** Expires until nothing is left to do; the rows of all steps. */
+async function expireAll(sql: postgres.Sql, batchSize = 5000): Promise<unknown[][]> {
   const rows: unknown[][] = []
   for (let more = true; more; ) {
-    const step = await rowsOf(sql, `select action, scope, detail, count, more from once.sweep(${batchSize})`)
+    const step = await rowsOf(sql, `select action, scope, detail, count, more from once.expire(${batchSize})`)
     rows.push(...step)
     more = step.some((row) => row[4])
   }
   return rows
 }
-/** Moves the clock of the ledger forward: the only thing that reads it is the sweep. */
+/** Moves the clock of the ledger forward: the only thing that reads it is expiry. */
 const setHorizon = (sql: postgres.Sql, scope: string, horizon: string) =>
   sql`update once.scope set horizon = ${horizon} where scope = ${scope}`
 /** A retention that puts the horizon somewhere on this day, whatever today is. */
@@ -493,8 +493,8 @@ test('A scope’s horizon decides what is expired, and only moves forward', asyn
   await claim(sql, `'s', 'b', '2024-01-10 13:00Z'`)
   await claim(sql, `'keeps', 'b', '2024-01-10 13:00Z'`)
   await sql.unsafe(`select once.set_retention('s', ${retentionSince('2024-01-10')})`)
-  t.is(await claim(sql, `'s', 'a', '2024-01-10 11:00Z'`), 'duplicate', 'not before the sweep')
-  await sweepAll(sql)
+  t.is(await claim(sql, `'s', 'a', '2024-01-10 11:00Z'`), 'duplicate', 'not before the expiry')
+  await expireAll(sql)
   t.is(await claim(sql, `'s', 'a', '2024-01-10 11:00Z'`), 'expired')
   t.is(await claim(sql, `'s', 'never seen', '2024-01-10 11:59Z'`), 'expired')
   t.is(await claim(sql, `'s', 'older', '2020-01-01'`), 'expired')
@@ -514,13 +514,13 @@ test('A scope’s horizon decides what is expired, and only moves forward', asyn
   const before = await oneValue(sql, `select horizon from once.scope where scope = 's'`)
   for (const retention of [`'100 years'`, 'null']) {
     await sql.unsafe(`select once.set_retention('s', ${retention})`)
-    await sweepAll(sql)
+    await expireAll(sql)
     t.deepEqual(await oneValue(sql, `select horizon from once.scope where scope = 's'`), before)
   }
   t.is(await claim(sql, `'s', 'a', '2024-01-10 11:00Z'`), 'expired')
 })
 
-test('Two sweeps at once never move a horizon back', async (t) => {
+test('Two expiries at once never move a horizon back', async (t) => {
   const { sql, url } = await testDatabase(t)
   await sql`select once.set_retention('s', '1 day')`
   const [a, b] = [await openSession(t, url), await openSession(t, url)]
@@ -528,13 +528,13 @@ test('Two sweeps at once never move a horizon back', async (t) => {
   await a.rows('select now()')
   await until('the clock moves', () => oneValue(sql, `select clock_timestamp() > now()`))
   await b.sql`begin`
-  await b.rows('select once.sweep()')
+  await b.rows('select once.expire()')
   const late = await b.value(`select horizon from once.scope`)
-  t.deepEqual(await a.rows('select action, detail, more from once.sweep()'), [
-    ['busy', 'another sweep is at work', false],
+  t.deepEqual(await a.rows('select action, detail, more from once.expire()'), [
+    ['busy', 'another expiry is at work', false],
   ])
   await b.sql`commit`
-  await a.rows('select once.sweep()')
+  await a.rows('select once.expire()')
   await a.sql`commit`
   t.deepEqual(await oneValue(sql, 'select horizon from once.scope'), late)
 })
@@ -545,24 +545,24 @@ test('A retention must lie between nothing and 1000 years', async (t) => {
     await refused(t, oneValue(sql, `select once.set_retention('s', '${bad}')`), 'ONARG', 'bad retention')
   const scope = freshName()
   await sql`select once.set_retention(${scope}, '1000 years')`
-  t.true((await rowsOf(sql, 'select * from once.sweep()')).some((row) => row[1] === scope))
+  t.true((await rowsOf(sql, 'select * from once.expire()')).some((row) => row[1] === scope))
   for (const bad of ['0', '-1', '1000001', 'null'])
-    await refused(t, rowsOf(sql, `select * from once.sweep(${bad})`), 'ONARG', 'bad batch_size')
+    await refused(t, rowsOf(sql, `select * from once.expire(${bad})`), 'ONARG', 'bad batch_size')
 })
 
-test('The sweep creates the partitions of the next days, so that claims need not', async (t) => {
+test('Expiry creates the partitions of the next days, so that claims need not', async (t) => {
   const { sql } = await testDatabase(t)
-  t.deepEqual(await rowsOf(sql, 'select * from once.sweep()'), [], 'nothing where no key was ever claimed')
+  t.deepEqual(await rowsOf(sql, 'select * from once.expire()'), [], 'nothing where no key was ever claimed')
   await claim(sql, `'s', 'a'`)
   t.deepEqual(
-    await rowsOf(sql, 'select action, count, more from once.sweep()'),
+    await rowsOf(sql, 'select action, count, more from once.expire()'),
     [0, 1, 2].map(() => ['create', '1', false]),
   )
   const days = [0, 1, 2].map((n) =>
     new Date(Date.now() + n * 86_400_000).toISOString().slice(0, 10).replaceAll('-', ''),
   )
   t.deepEqual(await partitions(sql), days)
-  t.deepEqual(await rowsOf(sql, 'select * from once.sweep()'), [])
+  t.deepEqual(await rowsOf(sql, 'select * from once.expire()'), [])
 })
 
 test('A partition is dropped once it is past the horizon of every scope, ten a step', async (t) => {
@@ -572,10 +572,10 @@ test('A partition is dropped once it is past the horizon of every scope, ten a s
   await claim(sql, `'a', 'k', '2024-01-20 09:00Z'`)
   await claim(sql, `'b', 'k', '2024-01-20 09:00Z'`)
   await sql.unsafe(`select once.set_retention('a', ${retentionSince('2024-01-24')})`)
-  await sweepAll(sql)
+  await expireAll(sql)
   t.is((await partitions(sql)).length, 28, 'scope b keeps for ever')
   await sql.unsafe(`select once.set_retention('b', ${retentionSince('2024-01-23')})`)
-  const step = await rowsOf(sql, `select action, more from once.sweep() where action = 'drop'`)
+  const step = await rowsOf(sql, `select action, more from once.expire() where action = 'drop'`)
   t.deepEqual(
     step,
     Array.from({ length: 10 }, () => ['drop', true]),
@@ -584,10 +584,10 @@ test('A partition is dropped once it is past the horizon of every scope, ten a s
   t.is(await claim(sql, `'b', 'new', '2024-01-10'`), 'expired')
   t.is(await claim(sql, `'c', 'new', '2024-01-10'`), 'expired', 'a new scope starts at the floor')
   t.is(await claim(sql, `'c', 'new', '2024-01-11'`), 'claimed', 'what is still there can be used')
-  await sweepAll(sql)
+  await expireAll(sql)
   t.is((await partitions(sql))[0], '20240111', 'and keeps the rest from then on')
   await sql.unsafe(`select once.set_retention('c', ${retentionSince('2024-01-23')})`)
-  await sweepAll(sql)
+  await expireAll(sql)
   t.deepEqual((await partitions(sql)).slice(0, 3), ['20240123', '20240124', '20240125'])
   t.is(await oneValue(sql, 'select day::text from once.message_floor'), '2024-01-23')
   t.false(await oneValue(sql, `select once.ensure_partition('2024-01-22')`))
@@ -601,7 +601,7 @@ test('Timeless keys past the retention are deleted in batches, a bounded stretch
   await sql`update once.message_timeless set claimed_on = claimed_on - 10`
   await sql`select once.claim_key_batch('short', array(select g::text from generate_series(3001, 3100) g))`
   await sql`select once.set_retention('short', '9 days')`
-  const deletes = (await sweepAll(sql, 1000)).filter(([action]) => action === 'delete')
+  const deletes = (await expireAll(sql, 1000)).filter(([action]) => action === 'delete')
   t.deepEqual(
     deletes.map(([, scope, , count, more]) => [scope, count, more]),
     [
@@ -618,16 +618,16 @@ test('Timeless keys past the retention are deleted in batches, a bounded stretch
     ['short', 100],
   ])
   t.is(await claim(sql, `'short', '3001'`), 'duplicate')
-  t.is(await claim(sql, `'short', '1'`), 'claimed', 'a key without time is forgotten with its row')
+  t.is(await claim(sql, `'short', '1'`), 'claimed', 'a key without time is gone with its row')
 
   await sql`update once.message_timeless set claimed_on = claimed_on - 10`
   t.false(
-    (await sweepAll(sql)).some(([action]) => action === 'delete'),
+    (await expireAll(sql)).some(([action]) => action === 'delete'),
     'one pass a day is enough',
   )
   await sql`select once.set_retention('short', '8 days')`
   t.true(
-    (await sweepAll(sql)).some(([action]) => action === 'delete'),
+    (await expireAll(sql)).some(([action]) => action === 'delete'),
     'another retention starts another pass',
   )
 })
@@ -640,7 +640,7 @@ test('A pass over many timeless keys goes on where the last call stopped, also o
     insert into once.message (digest, scope_id, claimed_on)
     select gen_random_uuid(), s.scope_id, current_date - 9 from once.scope s, generate_series(1, 85000)
      order by s.scope = 'short'`
-  const steps = (await sweepAll(sql, 1_000_000)).filter(([action]) => action === 'delete')
+  const steps = (await expireAll(sql, 1_000_000)).filter(([action]) => action === 'delete')
   t.deepEqual(
     steps.map(([, scope, , count, more]) => [scope, count, more]),
     [
@@ -652,7 +652,7 @@ test('A pass over many timeless keys goes on where the last call stopped, also o
   t.deepEqual(await rowsOf(sql, 'select count(*)::int from once.message_timeless'), [[85_000]])
 })
 
-test('The sweep passes over timeless keys that somebody has locked', async (t) => {
+test('Expiry passes over timeless keys that somebody has locked', async (t) => {
   const { sql, url } = await testDatabase(t)
   await sql`select once.claim_key_batch('s', array['a', 'b'])`
   await sql`update once.message_timeless set claimed_on = claimed_on - 10`
@@ -660,34 +660,34 @@ test('The sweep passes over timeless keys that somebody has locked', async (t) =
   const a = await openSession(t, url)
   await a.sql`begin`
   await a.rows(`select once.keep_result('s', 'a', '1')`)
-  await sweepAll(sql)
+  await expireAll(sql)
   await a.sql`commit`
   t.is(await claim(sql, `'s', 'a'`), 'duplicate')
   t.is(await claim(sql, `'s', 'b'`), 'claimed')
 })
 
-test('A sweep waits for no claim: a partition in use is left to the next one, and nothing is lost', async (t) => {
+test('Expiry waits for no claim: a partition in use is left to the next one, and nothing is lost', async (t) => {
   const { sql, url } = await testDatabase(t)
   await claim(sql, `'s', 'a', '2024-01-01'`)
   await sql.unsafe(`select once.set_retention('s', ${retentionSince('2024-01-05')})`)
   const a = await openSession(t, url)
   await a.sql`begin`
   t.is(await claim(a.sql, `'s', 'b', '2024-01-01'`), 'claimed')
-  const rows = await rowsOf(sql, 'select action, detail, more from once.sweep()')
-  t.deepEqual(rows.at(-1), ['busy', 'partitions are in use, left to the next sweep', false])
+  const rows = await rowsOf(sql, 'select action, detail, more from once.expire()')
+  t.deepEqual(rows.at(-1), ['busy', 'partitions are in use, left to the next call', false])
   t.is(await oneValue(sql, `show lock_timeout`), '0')
   await a.sql`commit`
   t.is(await claim(sql, `'s', 'b', '2024-01-01'`), 'expired', 'the horizon has moved all the same')
-  await sweepAll(sql)
+  await expireAll(sql)
   t.is(await oneValue(sql, `select count(*)::int from once.message`), 0)
 })
 
-test('A sweep sets the caller’s lock_timeout back, whether it got its locks or not', async (t) => {
+test('Expiry sets the caller’s lock_timeout back, whether it got its locks or not', async (t) => {
   const { url } = await testDatabase(t)
   const a = await openSession(t, url)
   await a.rows(`set lock_timeout = '1234ms'`)
   await a.sql`begin`
-  await a.rows('select once.sweep()')
+  await a.rows('select once.expire()')
   t.is(await a.value('show lock_timeout'), '1234ms')
   await a.sql`commit`
 })
@@ -696,7 +696,7 @@ for (const [isolation, answers] of [
   ['read committed', ['expired', 'expired']],
   ['repeatable read', ['40001', 'duplicate']],
 ] as const) {
-  test(`A claim in a ${isolation} transaction that began before the sweep never reprocesses`, async (t) => {
+  test(`A claim in a ${isolation} transaction that began before the expiry never reprocesses`, async (t) => {
     const { sql, url } = await testDatabase(t)
     const times = ['2024-01-10 09:00Z', '2024-01-12 09:00Z']
     for (const time of times) await claim(sql, `'s', 'a', '${time}'`)
@@ -704,7 +704,7 @@ for (const [isolation, answers] of [
     const a = await openSession(t, url)
     await a.rows(`begin isolation level ${isolation}`)
     t.is(await a.value('select horizon from once.scope'), null)
-    await sweepAll(sql)
+    await expireAll(sql)
     t.is((await partitions(sql))[0], '20240112', 'the first was dropped, the second only expired')
     for (const form of [`claim_key('s', 'a', '$')`, `claim_key_batch('s', '{a}', '{$}')`]) {
       for (const [i, time] of times.entries()) {
@@ -718,7 +718,7 @@ for (const [isolation, answers] of [
   })
 }
 
-// The lock of a sweep that has dropped but not committed holds a claim between its horizon and its insert.
+// The lock of an expiry that has dropped but not committed holds a claim between its horizon and its insert.
 for (const form of ['claim_key', 'claim_key_batch'] as const) {
   test(`A claim (${form}) that a drop overtakes between horizon and insert is answered expired`, async (t) => {
     const { sql, url } = await testDatabase(t)
@@ -731,7 +731,7 @@ for (const form of ['claim_key', 'claim_key_batch'] as const) {
     t.is(await a.value(statement), 'duplicate')
     await b.sql`begin`
     await b.rows(`select once.set_retention('s', ${retentionSince('2024-01-20')})`)
-    const rows = await b.rows(`select action, detail from once.sweep()`)
+    const rows = await b.rows(`select action, detail from once.expire()`)
     t.true(rows.some(([action, detail]) => action === 'drop' && detail === 'partition of 2024-01-10'))
     const answer = a.value(statement)
     await untilBlocked(sql, a)
@@ -745,7 +745,7 @@ for (const form of ['claim_key', 'claim_key_batch'] as const) {
     const [a, b] = [await openSession(t, url), await openSession(t, url)]
     await b.sql`begin`
     await b.rows(`select once.set_retention('s', ${retentionSince('2024-01-20')})`)
-    await b.rows(`select once.sweep()`)
+    await b.rows(`select once.expire()`)
     const answers = Promise.all(
       ['a', 'b'].map((key) =>
         form === 'claim_key'
@@ -759,29 +759,29 @@ for (const form of ['claim_key', 'claim_key_batch'] as const) {
   })
 }
 
-test('A scope that is created while a sweep decides what to drop keeps what it claimed', async (t) => {
+test('A scope that is created while an expiry decides what to drop keeps what it claimed', async (t) => {
   const { sql, url } = await testDatabase(t)
   await claim(sql, `'s', 'a', '2024-01-10'`)
   await sql.unsafe(`select once.set_retention('s', ${retentionSince('2024-01-20')})`)
   const [a, b] = [await openSession(t, url), await openSession(t, url)]
   await a.sql`begin`
   t.is(await claim(a.sql, `'new', 'a', '2024-01-10'`), 'claimed')
-  // The sweep cannot see the new scope yet, finds the partition doomed and waits for the claim to end.
-  const sweep = b.rows(`select action from once.sweep() where action in ('drop', 'busy')`)
-  await until('the sweep waits', async () => {
-    if (!(await isPending(sweep))) return true
+  // Expiry cannot see the new scope yet, finds the partition doomed and waits for the claim to end.
+  const expiry = b.rows(`select action from once.expire() where action in ('drop', 'busy')`)
+  await until('the expiry waits', async () => {
+    if (!(await isPending(expiry))) return true
     return oneValue(
       sql,
       `select exists (select from pg_locks where pid = ${b.pid} and not granted and mode = 'AccessExclusiveLock')`,
     )
   })
   await a.sql`commit`
-  await sweep
-  await sweepAll(sql)
+  await expiry
+  await expireAll(sql)
   t.is(await claim(sql, `'new', 'a', '2024-01-10'`), 'duplicate')
 })
 
-test('A key that a sweep is deleting is claimed anew only once the sweep has committed', async (t) => {
+test('A key that an expiry is deleting is claimed anew only once the expiry has committed', async (t) => {
   const { sql, url } = await testDatabase(t)
   await sql`select once.claim_key('s', 'a')`
   await sql`update once.message_timeless set claimed_on = claimed_on - 10`
@@ -792,7 +792,7 @@ test('A key that a sweep is deleting is claimed anew only once the sweep has com
   ]) {
     const [a, b] = [await openSession(t, url), await openSession(t, url)]
     await a.sql`begin`
-    await a.rows('select once.sweep()')
+    await a.rows('select once.expire()')
     const second = claim(b.sql, `'s', 'a'`)
     await untilBlocked(sql, b)
     await a.rows(`${end}`)
@@ -811,7 +811,7 @@ test('More days than the ledger can have as partitions is a clear error, and kno
     insert into pg_inherits (inhrelid, inhparent, inhseqno, inhdetachpending)
     select g, 'once.message'::regclass, 1, false from generate_series(100000001, 100004000) g`
   const refusal = a.value(`select once.ensure_partition('2024-02-02')`)
-  await refused(t, refusal, 'ONMAX', 'limit is 4000', 'set_retention', 'once.sweep()')
+  await refused(t, refusal, 'ONMAX', 'limit is 4000', 'set_retention', 'once.expire()')
   await a.sql`rollback`
   t.is(await claim(sql, `'s', 'b', '2024-01-01'`), 'claimed')
 })
@@ -839,7 +839,7 @@ test('A claiming transaction waits for its flush although the default is synchro
 })
 
 /** What the ledger promises: a set of (scope, key, day), a horizon a scope, and the first result. */
-test('Any claims by key are answered as a plain map would answer them, sweeps in between', async (t) => {
+test('Any claims by key are answered as a plain map would answer them, expiries in between', async (t) => {
   const { sql } = await testDatabase(t)
   const days = ['2024-01-01', '2024-01-02', '2024-01-03', '2024-01-04']
   const item = fc.record({ key: fc.constantFrom('a', 'b', 'c'), day: fc.option(fc.nat(3), { freq: 5 }) })
@@ -849,7 +849,7 @@ test('Any claims by key are answered as a plain map would answer them, sweeps in
       arbitrary: fc.record({ what: fc.constant('claim' as const), items: fc.array(item, { maxLength: 6 }) }),
     },
     { weight: 2, arbitrary: fc.record({ what: fc.constant('keep' as const), item, result: fc.nat(99) }) },
-    { weight: 1, arbitrary: fc.record({ what: fc.constant('sweep' as const), day: fc.nat(4) }) },
+    { weight: 1, arbitrary: fc.record({ what: fc.constant('expire' as const), day: fc.nat(4) }) },
   )
   let run = 0
   await fc.assert(
@@ -860,7 +860,7 @@ test('Any claims by key are answered as a plain map would answer them, sweeps in
       await sql`select once.set_retention(${scope}, null)`
       const time = (day: number | null) => (day === null ? null : `${days[day]} 12:00Z`)
       for (const one of commands) {
-        if (one.what === 'sweep') {
+        if (one.what === 'expire') {
           horizon = Math.max(horizon, one.day)
           await setHorizon(sql, scope, `${days[horizon] ?? '2024-01-05'} 00:00Z`)
           // Other scopes keep the partitions; that drops are safe is tested above.
@@ -902,11 +902,11 @@ test('Any claims by key are answered as a plain map would answer them, sweeps in
   )
 })
 
-test('Concurrent workers that deliver repeated keys, and often roll back, process each once, beside sweeps', async (t) => {
+test('Concurrent workers that deliver repeated keys, and often roll back, process each once, beside expiry', async (t) => {
   const { sql, url } = await testDatabase(t)
   await sql`create table effect (scope text, key text, day date)`
   const workers = Array.from({ length: 4 }, () => connect(t, url))
-  const sweeper = connect(t, url)
+  const expirer = connect(t, url)
   const delivery = fc.record({
     items: fc.array(fc.record({ key: fc.nat(6), day: fc.nat(4) }), { minLength: 1, maxLength: 6 }),
     fails: fc.boolean(),
@@ -940,13 +940,13 @@ test('Concurrent workers that deliver repeated keys, and often roll back, proces
             })
           }
         }
-        const sweeps = async () => {
+        const expiries = async () => {
           for (let day = 0; day < 3; day++) {
-            await sweeper.unsafe(`update once.scope set retention = ${retentionSince(date(day))}`)
-            await rowsOf(sweeper, 'select * from once.sweep()')
+            await expirer.unsafe(`update once.scope set retention = ${retentionSince(date(day))}`)
+            await rowsOf(expirer, 'select * from once.expire()')
           }
         }
-        await Promise.all([...workers.map((worker, i) => work(worker, plans[i] ?? [])), sweeps()])
+        await Promise.all([...workers.map((worker, i) => work(worker, plans[i] ?? [])), expiries()])
         const [doubled] = await sql`
         select key, day from effect where scope = ${scope} group by 1, 2 having count(*) > 1`
         t.is(doubled, undefined)
@@ -961,7 +961,7 @@ test('Concurrent workers that deliver repeated keys, and often roll back, proces
         select key || ' ' || day as id from effect where scope = ${scope}`
         const done = new Set(rows.map((row) => row.id))
         for (const id of done) t.true(delivered.has(id))
-        // What no sweep can have overtaken is there.
+        // What no expiry can have overtaken is there.
         for (const id of delivered) if (id.endsWith(date(3)) || id.endsWith(date(4))) t.true(done.has(id), id)
       },
     ),

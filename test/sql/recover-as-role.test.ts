@@ -14,7 +14,7 @@ import {
   hostedDatabase,
   password,
 } from '../support/hosted.ts'
-import { type Decision, leaveOrphan } from '../support/orphan.ts'
+import { leaveOrphan, type Outcome } from '../support/orphan.ts'
 import { proxyTo } from '../support/proxy.ts'
 import { oneValue, refused, rowsOf } from '../support/sql.ts'
 import { prepare } from '../support/strangers.ts'
@@ -60,13 +60,13 @@ test.beforeEach('nothing is left of the test before', async () => {
   for (const { sql } of [orders, billing]) {
     for (const gid of (await rowsOf(sql, 'select gid from pg_prepared_xacts')).flat())
       await sql.unsafe(`rollback prepared '${gid}'`)
-    await sql`truncate effect, once.global_transaction, once.evidence, once.heuristic`
+    await sql`truncate effect, once.global_transaction, once.evidence, once.loss`
   }
 })
 
 /** A branch in billing, or else where it is said, that the application's role owns. */
-function leave(effect: number, decision: Decision = 'committed', home = orders, at = billing) {
-  return leaveOrphan(home, { sql: at.shop }, effect, decision)
+function leave(effect: number, outcome: Outcome = 'committed', home = orders, at = billing) {
+  return leaveOrphan(home, { sql: at.shop }, effect, outcome)
 }
 
 const recoverIn = ({ urlAs }: HostedDatabase, t: ExecutionContext, keep = '10 minutes') =>
@@ -83,9 +83,9 @@ const recoveries = {
   'once.recover()': async (t: ExecutionContext, keep = 600_000) => {
     for (const place of [billing, orders]) await recoverIn(place, t, `${keep} milliseconds`)
   },
-  'once.recovery.sweep()': async (_: ExecutionContext, keep = 600_000) => {
+  'once.recovery.run()': async (_: ExecutionContext, keep = 600_000) => {
     await using once = recoverer()
-    await once.recovery.sweep({ keep })
+    await once.recovery.run({ keep })
   },
 }
 
@@ -96,7 +96,7 @@ const recoverer = () =>
 
 for (const [name, recover] of Object.entries(recoveries)) {
   test.serial(
-    `${name} by a role that is no superuser finishes, proves and forgets between two servers`,
+    `${name} by a role that is no superuser finishes, proves and purges between two servers`,
     async (t) => {
       await orders.sql`truncate effect`
       await leave(1, 'committed')
@@ -115,7 +115,7 @@ for (const [name, recover] of Object.entries(recoveries)) {
       t.deepEqual(await billing.effects(), [1, 3, 5])
       t.deepEqual(await inDoubt(billing), [foreign], 'what is not ours stays')
       for (const { sql } of [orders, billing]) {
-        for (const table of ['global_transaction', 'evidence', 'heuristic'])
+        for (const table of ['global_transaction', 'evidence', 'loss'])
           t.deepEqual(await rowsOf(sql, `select * from once.${table}`), [], table)
       }
       await billing.shop.unsafe(`rollback prepared '${foreign}'`)
@@ -184,11 +184,11 @@ test.serial(
     t.is(row?.[0], 'unreachable')
     t.regex(String(row?.[2]), /password authentication failed/)
     t.is(await oneValue(orders.sql, 'select count(*)::int from once.global_transaction'), 1)
-    t.deepEqual(await rowsOf(orders.sql, 'select * from once.heuristic'), [])
+    t.deepEqual(await rowsOf(orders.sql, 'select * from once.loss'), [])
     await orders.sql.unsafe(
       `alter user mapping for public server billing options (set password '${password}')`,
     )
-    t.deepEqual((await recoverIn(orders, t, '0')).map(([action]) => action).sort(), ['forgotten', 'proven'])
+    t.deepEqual((await recoverIn(orders, t, '0')).map(([action]) => action).sort(), ['proven', 'purged'])
     await recoverIn(billing, t, '0')
   },
 )
@@ -295,13 +295,13 @@ test.serial(
       for (let n = 0; n < 4; n++) await recoverIn(place, t, '0')
     }
     const outside = async () => {
-      for (let n = 0; n < 4; n++) await once.recovery.sweep({ keep: 0 })
+      for (let n = 0; n < 4; n++) await once.recovery.run({ keep: 0 })
     }
     await Promise.all([inside(billing), inside(billing), inside(orders), outside()])
-    await once.recovery.sweep({ keep: 0 })
+    await once.recovery.run({ keep: 0 })
     t.deepEqual(await billing.effects(), expected)
     for (const { sql } of [orders, billing]) {
-      for (const relation of ['in_doubt', 'global_transaction', 'evidence', 'heuristic'])
+      for (const relation of ['in_doubt', 'global_transaction', 'evidence', 'loss'])
         t.deepEqual(await rowsOf(sql, `select * from once.${relation}`), [], relation)
     }
   },

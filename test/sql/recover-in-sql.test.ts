@@ -27,7 +27,7 @@ async function peers(t: TestContext): Promise<Record<'a' | 'b', EffectsDatabase>
       create server other foreign data wrapper dblink_fdw options (host '${hostname}', port '${port}', dbname '${there.name}');
       create user mapping for current_user server other options (user 'postgres')`)
     const home = await oneValue(here.sql, `select once.add_peer('other')`)
-    if (home !== (await oneValue(there.sql, 'select once.home_id()'))) throw new Error('Not the peer')
+    if (home !== (await oneValue(there.sql, 'select once.database_id()'))) throw new Error('Not the peer')
   }
   return { a, b }
 }
@@ -37,9 +37,9 @@ const recoveries = {
   'once.recover()': async ({ a, b }: Record<'a' | 'b', EffectsDatabase>, keep = 600_000) => {
     for (const { sql } of [b, a]) await sql.unsafe(`select * from once.recover('${keep} milliseconds')`)
   },
-  'once.recovery.sweep()': async ({ a, b }: Record<'a' | 'b', EffectsDatabase>, keep = 600_000) => {
+  'once.recovery.run()': async ({ a, b }: Record<'a' | 'b', EffectsDatabase>, keep = 600_000) => {
     await using once = pgonce<Record<string, object>>({ databases: { a: a.url, b: b.url } })
-    await once.recovery.sweep({ keep })
+    await once.recovery.run({ keep })
   },
 }
 
@@ -63,11 +63,11 @@ for (const [name, recover] of Object.entries(recoveries)) {
     await recover(both)
     t.deepEqual(await b.effects(), [1, 3])
     t.deepEqual(await rowsOf(b.sql, 'select gid from once.in_doubt'), [[foreign]], 'what is not ours stays')
-    t.deepEqual(await rowsOf(b.sql, 'select * from once.heuristic'), [])
+    t.deepEqual(await rowsOf(b.sql, 'select * from once.loss'), [])
     t.true(await oneValue(b.sql, `select recovered_at > now() - interval '1 minute' from once.recovery`))
   })
 
-  test(`${name} proves, and forgets by the handshake: first the evidence, then the decision`, async (t) => {
+  test(`${name} proves, and purges by the handshake: first the evidence, then the decision`, async (t) => {
     const both = await peers(t)
     const { a, b } = both
     await leaveOrphan(a, b, 1)
@@ -83,10 +83,10 @@ for (const [name, recover] of Object.entries(recoveries)) {
     t.deepEqual(await left(), [true, true, 1, 1])
     await recover(both, 0)
     t.deepEqual(await left(), [0, 0])
-    t.deepEqual(await rowsOf(a.sql, 'select * from once.heuristic'), [])
+    t.deepEqual(await rowsOf(a.sql, 'select * from once.loss'), [])
   })
 
-  test(`${name} looks once more before it forgets: a branch that was lost since is recorded, one in doubt again is committed`, async (t) => {
+  test(`${name} looks once more before it purges: a branch that was lost since is recorded, one in doubt again is committed`, async (t) => {
     const both = await peers(t)
     const { a, b } = both
     const [lost, again, fine] = [
@@ -114,7 +114,7 @@ for (const [name, recover] of Object.entries(recoveries)) {
     await recover(both, 0)
     t.deepEqual(await b.effects(), [2, 3])
     t.deepEqual(await rowsOf(b.sql, 'select gid from once.in_doubt'), [])
-    t.deepEqual(await rowsOf(a.sql, 'select transaction_id, participant, kind from once.heuristic'), [
+    t.deepEqual(await rowsOf(a.sql, 'select transaction_id, participant, kind from once.loss'), [
       [lost.transactionId, 'billing', 'lost branch'],
     ])
     t.deepEqual(
@@ -123,7 +123,7 @@ for (const [name, recover] of Object.entries(recoveries)) {
       'what was lost stays until somebody acknowledges it',
     )
     t.not(fine.transactionId, lost.transactionId)
-    await rowsOf(a.sql, `select once.forget('${lost.transactionId}', 'repaired by hand')`)
+    await rowsOf(a.sql, `select once.acknowledge('${lost.transactionId}', 'repaired by hand')`)
     await recover(both, 0)
     t.deepEqual(await rowsOf(a.sql, 'select from once.global_transaction'), [])
     t.deepEqual(await rowsOf(b.sql, 'select from once.evidence'), [])
@@ -143,7 +143,7 @@ for (const [name, recover] of Object.entries(recoveries)) {
     await a.sql`update once.global_transaction set confirmed_at = null`
     await recover(both)
     t.deepEqual(await rowsOf(a.sql, confirmed), [[true]])
-    t.deepEqual(await rowsOf(a.sql, 'select * from once.heuristic'), [])
+    t.deepEqual(await rowsOf(a.sql, 'select * from once.loss'), [])
     await a.sql`update once.global_transaction set confirmed_at = confirmed_at - interval '1 hour'`
     await recover(both)
     t.deepEqual(await rowsOf(a.sql, confirmed), [])
@@ -157,7 +157,7 @@ for (const [name, recover] of Object.entries(recoveries)) {
     await b.sql.unsafe(`rollback prepared '${gid}'`)
     await recover(both)
     await recover(both)
-    t.deepEqual(await rowsOf(a.sql, 'select transaction_id, participant, kind from once.heuristic'), [
+    t.deepEqual(await rowsOf(a.sql, 'select transaction_id, participant, kind from once.loss'), [
       [transactionId, 'billing', 'lost branch'],
     ])
   })
@@ -206,15 +206,15 @@ test('Recovery inside Postgres and outside race over the same branches, and each
     for (let n = 0; n < 4; n++) await sql`select * from once.recover('0')`
   }
   const outside = async () => {
-    for (let n = 0; n < 4; n++) await once.recovery.sweep({ keep: 0 })
+    for (let n = 0; n < 4; n++) await once.recovery.run({ keep: 0 })
   }
   await Promise.all([inside(b.url), inside(b.url), inside(a.url), outside(), outside()])
-  await once.recovery.sweep({ keep: 0 })
+  await once.recovery.run({ keep: 0 })
   t.deepEqual(await b.effects(), expected)
   t.deepEqual(await rowsOf(b.sql, 'select * from once.in_doubt'), [])
   t.deepEqual(await rowsOf(a.sql, 'select * from once.global_transaction'), [])
   t.deepEqual(await rowsOf(b.sql, 'select * from once.evidence'), [])
-  for (const { sql } of [a, b]) t.deepEqual(await rowsOf(sql, 'select * from once.heuristic'), [])
+  for (const { sql } of [a, b]) t.deepEqual(await rowsOf(sql, 'select * from once.loss'), [])
 })
 
 test('A peer is asked who it is, and one that leads elsewhere by now is not believed', async (t) => {
@@ -233,9 +233,9 @@ test('A database of this cluster whose schema once belongs to somebody else is n
   await b.sql`create extension dblink`
   const { gid } = await leaveOrphan(a, b, 1, 'committed')
   const mallory = await testRole(t, [a, b])
-  await a.sql.unsafe(`alter function once.home_id() owner to ${mallory}`)
+  await a.sql.unsafe(`alter function once.database_id() owner to ${mallory}`)
   await refused(t, oneValue(b.sql, `select once.ask_home('${gid}')`), 'ONPER')
-  await a.sql.unsafe('alter function once.home_id() owner to postgres')
+  await a.sql.unsafe('alter function once.database_id() owner to postgres')
   t.is(await oneValue(b.sql, `select once.ask_home('${gid}')`), 'committed')
 })
 
@@ -314,11 +314,11 @@ test('once.recover() reports a branch whose owner was dropped, and finishes the 
   for (const { gid } of orphans) await b.sql.unsafe(`rollback prepared '${gid}'`)
 })
 
-test('A branch whose owner’s role cannot be taken on any more keeps the sweep from no other', async (t) => {
+test('A branch whose owner’s role cannot be taken on any more keeps recovery from no other', async (t) => {
   const { a, b } = await peers(t)
   const { gid, transactionId } = await leaveOrphan(a, b, 1)
   const session = await b.sql.reserve()
-  const home = await oneValue(b.sql, 'select once.home_id()')
+  const home = await oneValue(b.sql, 'select once.database_id()')
   const finish = async (role: string) =>
     (
       await session`select once.finish_remote(${`once ${home}`}, ${gid}, ${transactionId}, 'committed', ${role}) as said`

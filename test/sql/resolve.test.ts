@@ -22,7 +22,7 @@ test('select once.resolve() \\gexec finishes what is decided, says why, and touc
   t.is(lines.length, 2)
   t.true(
     lines[0]?.startsWith(
-      `/* ${committed.transactionId}: home ${await oneValue(a.sql, 'select once.home_id()')} committed; prepared `,
+      `/* ${committed.transactionId}: home ${await oneValue(a.sql, 'select once.database_id()')} committed; prepared `,
     ),
     lines[0],
   )
@@ -76,7 +76,7 @@ test('Without dblink, resolve has no lines for homes elsewhere and asking one sa
   await refused(t, oneValue(b.sql, `select once.ask_home('${gid}')`), 'ONEXT', 'create extension dblink')
   await refused(t, oneValue(b.sql, 'select count(*) from once.recover()'), 'ONEXT', 'create extension dblink')
   await refused(t, oneValue(b.sql, `select once.add_peer('x')`), 'ONEXT', 'create extension dblink')
-  await refused(t, oneValue(b.sql, `select once.decision('${gid}')`), 'ONIDN')
+  await refused(t, oneValue(b.sql, `select once.gid_outcome('${gid}')`), 'ONIDN')
   t.is(
     await oneValue(a.sql, `select once.ask_home('${gid}')`),
     'committed',

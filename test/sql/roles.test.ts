@@ -29,20 +29,20 @@ async function allForbidden(t: ExecutionContext, url: string, statements: readon
 }
 
 const tables = [
-  'identity',
+  'database',
   'intervention',
   'producer',
   'scope',
   'message',
   'message_timeless',
-  'timeless_sweep',
+  'timeless_expiry',
   'message_floor',
-  'consumer_offset',
+  'consumer_position',
   'topic_end',
   'global_transaction',
   'evidence',
+  'loss',
   'heuristic',
-  'forced',
   'recovery',
   'peer',
 ]
@@ -52,7 +52,7 @@ const views = [
   'in_doubt',
   'blocked',
   'in_doubt_elsewhere',
-  'heuristic_outcome',
+  'heuristics',
   'health',
   'branch',
 ]
@@ -66,13 +66,13 @@ const id = '11111111-1111-4111-8111-111111111111'
 const operators = [
   `select once.set_watermark('p', 5, 'x')`,
   `select once.set_retention('s', '1 day')`,
-  `select once.reset_offset('g', 't', 0, 5, 'x')`,
-  `select once.forget('${id}', 'x')`,
+  `select once.reset_position('g', 't', 0, 5, 'x')`,
+  `select once.acknowledge('${id}', 'x')`,
   `select once.force('x', 'commit', 'x')`,
   `select once.add_peer('x')`,
   `select once.grant_operator('postgres')`,
-  `select once.renew_identity('x')`,
-  `select once.adopt_identity('x')`,
+  `select once.renew_database_id('x')`,
+  `select once.adopt_database_id('x')`,
   `select once.record_intervention('x', '{}', 'x')`,
   `select once.grant_app('postgres')`,
   `select once.grant_recover('postgres')`,
@@ -95,7 +95,7 @@ test('A login that was granted nothing can do nothing', async (t) => {
     ...calls.map(([call]) => String(call)),
     ...[...tables, ...views, 'message_20240101'].map((name) => `select * from once.${name}`),
     'create table once.mine (n int)',
-    `select 'once.identity'::regclass`,
+    `select 'once.database'::regclass`,
   ])
 })
 
@@ -119,14 +119,14 @@ test('grant_app is enough to claim, keep results and expire', async (t) => {
     [['duplicate'], ['claimed']],
   )
   await database.sql`select once.set_retention('s', '1 day')`
-  await database.sql`select once.sweep()`
+  await database.sql`select once.expire()`
   t.is(await a.value(`select status from once.claim_key('s', 'new', '2024-01-01')`), 'expired')
   t.is(await a.value(`select status from once.claim_key('other', 'new', '2024-01-01')`), 'expired')
   t.is(await a.value(`select once.message_time('x')`), null)
   t.true((await a.rows('select * from once.producers')).length > 0)
 })
 
-test('grant_app is enough to move offsets', async (t) => {
+test('grant_app is enough to move positions', async (t) => {
   const { session: a } = await withRole(t, 'app')
   await a.rows(`select once.take_partition('g', 't', 0, 'me')`)
   t.is(await a.value(`select epoch from once.take_partition('g', 't', 0, 'me')`), 2)
@@ -136,14 +136,14 @@ test('grant_app is enough to move offsets', async (t) => {
   await a.rows(`select once.report_end('t', 0, 9)`)
   await a.rows(`select once.report_end('t', 0, 10)`)
   t.deepEqual(await a.rows('select lag, owner from once.lag'), [['5', 'me']])
-  t.deepEqual(await a.rows(`select position from once.read_offset('g', 't', 0)`), [['5']])
+  t.deepEqual(await a.rows(`select position from once.read_position('g', 't', 0)`), [['5']])
   await a.rows(`select once.take_partition('h', 't', 0)`)
   await a.rows(`select once.advance_token('h', 't', 0, 1, null, 'x')`)
 })
 
 test('grant_app is enough to be the home of a global transaction, and a branch of one', async (t) => {
   const { database, session: a } = await withRole(t, 'app')
-  const homeId = await a.value('select once.home_id()')
+  const homeId = await a.value('select once.database_id()')
   const transaction = randomUUID()
   await a.sql`begin`
   await a.rows(`call once.open('${transaction}', 1000, 1000)`)
@@ -152,9 +152,9 @@ test('grant_app is enough to be the home of a global transaction, and a branch o
   await a.rows(`select once.vote('${transaction}', '${homeId}', 'a')`)
   const xid = await a.value(`select once.begin_global('${transaction}', '{b,c}', '{${id},${id}}')`)
   await a.rows(`select once.narrow_global('${transaction}', '{b}', '{${id}}')`)
-  await a.rows(`select once.check_open('${transaction}')`)
+  await a.rows(`select once.assert_branch('${transaction}')`)
   await a.sql`commit`
-  t.is(await a.value(`select once.decide('${homeId}', '${transaction}', '${xid}')`), 'committed')
+  t.is(await a.value(`select once.branch_outcome('${homeId}', '${transaction}', '${xid}')`), 'committed')
   t.is(await a.value(`select once.outcome('${homeId}', '${transaction}', '${xid}')`), 'committed')
 
   const other = randomUUID()
@@ -177,7 +177,7 @@ test('grant_app gives no way to take back a key, to touch decisions, or to overr
     ...destruction,
     ...operators,
     ...tables.map((name) => `delete from once.${name}`),
-    'select once.sweep()',
+    'select once.expire()',
     'select once.unproven()',
     'select once.proven()',
     'select once.evidence_page()',
@@ -186,9 +186,9 @@ test('grant_app gives no way to take back a key, to touch decisions, or to overr
     `select once.mark_confirmed('{}')`,
     'select once.confirmed()',
     `select once.delete_evidence('${id}', '{}')`,
-    `select once.forget_proven('{}')`,
-    `select once.record_heuristic('${id}', 'b', '${id}', 'lost branch')`,
-    'select * from once.heuristic',
+    `select once.purge('{}')`,
+    `select once.record_loss('${id}', 'b', '${id}', 'lost branch')`,
+    'select * from once.loss',
     'select * from once.intervention',
     'select * from once.message_20240101',
     'delete from once.message_20240101',
@@ -200,24 +200,24 @@ test('grant_app gives no way to take back a key, to touch decisions, or to overr
     `update once.scope set retention = '0'`,
     `insert into once.scope (scope, retention) values ('x', '0')`,
     `update once.message_floor set day = '2000-01-01'`,
-    `update once.timeless_sweep set next_block = 0`,
+    `update once.timeless_expiry set next_block = 0`,
     `update once.producer set max_gaps = 100000`,
     `update once.producer set producer = 'q'`,
     `insert into once.producer (producer, watermark) values ('q', 99)`,
-    `update once.consumer_offset set consumer_group = 'x'`,
-    `update once.identity set id = gen_random_uuid()`,
-    `update once.identity set forgotten_xid = '9'`,
-    `insert into once.identity (system_identifier, database_oid) values (1, 1)`,
+    `update once.consumer_position set consumer_group = 'x'`,
+    `update once.database set id = gen_random_uuid()`,
+    `update once.database set purged_xid = '9'`,
+    `insert into once.database (system_identifier, database_oid) values (1, 1)`,
     `update once.global_transaction set proven_at = now()`,
     `update once.global_transaction set participants = '{}'`,
-    `insert into once.global_transaction (transaction_id, home_xid, participants, participant_homes) values ('${id}', '3', '{}', '{}')`,
+    `insert into once.global_transaction (transaction_id, home_xid, participants, database_ids) values ('${id}', '3', '{}', '{}')`,
     `update once.evidence set transaction_id = gen_random_uuid()`,
     `update once.evidence set recorded_at = now()`,
     'create table once.mine (n int)',
     'create function once.mine() returns int language sql return 1',
     'drop schema once cascade',
-    'drop function once.sweep(integer)',
-    'alter function once.sweep(integer) security invoker',
+    'drop function once.expire(integer)',
+    'alter function once.expire(integer) security invoker',
     'lock table once.message in access exclusive mode',
     'lock table once.message_floor in share mode',
     `alter table once.message detach partition once.message_timeless`,
@@ -253,12 +253,12 @@ test('An application’s own types and tables never run code with the rights of 
   await a.sql`rollback`
 })
 
-test('grant_recover is enough to recover, forget, audit and sweep', async (t) => {
+test('grant_recover is enough to recover, purge, audit and expire keys', async (t) => {
   const app = await withRole(t, 'app')
   const { database } = app
   const { session: a, role } = await withRole(t, 'recover', database)
   await database.sql.unsafe(`grant ${app.role} to ${role}`)
-  const homeId = await a.value('select once.home_id()')
+  const homeId = await a.value('select once.database_id()')
 
   const transaction = randomUUID()
   await app.session.sql`begin`
@@ -269,13 +269,13 @@ test('grant_recover is enough to recover, forget, audit and sweep', async (t) =>
   await app.session.rows(`prepare transaction '${gid}'`)
   const [row] = await a.rows('select owner, ours, can_finish, home_xid from once.in_doubt')
   t.deepEqual(row, [app.role, true, true, '3'])
-  t.is(await a.value(`select once.decide('${homeId}', '${transaction}', '3')`), 'aborted')
+  t.is(await a.value(`select once.branch_outcome('${homeId}', '${transaction}', '3')`), 'aborted')
   await a.rows(`set role ${row?.[0]}`)
   await a.rows(`rollback prepared '${gid}'`)
   await a.rows('reset role')
 
   const [decided] = await database.sql`
-    insert into once.global_transaction (transaction_id, participants, participant_homes)
+    insert into once.global_transaction (transaction_id, participants, database_ids)
     values (${transaction}, '{b}', ${[`${homeId}`]}) returning home_xid::text as xid`
   await database.sql`insert into once.evidence values (${transaction}, ${`${homeId}`}, 'b')`
   const ids = `array['${transaction}']::uuid[]`
@@ -288,17 +288,17 @@ test('grant_recover is enough to recover, forget, audit and sweep', async (t) =>
   t.is(await a.value(`select once.mark_confirmed(${ids})`), '1')
   t.is((await a.rows(`select * from once.confirmed(10, '0')`)).length, 1)
   t.is(await a.value(`select once.delete_evidence('${homeId}', ${ids})`), '1')
-  t.is(await a.value(`select once.forget_proven(${ids})`), '1')
-  t.is(await a.value(`select once.outcome('${homeId}', '${transaction}', '${decided?.xid}')`), 'forgotten')
-  t.true(await a.value(`select once.record_heuristic('${id}', 'b', '${id}', 'lost branch')`))
-  t.false(await a.value(`select once.record_heuristic('${id}', 'b', '${id}', 'lost branch')`))
-  t.is((await a.rows('select * from once.heuristic')).length, 1)
+  t.is(await a.value(`select once.purge(${ids})`), '1')
+  t.is(await a.value(`select once.outcome('${homeId}', '${transaction}', '${decided?.xid}')`), 'purged')
+  t.true(await a.value(`select once.record_loss('${id}', 'b', '${id}', 'lost branch')`))
+  t.false(await a.value(`select once.record_loss('${id}', 'b', '${id}', 'lost branch')`))
+  t.is((await a.rows('select * from once.loss')).length, 1)
 
   await database.sql`select once.claim_key('s', 'k', '2024-01-01')`
   await database.sql`select once.claim_key('s', 'k')`
   await database.sql`update once.message_timeless set claimed_on = '2024-01-01'`
   await database.sql`select once.set_retention('s', '1 day')`
-  const actions = (await a.rows('select action from once.sweep()')).flat()
+  const actions = (await a.rows('select action from once.expire()')).flat()
   t.deepEqual(actions, ['horizon', 'delete', 'create', 'create', 'create', 'drop'])
   t.is((await a.rows('select * from once.scope')).length, 1)
 })
@@ -336,20 +336,20 @@ test('grant_recover gives no way to claim, decide, or overrule the protocol', as
     'select * from once.message',
     'select * from once.message_timeless',
     'select * from once.producer',
-    'select * from once.consumer_offset',
+    'select * from once.consumer_position',
     'delete from once.message',
     'delete from once.message_timeless',
     'delete from once.producer',
-    'delete from once.heuristic',
-    'delete from once.identity',
+    'delete from once.loss',
+    'delete from once.database',
     'delete from once.scope',
     `update once.scope set horizon = null`,
-    `update once.identity set id = gen_random_uuid()`,
-    `update once.heuristic set acknowledged_at = now()`,
+    `update once.database set id = gen_random_uuid()`,
+    `update once.loss set acknowledged_at = now()`,
     `update once.global_transaction set participants = '{}'`,
     `update once.global_transaction set transaction_id = gen_random_uuid()`,
     `update once.evidence set participant = 'x'`,
-    `insert into once.global_transaction (transaction_id, participants, participant_homes) values ('${id}', '{}', '{}')`,
+    `insert into once.global_transaction (transaction_id, participants, database_ids) values ('${id}', '{}', '{}')`,
     `insert into once.evidence values ('${id}', '${id}', 'b')`,
     'create table once.mine (n int)',
   ])
@@ -358,10 +358,10 @@ test('grant_recover gives no way to claim, decide, or overrule the protocol', as
 test('grant_monitor is enough to look at everything but payloads and results, and to change nothing', async (t) => {
   const { database, role, session: a } = await withRole(t, 'monitor')
   await database.sql`select once.claim_key('s', 'k', '2024-01-01')`
-  for (const name of tables.filter((one) => !/^(message(_timeless)?|timeless_sweep|producer)$/.test(one)))
+  for (const name of tables.filter((one) => !/^(message(_timeless)?|timeless_expiry|producer)$/.test(one)))
     await t.notThrowsAsync(a.rows(`select * from once.${name}`), name)
   for (const name of views) await t.notThrowsAsync(a.rows(`select * from once.${name}`), name)
-  for (const call of ['schema_version()', 'home_id()', `read_offset('g', 't', 0)`, 'unproven()'])
+  for (const call of ['schema_version()', 'database_id()', `read_position('g', 't', 0)`, 'unproven()'])
     await t.notThrowsAsync(a.rows(`select * from once.${call}`), call)
   await allForbidden(t, database.urlAs(role), [
     ...tables.flatMap((name) => [`truncate once.${name}`, `delete from once.${name}`]),
@@ -375,11 +375,11 @@ test('grant_monitor is enough to look at everything but payloads and results, an
     `select once.vote('${id}', '${id}', 'b')`,
     `select once.begin_global('${id}', '{}', '{}')`,
     `select once.mark_proven('{}')`,
-    `select once.forget_proven('{}')`,
-    `select once.record_heuristic('${id}', 'b', '${id}', 'lost branch')`,
-    'select once.sweep()',
+    `select once.purge('{}')`,
+    `select once.record_loss('${id}', 'b', '${id}', 'lost branch')`,
+    'select once.expire()',
     `select once.ensure_partition('2024-01-01')`,
-    `update once.identity set forgotten_xid = '0'`,
+    `update once.database set purged_xid = '0'`,
     `insert into once.scope (scope) values ('x')`,
     'create table once.mine (n int)',
   ])
@@ -390,7 +390,7 @@ test('A grant can be repeated, and several can be given to one role', async (t) 
   for (const grant of ['app', 'recover', 'monitor', 'app'])
     await database.sql.unsafe(`select once.grant_${grant}('${role}')`)
   t.is(await a.value(`select once.claim('p', 0)`), 'claimed')
-  t.deepEqual(await a.rows('select * from once.sweep()'), [])
+  t.deepEqual(await a.rows('select * from once.expire()'), [])
   t.deepEqual(await a.rows('select * from once.intervention'), [])
 })
 

@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import test from 'ava'
 import { type TestDatabase, testDatabase, testRole } from '../support/database.ts'
-import { homeOf, oneValue, openSession, refused, rowsOf, sharedDatabase } from '../support/sql.ts'
+import { databaseIdOf, oneValue, openSession, refused, rowsOf, sharedDatabase } from '../support/sql.ts'
 import { beginHome, decide, evidenceOf, openBranch, outcome, rowOf, someHome } from '../support/two-phase.ts'
 import { until } from '../support/until.ts'
 
@@ -11,7 +11,7 @@ test('The whole flow over two servers: pending before the home’s commit, commi
   const [a, b] = [await testDatabase(t), await testDatabase(t, { server: 'b' })]
   const [home, branch] = [await openSession(t, a.url), await openSession(t, b.url)]
   const id = randomUUID()
-  const homeId = await homeOf(a.sql)
+  const homeId = await databaseIdOf(a.sql)
   await b.sql`create table effect (n int)`
 
   const xid = await beginHome(home, id)
@@ -37,8 +37,8 @@ test('The whole flow over two servers: pending before the home’s commit, commi
   t.deepEqual(await evidenceOf(b.sql, id), [homeId, 'b'])
   t.is(await oneValue(b.sql, 'select count(*)::int from effect'), 1)
 
-  // Nothing is forgotten before it is proven.
-  t.is(await oneValue(a.sql, `select once.forget_proven(array['${id}']::uuid[])`), '0')
+  // Nothing is purged before it is proven.
+  t.is(await oneValue(a.sql, `select once.purge(array['${id}']::uuid[])`), '0')
   t.deepEqual(await rowsOf(a.sql, 'select transaction_id, participants from once.unproven()'), [[id, ['b']]])
   t.deepEqual(
     await rowsOf(b.sql, `select * from once.find_evidence(array['${id}', '${randomUUID()}']::uuid[])`),
@@ -54,11 +54,7 @@ test('The whole flow over two servers: pending before the home’s commit, commi
   t.deepEqual(await rowsOf(a.sql, `select transaction_id, participants from once.proven(10, '0')`), [
     [id, ['b']],
   ])
-  t.is(
-    await oneValue(a.sql, `select once.forget_proven(array['${id}']::uuid[])`),
-    '0',
-    'nor before it is confirmed',
-  )
+  t.is(await oneValue(a.sql, `select once.purge(array['${id}']::uuid[])`), '0', 'nor before it is confirmed')
   t.is(await oneValue(a.sql, `select once.mark_confirmed(array['${id}']::uuid[])`), '1')
   t.deepEqual(await rowsOf(a.sql, `select * from once.proven(10, '0')`), [])
   t.deepEqual(await rowsOf(a.sql, `select transaction_id, participants from once.confirmed(10, '0')`), [
@@ -67,8 +63,8 @@ test('The whole flow over two servers: pending before the home’s commit, commi
   t.deepEqual(await rowsOf(a.sql, 'select * from once.confirmed()'), [], 'a standby shall know it first')
   t.is(await oneValue(b.sql, `select once.delete_evidence('${homeId}', array['${id}']::uuid[])`), '1')
   t.is(await outcome(a.sql, homeId, id, xid), 'committed')
-  t.is(await oneValue(a.sql, `select once.forget_proven(array['${id}']::uuid[])`), '1')
-  t.is(await outcome(a.sql, homeId, id, xid), 'forgotten')
+  t.is(await oneValue(a.sql, `select once.purge(array['${id}']::uuid[])`), '1')
+  t.is(await outcome(a.sql, homeId, id, xid), 'purged')
 })
 
 test('The home waits for its flush, whatever the role’s or the handler’s synchronous_commit', async (t) => {
@@ -114,7 +110,7 @@ test('A handler that ended our transaction is found out at each next step', asyn
   const a = await openSession(t, url)
   const id = randomUUID()
   const steps = [
-    `once.check_open('${id}')`,
+    `once.assert_branch('${id}')`,
     `once.vote('${id}', '${someHome}', 'a')`,
     `once.begin_global('${id}', '{b}', '{${someHome}}')`,
   ]
@@ -147,7 +143,7 @@ test('A handler that leaves another role in force is found out, and one that res
     await a.sql`savepoint s`
     await refused(
       t,
-      a.rows(`select once.check_open('${id}')`),
+      a.rows(`select once.assert_branch('${id}')`),
       'ONROL',
       role,
       'began as postgres',
@@ -173,7 +169,7 @@ test('Savepoints of the handler do no harm to the mark', async (t) => {
   await a.sql`savepoint s`
   await a.sql`create table dropped_again (n int)`
   await a.sql`rollback to s`
-  await t.notThrowsAsync(a.rows(`select once.check_open('${id}')`))
+  await t.notThrowsAsync(a.rows(`select once.assert_branch('${id}')`))
   await a.sql`commit`
 })
 
@@ -185,7 +181,7 @@ test('A branch votes no exactly if it wrote nothing, and only a vote that commit
   for (const [statement, wrote] of [
     ['select count(*) from thing', false],
     [`set local work_mem = '8MB'`, false],
-    ['select once.read_offset($$g$$, $$t$$, 0)', false],
+    ['select once.read_position($$g$$, $$t$$, 0)', false],
     ['select from thing for update', true],
     ['update thing set n = 2', true],
     ['alter table thing set (fillfactor = 90)', true],
@@ -251,7 +247,7 @@ test('The decision row carries the home’s own xid, and its participants in pai
 test('A home, or a participant, that is not the database it is believed to be is refused', async (t) => {
   const { sql, url } = shared()
   const a = await openSession(t, url)
-  const homeId = await homeOf(sql)
+  const homeId = await databaseIdOf(sql)
   const home = (id: string, believed: string) =>
     a.value(`select once.begin_global('${id}', '{b}', '{${someHome}}', ${believed})`)
   const participant = (id: string, believed: string) =>
@@ -272,7 +268,7 @@ test('A home, or a participant, that is not the database it is believed to be is
 test('Participants that wrote nothing are taken out of the decision; if none is left, so is the decision', async (t) => {
   const { sql, url } = shared()
   const a = await openSession(t, url)
-  const homeId = await homeOf(sql)
+  const homeId = await databaseIdOf(sql)
   for (const narrowed of [['b'], []]) {
     for (const voted of [false, true]) {
       const id = randomUUID()
@@ -323,7 +319,7 @@ test('A decision is narrowed only in its own transaction, and never by a null', 
   t.deepEqual(await evidenceOf(sql, branch), [someHome, 'a'])
 })
 
-test('Claims, offsets, a new partition and the vote can all be prepared together', async (t) => {
+test('Claims, positions, a new partition and the vote can all be prepared together', async (t) => {
   const { sql, url } = await testDatabase(t)
   const a = await openSession(t, url)
   for (const finish of ['commit', 'rollback']) {
@@ -347,7 +343,7 @@ test('Claims, offsets, a new partition and the vote can all be prepared together
       sql,
       `select (select count(*)::int from once.producer where producer = '${finish}'),
               (select count(*)::int from once.message m join once.scope s using (scope_id) where s.scope = '${finish}'),
-              (select count(*)::int from once.consumer_offset where consumer_group = '${finish}'),
+              (select count(*)::int from once.consumer_position where consumer_group = '${finish}'),
               (select count(*)::int from once.evidence where transaction_id = '${id}'),
               to_regclass('once.message_${day.replaceAll('-', '')}') is not null`,
     )
@@ -358,7 +354,7 @@ test('Claims, offsets, a new partition and the vote can all be prepared together
 /** Runs the flow with a home and a branch as two random strangers would, and recovers at every point. */
 test('Recovery at any point of the flow agrees with the home’s commit', async (t) => {
   const [a, b] = [await testDatabase(t), await testDatabase(t, { server: 'b' })]
-  const homeId = await homeOf(a.sql)
+  const homeId = await databaseIdOf(a.sql)
   await a.sql`create table effect (id uuid)`
   await b.sql`create table effect (id uuid)`
   /** What a recoverer does: sees branches, asks, finishes. */
@@ -378,7 +374,7 @@ test('Recovery at any point of the flow agrees with the home’s commit', async 
     await home.sql`begin`
     await home.rows(`call once.open('${id}')`)
     await home.rows(`insert into effect values ('${id}')`)
-    const xid = await home.value(`select once.begin_global('${id}', '{b}', '{${await homeOf(b.sql)}}')`)
+    const xid = await home.value(`select once.begin_global('${id}', '{b}', '{${await databaseIdOf(b.sql)}}')`)
     await branch.sql`begin`
     await branch.rows(`call once.open('${id}')`)
     await branch.rows(`insert into effect values ('${id}')`)

@@ -12,10 +12,10 @@ async function asTest<T>(piece: (t: { teardown(fn: () => unknown): void }) => Pr
   }
 }
 
-test('Test databases are originals, each with an identity of its own', async (t) => {
+test('Test databases are originals, each with an id of its own', async (t) => {
   const databases = await Promise.all((['a', 'a', 'b'] as const).map((server) => testDatabase(t, { server })))
   const ids = await Promise.all(
-    databases.map(async ({ sql }) => (await sql`select once.home_id()`)[0]?.home_id),
+    databases.map(async ({ sql }) => (await sql`select once.database_id()`)[0]?.database_id),
   )
   t.is(new Set(ids).size, 3)
   for (const { sql } of databases) t.is((await sql`select from once.intervention`).length, 0)

@@ -103,7 +103,7 @@ export async function makeStandby(server: EmbeddedServer): Promise<void> {
 
 /** Installs the pgonce schema, for tests that make their database themselves. */
 export async function installSchema(url: string): Promise<void> {
-  const { migrate } = await import('../../src/migrate.ts')
+  const { migrate } = await import('../../src/database/migrate.ts')
   await migrate(url)
 }
 
@@ -160,7 +160,7 @@ async function createDatabase(t: TestContext, server: ServerName, template: stri
   if (template === templateName) {
     // The schema notices that it was copied. Each test database is an original of its own.
     await using first = connection(url)
-    await first.sql`select once.renew_identity('test database')`
+    await first.sql`select once.renew_database_id('test database')`
     await first.sql`truncate once.intervention restart identity`
   }
   return { name, url, urlAs: (role) => serverUrl(server, name, role), sql }

@@ -1,17 +1,17 @@
 /** Branches in doubt, made step by step as a coordinator does that dies between two of them. */
 import { randomUUID } from 'node:crypto'
 import type postgres from 'postgres'
-import { literal } from '../../src/database/quote.ts'
+import { literal } from '../../src/connection/quote.ts'
 import type { TestDatabase } from './database.ts'
 import { insertEffect } from './effects.ts'
-import { homeOf } from './sql.ts'
+import { databaseIdOf } from './sql.ts'
 
 type Place = Pick<TestDatabase, 'sql'>
-export type Decision = 'committed' | 'aborted' | 'pending'
+export type Outcome = 'committed' | 'aborted' | 'pending'
 
 export interface LeftBehind {
   readonly transactionId: string
-  /** The identity of its home. */
+  /** The database id of its home. */
   readonly home: string
   /** Of the branches, by participant. */
   readonly gids: Readonly<Record<string, string>>
@@ -23,7 +23,7 @@ export interface LeftBehind {
 
 export interface Circumstances {
   /** What the home did: `pending` leaves its transaction open. @defaultValue 'committed' */
-  readonly decision?: Decision
+  readonly outcome?: Outcome
   /** What each branch does beside its evidence. @defaultValue nothing */
   readonly effect?: string
   /** What the home does beside its decision. @defaultValue nothing */
@@ -38,12 +38,12 @@ export interface Circumstances {
 export async function leaveBehind(
   { sql: homeSql }: Place,
   participants: Readonly<Record<string, Place>>,
-  { decision = 'committed', effect = 'select', atHome = 'select' }: Circumstances = {},
+  { outcome = 'committed', effect = 'select', atHome = 'select' }: Circumstances = {},
 ): Promise<LeftBehind> {
   const transactionId = randomUUID()
-  const home = await homeOf(homeSql)
-  const identities: string[] = []
-  for (const { sql } of Object.values(participants)) identities.push(await homeOf(sql))
+  const home = await databaseIdOf(homeSql)
+  const databaseIds: string[] = []
+  for (const { sql } of Object.values(participants)) databaseIds.push(await databaseIdOf(sql))
 
   // Who has written nothing is no home, and no branch.
   const begin = (work: string) =>
@@ -51,7 +51,7 @@ export async function leaveBehind(
   const deciding = await homeSql.reserve()
   await deciding.unsafe(begin(atHome))
   const [row] = await deciding<{ xid: string }[]>`
-    select once.begin_global(${transactionId}, ${Object.keys(participants)}, ${identities})::text as xid`
+    select once.begin_global(${transactionId}, ${Object.keys(participants)}, ${databaseIds})::text as xid`
   const gids: Record<string, string> = {}
   for (const [name, { sql }] of Object.entries(participants)) {
     const gid = `once:1:${home}:${transactionId}:${row?.xid}:${name}`
@@ -67,13 +67,13 @@ export async function leaveBehind(
     await deciding.unsafe(how)
     deciding.release()
   }
-  if (decision !== 'pending') await endHome(decision === 'committed' ? 'commit' : 'rollback')
+  if (outcome !== 'pending') await endHome(outcome === 'committed' ? 'commit' : 'rollback')
   return { transactionId, home, gids, gid: Object.values(gids)[0] ?? '', endHome }
 }
 
 /** The same with one branch, of `billing`, which inserts an effect. */
-export const leaveOrphan = (home: Place, billing: Place, effect: number, decision: Decision = 'committed') =>
-  leaveBehind(home, { billing }, { decision, effect: insertEffect(effect) })
+export const leaveOrphan = (home: Place, billing: Place, effect: number, outcome: Outcome = 'committed') =>
+  leaveBehind(home, { billing }, { outcome, effect: insertEffect(effect) })
 
 /** Prepares what a session has begun. A transaction that had failed is rolled back instead, without an error. */
 export async function prepareUnder(session: postgres.Sql, gid: string): Promise<void> {

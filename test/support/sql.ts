@@ -44,8 +44,8 @@ export async function oneValue(sql: postgres.Sql, text: string): Promise<unknown
 }
 
 /** Who a database says it is. */
-export async function homeOf(sql: postgres.Sql): Promise<string> {
-  return String(await oneValue(sql, 'select once.home_id()'))
+export async function databaseIdOf(sql: postgres.Sql): Promise<string> {
+  return String(await oneValue(sql, 'select once.database_id()'))
 }
 
 function only(rows: readonly unknown[][]): unknown {

@@ -6,7 +6,7 @@ import { oneValue, rowsOf, type Session } from './sql.ts'
 export const someHome = '11111111-1111-4111-8111-111111111111'
 
 export const decide = (sql: postgres.Sql, home: string, id: string, xid: string) =>
-  oneValue(sql, `select once.decide('${home}', '${id}', '${xid}')`)
+  oneValue(sql, `select once.branch_outcome('${home}', '${id}', '${xid}')`)
 export const outcome = (sql: postgres.Sql, home: string, id: string, xid: string) =>
   oneValue(sql, `select once.outcome('${home}', '${id}', '${xid}')`)
 export const rowOf = async (sql: postgres.Sql, id: string) =>

@@ -1,0 +1,112 @@
+/**
+ * Where faults can strike: each kind of statement on each side of it, and each step that the code under test
+ * traces. A point is a number, so that looking one up costs nothing.
+ */
+
+/** What the client sends, one kind a purpose. */
+export const kinds = [
+  'identify',
+  'several',
+  'begin',
+  'open',
+  'work',
+  'note xid',
+  'assert branch',
+  'begin global',
+  'vote',
+  'narrow global',
+  'prepare',
+  'look for prepared',
+  'commit',
+  'check and commit',
+  'rollback',
+  'commit prepared',
+  'rollback prepared',
+  'find own evidence',
+  'outcome',
+  'assert home',
+  'list in doubt',
+  'branch outcome',
+  'unproven',
+  'list prepared',
+  'find evidence',
+  'mark proven',
+  'find decisions',
+  'record loss',
+  'proven',
+  'mark confirmed',
+  'confirmed',
+  'delete evidence',
+  'purge',
+  'stamp recovery',
+  'page evidence',
+  'list heuristics',
+  'ask about a heuristic',
+  'judge heuristic',
+  'tell role',
+  'set role',
+  'take role again',
+] as const
+
+export type Kind = (typeof kinds)[number]
+
+/**
+ * A statement's way: the client is about to send it; it has arrived and was not begun; it is durable and not
+ * visible yet (only what flushes); it was carried out and not answered; its answer has arrived.
+ */
+const sides = ['send', 'arrive', 'flushed', 'done', 'answer'] as const
+
+type Side = (typeof sides)[number]
+
+/** What the code under test traces and concerns one database. */
+export const steps = ['begin', 'vote', 'prepare', 'decide', 'finish', 'recover'] as const
+
+/** Kinds whose execution has a moment between its flush and its effect. */
+const flushing: ReadonlySet<Kind> = new Set([
+  'prepare',
+  'commit',
+  'check and commit',
+  'commit prepared',
+  'rollback prepared',
+])
+
+export const points: readonly string[] = [
+  ...kinds.flatMap((kind) => sides.map((side) => `${kind}: ${side}`)),
+  ...steps.flatMap((step) => [`step ${step}: start`, `step ${step}: end`]),
+]
+
+const numbers = new Map<string, number>(points.map((point, number) => [point, number]))
+
+export function pointOf(name: string): number {
+  const number = numbers.get(name)
+  if (number === undefined) throw new Error(`There is no point ${name}`)
+  return number
+}
+
+const wayOf = new Map(
+  kinds.map((kind) => {
+    const way = sides.map((side) => [side, pointOf(`${kind}: ${side}`)])
+    return [kind, Object.fromEntries(way) as Record<Side, number>]
+  }),
+)
+
+/** The points of a statement's way. */
+export function pointsOf(kind: Kind): Readonly<Record<Side, number>> {
+  return wayOf.get(kind) as Record<Side, number>
+}
+
+/** Whether the statement that passes a point has been begun. */
+export function isBegun(point: number): boolean {
+  return point % sides.length >= sides.indexOf('flushed')
+}
+
+/** The sides that a statement of this kind passes. */
+export function sidesOf(kind: Kind): readonly Side[] {
+  return flushing.has(kind) ? sides : sides.filter((side) => side !== 'flushed')
+}
+
+/** The points that a schedule can pass. */
+export const reachable: readonly number[] = [
+  ...kinds.flatMap((kind) => sidesOf(kind).map((side) => pointsOf(kind)[side])),
+  ...steps.flatMap((step) => [pointOf(`step ${step}: start`), pointOf(`step ${step}: end`)]),
+]

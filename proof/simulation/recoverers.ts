@@ -1,0 +1,49 @@
+/** Recovery while faults may still strike: beside the calls of a coordinator, and by processes of its own. */
+import { audit } from '../../src/recovery/audit.ts'
+import { runRecovery, startRecovery } from '../../src/recovery/recovery.ts'
+import { stackOf } from './oracle.ts'
+import type { RecovererPlan } from './plan.ts'
+import type { Process } from './scheduler.ts'
+import type { Running, World } from './world.ts'
+
+/** Recovery beside a coordinator's calls. */
+export function startRunning(here: World, process: Running): void {
+  process.recovery = startRecovery(process.databases, { interval: 250 })
+  // Not for as long as calls may wait: a thousand runs would tell no more.
+  here.scheduler.after(800, process, () => stopRunning(here, process))
+}
+
+export function stopRunning(here: World, { recovery }: Running): void {
+  if (recovery) track(here, recovery.stop())
+}
+
+export function recoverOnce(
+  here: World,
+  process: Running,
+  { keep, purges, audits }: Pick<RecovererPlan, 'keep' | 'purges' | 'audits'>,
+): void {
+  here.scheduler.after(0, process, () => {
+    track(
+      here,
+      runRecovery(process.databases, { keep, purge: purges }).then(async () => {
+        if (audits) await audit(process.databases)
+      }),
+    )
+  })
+}
+
+function track(here: World, promise: Promise<unknown>): void {
+  const one = { process: here.scheduler.current as Process }
+  here.open.add(one)
+  promise
+    .catch((error: unknown) => {
+      here.oracle.violate('recovery does not throw', `${one.process.name}: ${stackOf(error)}`)
+    })
+    .then(() => here.open.delete(one))
+}
+
+/** Whether a process that lives has a recovery to end. */
+export function isRecovering({ open }: World): boolean {
+  for (const { process } of open) if (process.alive) return true
+  return false
+}

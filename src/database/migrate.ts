@@ -1,0 +1,435 @@
+/**
+ * Installs schema `once` into a database that exists already, and brings an older one up to date.
+ *
+ * Kysely's Migrator runs the committed files of `migrations/`, each in a transaction of its own together
+ * with its bookkeeping, so that a failure leaves the database at the last complete version. A first install
+ * that fails leaves nothing, not even the schema.
+ *
+ * graphile-migrate, with which the files are written, does not run here: its bookkeeping schema is global
+ * to a database, so a user's own chain and ours could not live side by side.
+ */
+
+import { type Kysely, sql, type Transaction } from 'kysely'
+import { type MigrationProvider, Migrator } from 'kysely/migration'
+import { checkBoolean, checkFunction, checkMilliseconds, checkObject } from '../check.ts'
+import { checkUrl, type DatabaseTarget, databaseIn, describeTarget, open } from '../connection/open.ts'
+import { identifier } from '../connection/quote.ts'
+import { codeOf, DatabaseError, InvalidInputError, LimitError, PgonceError } from '../errors.ts'
+import { type MigrationFile, packageVersion, readMigrations, versionOf } from './migration-files.ts'
+
+/** `installed` now, `present` before, or `pending` (only with `dryRun`). */
+export type MigrationStatus = 'installed' | 'present' | 'pending'
+
+export interface MigrationStep {
+  readonly name: string
+  readonly status: MigrationStatus
+}
+
+export interface MigrateOptions {
+  /**
+   * Look, but change nothing: what would run has the status `pending`.
+   * @defaultValue false
+   */
+  readonly dryRun?: boolean
+
+  /**
+   * How long, in milliseconds, the database may take to answer at first. Only for a URL: an instance has
+   * settings of its own.
+   * @defaultValue 10000
+   */
+  readonly connectTimeout?: number
+
+  /**
+   * How long, in milliseconds, a migration waits for a lock that a running transaction holds, before it
+   * gives up and leaves the database as it was. Whoever needs the table queues up behind it meanwhile.
+   * 0 waits for ever. Waiting for another installer is not limited.
+   * @defaultValue 10000
+   */
+  readonly lockTimeout?: number
+
+  /** Called after each migration that was installed. */
+  readonly onProgress?: (step: MigrationStep) => void
+
+  /**
+   * The migrations, in order.
+   * @defaultValue the ones that this package ships
+   * @internal
+   */
+  readonly migrations?: readonly MigrationFile[]
+}
+
+export interface MigrateResult {
+  /** The database's own name for itself. */
+  readonly database: string
+  /** The version of schema `once` when we were done; 0 if it is not installed. */
+  readonly schemaVersion: number
+  /** Every migration of this package, in order. */
+  readonly migrations: readonly MigrationStep[]
+}
+
+const defaults = { connectTimeout: 10_000, lockTimeout: 10_000 } as const
+
+/** The oldest server on which every function works. */
+const oldestServer = 150_000
+
+/**
+ * The advisory lock that one installer holds while others wait: a random number, which every version of the
+ * package must agree on. Advisory locks are per database, so installs into different ones do not meet.
+ */
+const installerLock = '2087155398171459377'
+
+/**
+ * Installs or updates schema `once`. Does nothing where it is up to date, and may run in any number of
+ * processes at once: one installs, the others wait and find the work done.
+ *
+ * It needs the privilege to create a schema, or an empty schema `once` of its own; no superuser.
+ *
+ * @example
+ * await migrate('postgres://app@localhost/orders')
+ *
+ * @throws InvalidInputError `ONARG`: what was given is no database, a URL that names none, or a timeout no number
+ *   of milliseconds
+ * @throws LimitError `LOCK_TIMEOUT` a lock was not to be had in time. As below, the migration at hand left no trace
+ * @throws DatabaseError
+ *   `UNREACHABLE` no answer, or not let in; `SERVER_VERSION` older than Postgres 15; `ONSTB` a standby;
+ *   `SCHEMA_VERSION` the schema is newer than this package; `FOREIGN_SCHEMA` a schema once of somebody else;
+ *   `NO_PRIVILEGE` not allowed to; `MIGRATION_FAILED` anything else, `cause` has it
+ * @see https://github.com/kysely-org/kysely Migrator
+ */
+export async function migrate<DB = unknown>(
+  target: DatabaseTarget<DB>,
+  options: MigrateOptions = {},
+): Promise<MigrateResult> {
+  checkObject('options', options)
+  const dryRun = checkBoolean('dryRun', options.dryRun, false)
+  const onProgress = options.onProgress && checkFunction('onProgress', options.onProgress)
+  const connectTimeout = checkMilliseconds(
+    'connectTimeout',
+    options.connectTimeout ?? defaults.connectTimeout,
+    1,
+  )
+  const lockTimeout = checkMilliseconds('lockTimeout', options.lockTimeout ?? defaults.lockTimeout)
+  if (typeof target === 'object' && target !== null && 'isTransaction' in target && target.isTransaction) {
+    throw new InvalidInputError(
+      'ONARG',
+      'Expected a database, got a transaction: each migration has its own',
+      {
+        hint: 'To install as part of your transaction: sql.raw(await migrationSql()).execute(trx)',
+      },
+    )
+  }
+  const isUrl = typeof target === 'string' || target instanceof URL
+  if (isUrl) refuseUnnamed(String(target))
+  const migrations = options.migrations ?? (await readMigrations())
+  const opened = open<Bookkeeping>(target, { applicationName: 'pgonce migrate', connectTimeout })
+  // A plugin that renames columns would rename Postgres's own.
+  const db = opened.db.withoutPlugins()
+  const place: Place = { label: describeTarget(target) }
+  try {
+    const found = await (isUrl ? answer(look(db, place), place, connectTimeout) : look(db, place))
+    checkServer(found)
+    await refuseNewer(found.database, found.installed, migrations)
+
+    const present = new Set(found.installed)
+    const isPending = migrations.some(({ name }) => !present.has(name))
+    const installed = new Set<string>()
+    if (isPending) checkPrivileges(found)
+    if (isPending && !dryRun) {
+      // One at a time, because Kysely would run them all in one transaction. Which one is next is asked
+      // anew in each, for another installer may have been here meanwhile.
+      for (;;) {
+        const name = await installNext(db, place, { database: found.database, migrations, lockTimeout })
+        if (name === undefined) break
+        installed.add(name)
+        onProgress?.({ name, status: 'installed' })
+      }
+    }
+    const statusOf = (name: string): MigrationStatus => {
+      if (installed.has(name)) return 'installed'
+      return dryRun && !present.has(name) ? 'pending' : 'present'
+    }
+    return {
+      database: found.database,
+      schemaVersion: versionOf(dryRun ? found.installed.at(-1) : migrations.at(-1)?.name),
+      migrations: migrations.map(({ name }) => ({ name, status: statusOf(name) })),
+    }
+  } catch (error) {
+    throw explain(error, place)
+  } finally {
+    await opened.close()
+  }
+}
+
+/** Without a name the server's default would be taken, which is hardly ever meant for an installation. */
+function refuseUnnamed(url: string): void {
+  if (databaseIn(checkUrl(url)) !== '' || process.env.PGDATABASE) return
+  throw new InvalidInputError('ONARG', `Which database? ${describeTarget(url)} names none`, {
+    hint: 'Add its name to the URL, as in postgres://user@host:5432/orders; or set PGDATABASE',
+  })
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Looking first
+
+/** Kysely's bookkeeping, in our schema and under our names. */
+interface Bookkeeping {
+  'once.migration': { name: string; timestamp: string }
+}
+
+/** For messages: what the caller named, and, once we are in, where we are. */
+interface Place {
+  readonly label: string
+  connected?: boolean
+  migration?: string
+}
+
+interface Found {
+  readonly server: number
+  readonly release: string
+  readonly standby: boolean
+  readonly database: string
+  readonly login: string
+  /** Whether we may create schemas. */
+  readonly creator: boolean
+  /** Whether schema `once` exists, belongs to us, and holds relations, those of the bookkeeping among them. */
+  readonly exists: boolean
+  readonly owner: string | null
+  readonly ours: boolean | null
+  readonly used: boolean
+  readonly booked: boolean
+  /** The names in once.migration, in order. */
+  readonly installed: readonly string[]
+}
+
+async function look(db: Kysely<Bookkeeping>, place: Place): Promise<Found> {
+  // Works on any Postgres, in any search_path, and takes no lock that anybody could wait for.
+  const { rows } = await sql<Omit<Found, 'installed'>>`
+    select pg_catalog.current_setting('server_version_num')::pg_catalog.int4 as server,
+           pg_catalog.current_setting('server_version') as release,
+           pg_catalog.pg_is_in_recovery() as standby,
+           pg_catalog.current_database() as database,
+           current_user as login,
+           pg_catalog.has_database_privilege(pg_catalog.current_database(), 'create') as creator,
+           n.oid is not null as exists,
+           pg_catalog.pg_get_userbyid(n.nspowner) as owner,
+           pg_catalog.pg_has_role(n.nspowner, 'usage') as ours,
+           exists (select from pg_catalog.pg_class c where c.relnamespace = n.oid) as used,
+           exists (select from pg_catalog.pg_class c
+                    where c.relnamespace = n.oid and c.relname = 'migration' and c.relkind = 'r') as booked
+      from (select) x left join pg_catalog.pg_namespace n on n.nspname = 'once'`.execute(db)
+  const found = rows[0]
+  if (found === undefined)
+    throw new DatabaseError('UNREACHABLE', `${place.label} gave no answer to a plain select`)
+  place.connected = true
+  return { ...found, installed: found.booked ? await installedNames(db) : [] }
+}
+
+/**
+ * Gives up in the end. Where something else than Postgres takes the connection and hangs up, postgres.js
+ * connects again for ever.
+ */
+async function answer<T>(work: Promise<T>, place: Place, timeout: number): Promise<T> {
+  let timer: NodeJS.Timeout | undefined
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => {
+      const message = `Cannot look into ${place.label}: no Postgres answered within ${timeout} ms`
+      reject(new DatabaseError('UNREACHABLE', message, { hint: advice('') }))
+    }, timeout)
+  })
+  try {
+    return await Promise.race([work, late])
+  } finally {
+    clearTimeout(timer)
+  }
+}
+
+async function installedNames(db: Kysely<Bookkeeping>): Promise<string[]> {
+  const { rows } = await sql<{
+    name: string
+  }>`select name from once.migration order by name collate "C"`.execute(db)
+  return rows.map(({ name }) => name)
+}
+
+function checkServer(found: Found): void {
+  const place = `Database ${identifier(found.database)}`
+  if (found.server < oldestServer) {
+    throw new DatabaseError(
+      'SERVER_VERSION',
+      `${place} is on Postgres ${found.release}; pgonce needs 15 or later`,
+    )
+  }
+  if (found.standby) {
+    throw new DatabaseError('ONSTB', `${place} is on a standby, which cannot be written to`, {
+      hint: 'Give the URL of its primary',
+    })
+  }
+}
+
+async function refuseNewer(
+  database: string,
+  installed: readonly string[],
+  migrations: readonly MigrationFile[],
+): Promise<void> {
+  const known = new Set(migrations.map(({ name }) => name))
+  const unknown = installed.findLast((name) => !known.has(name))
+  if (unknown === undefined) return
+  const newest = migrations.at(-1)?.name
+  throw new DatabaseError(
+    'SCHEMA_VERSION',
+    `Database ${identifier(database)} has schema once at version ${versionOf(installed.at(-1))} (${unknown}), but pgonce ` +
+      `${await packageVersion()} knows only up to version ${versionOf(newest)} (${newest ?? 'none'}). Nothing was changed`,
+    { hint: 'Update the package: npm install pgonce@latest' },
+  )
+}
+
+function checkPrivileges(found: Found): void {
+  const place = `database ${identifier(found.database)}`
+  const login = identifier(found.login)
+  if (!found.exists && !found.creator) {
+    throw new DatabaseError(
+      'NO_PRIVILEGE',
+      `Role ${identifier(found.login)} may not create a schema in ${place}`,
+      {
+        hint:
+          `Let the owner of the database type: grant create on database ${identifier(found.database)} to ${login}; ` +
+          `or: create schema once authorization ${login};`,
+      },
+    )
+  }
+  if (found.exists && !found.ours) {
+    const owner = found.owner ?? ''
+    throw new DatabaseError(
+      'NO_PRIVILEGE',
+      `Schema once in ${place} belongs to role ${identifier(owner)}, and ${identifier(found.login)} is no member of it`,
+      {
+        hint: `Connect as ${identifier(owner)}, or let a superuser type: grant ${identifier(owner)} to ${login};`,
+      },
+    )
+  }
+  if (found.exists && found.used && !found.booked) {
+    throw new DatabaseError(
+      'FOREIGN_SCHEMA',
+      `There is a schema once in ${place} that pgonce did not make: it has no table once.migration`,
+      { hint: 'Install into another database, or rename that schema: alter schema once rename to …' },
+    )
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Installing
+
+interface InstallOptions {
+  readonly database: string
+  readonly migrations: readonly MigrationFile[]
+  readonly lockTimeout: number
+}
+
+/** Runs the first migration that the database lacks and gives its name; undefined if it lacks none. */
+function installNext(
+  db: Kysely<Bookkeeping>,
+  place: Place,
+  { database, migrations, lockTimeout }: InstallOptions,
+): Promise<string | undefined> {
+  return db.transaction().execute(async (trx) => {
+    // The session's defaults are the user's own: a snapshot taken before another installer has committed
+    // would not show what he did, and names must mean the same whatever the search_path.
+    await run(
+      trx,
+      `set transaction isolation level read committed, read write;
+       set local search_path = '';
+       set local standard_conforming_strings = on;
+       set local client_min_messages = warning;
+       set local statement_timeout = 0;
+       set local lock_timeout = 0;
+       select pg_catalog.pg_advisory_xact_lock(${installerLock})`,
+    )
+    // Asked in a statement of its own, after the lock: its snapshot shows what an earlier holder committed.
+    const { rows } = await sql<{ booked: boolean }>`
+      select pg_catalog.to_regclass('once.migration') is not null as booked`.execute(trx)
+    if (rows[0]?.booked) await refuseNewer(database, await installedNames(trx), migrations)
+
+    const migrator = new Migrator({
+      db: trx,
+      provider: provider(migrations, place, lockTimeout),
+      migrationTableSchema: 'once',
+      migrationTableName: 'migration',
+      migrationLockTableName: 'migration_lock',
+    })
+    const { error, results } = await migrator.migrateUp()
+    if (error !== undefined) throw error
+    return results?.[0]?.migrationName
+  })
+}
+
+function provider(
+  migrations: readonly MigrationFile[],
+  place: Place,
+  lockTimeout: number,
+): MigrationProvider {
+  const up = (file: MigrationFile) => async (trx: Kysely<unknown>) => {
+    place.migration = file.name
+    // Kysely's own lock is for a session and is given back by a statement, which a failed transaction
+    // would refuse: the lock would stay, and the refusal would hide what went wrong. Hence the savepoint.
+    // It also leaves a lock_timeout of an hour behind.
+    await run(trx, `set local lock_timeout = ${lockTimeout}; savepoint pgonce_migration`)
+    try {
+      await run(trx, file.sql)
+    } catch (error) {
+      await run(trx, 'rollback to savepoint pgonce_migration')
+      throw error
+    }
+    await run(trx, 'release savepoint pgonce_migration')
+  }
+  return {
+    getMigrations: async () => Object.fromEntries(migrations.map((file) => [file.name, { up: up(file) }])),
+  }
+}
+
+/** Several statements in one text go only without parameters; then both drivers send it as it is. */
+async function run<DB>(trx: Kysely<DB> | Transaction<DB>, text: string): Promise<void> {
+  await sql.raw(text).execute(trx)
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Words
+
+function explain(error: unknown, place: Place): Error {
+  if (error instanceof PgonceError) return error
+  const code = codeOf(error) ?? ''
+  // A refused connection has no message of its own if several addresses were tried.
+  const said = text(error, 'message') || code || String(error)
+  const options = {
+    cause: error,
+    detail: text(error, 'detail') || undefined,
+    hint: text(error, 'hint') || undefined,
+  }
+  if (!place.connected) {
+    return new DatabaseError('UNREACHABLE', `Cannot look into ${place.label}: ${said}`, {
+      ...options,
+      hint: advice(code),
+    })
+  }
+  const what = `${place.migration === undefined ? 'The installation' : `Migration ${place.migration}`} of ${place.label}`
+  if (code === '55P03') {
+    return new LimitError('LOCK_TIMEOUT', `${what} gave up waiting for a lock; nothing of it was kept`, {
+      ...options,
+      hint: 'Repeat it when long transactions have ended: select * from pg_stat_activity where xact_start is not null',
+    })
+  }
+  return new DatabaseError(
+    code === '42501' ? 'NO_PRIVILEGE' : 'MIGRATION_FAILED',
+    `${what} failed: ${said}; nothing of it was kept`,
+    options,
+  )
+}
+
+function advice(code: string): string {
+  if (code === '3D000') return 'The database must exist first: create database …'
+  if (code.startsWith('28')) return 'Check user and password in the URL, and pg_hba.conf'
+  return 'Check host and port, and that a Postgres server is up there'
+}
+
+function text(error: unknown, name: string): string {
+  const value = typeof error === 'object' && error !== null ? Reflect.get(error, name) : undefined
+  return typeof value === 'string' ? value : ''
+}
