@@ -43,7 +43,6 @@
 --!include commit/assert_branch.sql
 --!include commit/vote.sql
 --!include commit/begin_global.sql
---!include commit/narrow_global.sql
 --!include recovery/assert_home.sql
 --!include recovery/decode_gid.sql
 --!include recovery/branch_outcomes.sql

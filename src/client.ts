@@ -3,45 +3,46 @@
  */
 import type { Transaction } from 'kysely'
 import { checkDatabaseName, checkFunction, checkInteger, checkMilliseconds, checkObject } from './check.ts'
+import type { Branch } from './commit/branch.ts'
 import { traced } from './commit/channels.ts'
 import {
   type Context,
-  checkOptions,
   databaseNamed,
-  defaults,
   type Handles,
+  refuseNested,
   runTransaction,
+  type Stage,
   type TransactionBody,
-  type TransactionOptions,
   type TransactionResult,
 } from './commit/coordinator.ts'
-import { refuseUnexecuted } from './commit/explain.ts'
 import { type Outcome, outcomeOf } from './commit/outcome.ts'
 import { createDatabase, type Database } from './connection/database.ts'
-import type { DatabaseTarget } from './connection/open.ts'
+import type { DatabaseTarget } from './connection/target.ts'
 import { AbortedError, InvalidInputError } from './errors.ts'
 import {
-  claim,
-  claimKeys,
-  claimSequences,
+  freshOf,
   isSequenced,
   type KeyClaim,
   type KeyedBatch,
-  keepResult,
   type Message,
+  planClaim,
+  planKeys,
+  planSequences,
   type SequencedBatch,
 } from './ledger/claim.ts'
+import { checkOptions, defaults, type TransactionOptions } from './options.ts'
 import {
-  advance,
   type Partition,
   type PositionMove,
   type PositionState,
+  planMove,
   readPosition,
   type TakenPartition,
   takePartition,
 } from './position/position.ts'
 import { audit } from './recovery/audit.ts'
 import { type Recovery, type RunningRecovery, runRecovery, startRecovery } from './recovery/recovery.ts'
+import type { Statement } from './statements.ts'
 
 /** What the client is made of. `Databases` maps each name to its Kysely table types. */
 export interface PgonceOptions<Databases> {
@@ -247,7 +248,7 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
   }
   const databases = new Map<string, Database>()
   for (const [name, target] of entries) {
-    databases.set(checkDatabaseName(name), createDatabase(name, databases.size, target, settings))
+    databases.set(checkDatabaseName(name), createDatabase(name, target, { ...settings, net: true }))
   }
   const all = [...databases.values()]
   const running = new Set<RunningRecovery>()
@@ -259,14 +260,15 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
     },
   }
   const named = (name: string) => databaseNamed(databases, name)
-  const withDefaults = (own: TransactionOptions) => {
-    const { home, ...rest } = checkOptions({ ...options.transaction, ...checkObject('options', own) })
-    return home === undefined ? rest : { ...rest, home: named(home).name }
+  const checked = (own: TransactionOptions) => {
+    const result = checkOptions(own)
+    if (result.home !== undefined) named(result.home)
+    return result
   }
-
-  if (options.transaction !== undefined) checkObject('transaction', options.transaction)
   // What is wrong with the defaults shall be heard here, not at the first message.
-  withDefaults({})
+  const common = checked(
+    options.transaction === undefined ? {} : checkObject('transaction', options.transaction),
+  )
 
   const recovery: Recovery = {
     run: (runOptions) => unlessClosed(() => runRecovery(all, runOptions)),
@@ -290,6 +292,11 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
     await Promise.allSettled(context.background)
     await Promise.all(all.map((database) => database.close()))
   }
+  const closeOnce = async () => {
+    // It would wait for the handler, and the handler for it.
+    refuseNested(context, 'close() was called')
+    await (closing ??= close())
+  }
   const inFlight = new Set<Promise<unknown>>()
   const refuseIfClosed = () => {
     if (closing !== undefined) throw new AbortedError('CLOSED', 'This client is closed, or about to be')
@@ -307,13 +314,32 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
     inFlight.add(ended)
     return result
   }
-  const run = <T>(own: TransactionOptions, body: TransactionBody<T>) =>
-    unlessClosed(async () => runTransaction(context, withDefaults(own), body))
+  /** The options are read at once; a body's own inputs are by then. */
+  const run = <T>(own: TransactionOptions, body: TransactionBody<T>) => {
+    const all = { ...common, ...checked(own) }
+    return unlessClosed(() => runTransaction(context, all, body))
+  }
+  /** A claim and what is to happen if it is new, in one transaction whose home is the claim's database. */
+  const runClaimed = <C, T>(
+    name: string,
+    { position, ...own }: ProcessOptions,
+    statement: Statement<C>,
+    work: (claimed: C, stage: Stage, branch: Branch) => Promise<T>,
+  ) => {
+    const move = position === undefined ? undefined : planMove(position)
+    return run({ ...own, home: named(name).name }, async (stage) => {
+      const branch = await stage.begin(name)
+      const claimed = await traced('claim', branch, () => branch.change(statement))
+      const result = await work(claimed, stage, branch)
+      if (move !== undefined) await branch.send(move)
+      return result
+    })
+  }
 
   const client = {
     transaction: async <T>(handler: (handles: Handles) => Promise<T>, own: TransactionOptions = {}) => {
       checkFunction('handler', handler)
-      return await run(own, async (handles) => refuseUnexecuted(await handler(handles)))
+      return await run(own, ({ handles, handle }) => handle(() => handler(handles)))
     },
 
     async process(
@@ -323,18 +349,18 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
       processOptions: ProcessOptions = {},
     ): Promise<Processed<unknown>> {
       checkFunction('handler', handler)
-      const { position, ...own } = checkObject('options', processOptions)
-      const { result, ...rest } = await run({ ...own, home: name }, async (handles, begin) => {
-        const branch = await begin(name)
-        const claimed = await traced('claim', branch, () => claim(branch, message))
-        let value: unknown
-        if (claimed.status === 'claimed') {
-          value = refuseUnexecuted(await handler(handles[name] as Transaction<unknown>, handles))
-          if (!isSequenced(message) && message.keepResult) await keepResult(branch, message, value)
-        }
-        if (position !== undefined) await advance(branch, position)
-        return { ...claimed, value }
-      })
+      const { statement, keep } = planClaim(message)
+      const { result, ...rest } = await runClaimed(
+        name,
+        checkObject('options', processOptions),
+        statement,
+        async (claimed, { handles, handle }, branch) => {
+          if (claimed.status !== 'claimed') return { ...claimed, value: undefined }
+          const value = await handle(() => handler(handles[name] as Transaction<unknown>, handles))
+          if (keep) await branch.send(keep(value))
+          return { ...claimed, value }
+        },
+      )
       if (result.status === 'expired') return { status: 'expired' }
       if (result.status === 'duplicate') return { status: 'duplicate', result: result.result }
       return { status: 'processed', result: result.value, ...rest }
@@ -348,45 +374,47 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
     ): Promise<ProcessedBatch<unknown> | ProcessedKeys<unknown>> {
       checkObject('batch', batch, 'Pass { producer, sequences } or { scope, messages }')
       checkFunction('handler', handler)
-      const { position, ...own } = checkObject('options', processOptions)
-      const { result, ...rest } = await run({ ...own, home: name }, async (handles, begin) => {
-        const branch = await begin(name)
-        const answer = await traced('claim', branch, async () => {
-          if (isSequenced(batch)) {
-            const claimed = await claimSequences(branch, batch)
-            return { claimed, duplicates: batch.sequences.length - claimed.length }
-          }
-          const claims = await claimKeys(branch, batch)
+      const own = checkObject('options', processOptions)
+      const withFresh = (fresh: readonly unknown[], { handles, handle }: Stage) =>
+        fresh.length === 0
+          ? undefined
+          : handle(() => handler(handles[name] as Transaction<unknown>, fresh as never[], handles))
+      if (isSequenced(batch)) {
+        const { sequences, statement } = planSequences(batch)
+        const { result, ...rest } = await runClaimed(name, own, statement, async (answer, stage) => {
+          const claimed = freshOf(sequences, answer)
           return {
-            claimed: claims.filter(({ status }) => status === 'claimed').map(({ key }) => key),
-            rest: claims.filter(({ status }) => status !== 'claimed'),
+            claimed,
+            duplicates: sequences.length - claimed.length,
+            result: await withFresh(claimed, stage),
           }
         })
-        const value =
-          answer.claimed.length === 0
-            ? undefined
-            : refuseUnexecuted(
-                await handler(handles[name] as Transaction<unknown>, answer.claimed as never[], handles),
-              )
-        if (position !== undefined) await advance(branch, position)
-        return { ...answer, result: value }
+        return { ...result, ...rest }
+      }
+      const { keys, statement } = planKeys(batch)
+      const { result, ...rest } = await runClaimed(name, own, statement, async (answers, stage) => {
+        const claims = answers.map((claim, index) => ({ key: keys[index] as string, ...claim }))
+        const claimed = claims.filter(({ status }) => status === 'claimed').map(({ key }) => key)
+        return {
+          claimed,
+          rest: claims.filter(({ status }) => status !== 'claimed'),
+          result: await withFresh(claimed, stage),
+        }
       })
-      return { ...result, ...rest } as ProcessedBatch<unknown> | ProcessedKeys<unknown>
+      return { ...result, ...rest }
     },
 
     outcome: (id: string) => unlessClosed(() => outcomeOf(all, id)),
     takePartition: (name: string, partition: Partition, owner?: string) =>
       unlessClosed(async () => {
-        const { lockTimeout = defaults.lockTimeout, timeout = defaults.timeout } = withDefaults({})
+        const { lockTimeout = defaults.lockTimeout, timeout = defaults.timeout } = common
         return await takePartition(named(name), partition, owner, { lockTimeout, timeout })
       }),
     readPosition: (name: string, partition: Partition) =>
-      unlessClosed(async () =>
-        readPosition(named(name), partition, withDefaults({}).timeout ?? defaults.timeout),
-      ),
+      unlessClosed(async () => readPosition(named(name), partition, common.timeout ?? defaults.timeout)),
     recovery,
-    close: () => (closing ??= close()),
-    [Symbol.asyncDispose]: () => (closing ??= close()),
+    close: closeOnce,
+    [Symbol.asyncDispose]: closeOnce,
   }
   return client as unknown as Pgonce<Databases>
 }

@@ -122,8 +122,27 @@ const classes: Readonly<Record<string, ErrorClass>> = {
 
 /** The SQLSTATE (or the client's own code) of an error of any driver; undefined if it has none. */
 export function codeOf(error: unknown): string | undefined {
-  if (typeof error !== 'object' || error === null || !('code' in error)) return undefined
-  return typeof error.code === 'string' ? error.code : undefined
+  // What a handler throws may be anything, with getters that throw in turn.
+  try {
+    const { code } = error as { code?: unknown }
+    return typeof code === 'string' ? code : undefined
+  } catch {
+    return undefined
+  }
+}
+
+/** The error and what caused it. What an unknown outcome says about its cause says nothing about what was decided. */
+export function causes(error: unknown): unknown[] {
+  const found: unknown[] = []
+  try {
+    for (let next = error; next != null && found.length < 8; next = (next as { cause?: unknown }).cause) {
+      found.push(next)
+      if (next instanceof OutcomeUnknownError) break
+    }
+  } catch {
+    // A getter that throws is the end of what can be known.
+  }
+  return found
 }
 
 /** What an error says, and what it says to do, in one line: for reports, which have no place for a hint. */
@@ -149,13 +168,28 @@ export function fromOwn(database: string, error: unknown): unknown {
   const { message } = error as Error
   switch (codeOf(error)) {
     case '55P03':
-      return new LimitError('LOCK_TIMEOUT', `Waited in vain for a lock in database ${database}`, {
+      return new LimitError('LOCK_TIMEOUT', `Timed out waiting for a lock in database ${database}`, {
         detail: `Postgres says: ${message}`,
         hint:
           'If a branch in doubt has it (npx pgonce in-doubt), recovery frees it: once.recovery.start(), or ' +
           'npx pgonce recover. If another transaction has it, make that one shorter, or lockTimeout longer',
         cause: error,
       })
+    case '25006':
+      return new DatabaseError('READ_ONLY', `Database ${database} is read-only`, {
+        detail: `Postgres says: ${message}`,
+        hint: 'Is it a standby, or did somebody set default_transaction_read_only, because a disk was full? pgonce doctor tells',
+        cause: error,
+      })
+    case '26000':
+      return new DatabaseError(
+        'NO_STATEMENT',
+        `A prepared statement is gone in database ${database}: ${message}`,
+        {
+          hint: 'A pooler in transaction mode is in between: give the instance `prepare: false`',
+          cause: error,
+        },
+      )
     case 'ONEND': {
       if (error instanceof PgonceError) return error
       const { detail, hint } = error as { detail?: string; hint?: string }
@@ -180,42 +214,31 @@ export function isServerError(error: unknown): boolean {
  * when it has lost the server: a connection exception (08), or that the completion of a statement is not known.
  */
 export function isErrorAnswer(error: unknown): boolean {
-  if (/^(08...|40003)$/.test(codeOf(error) ?? '')) return false
-  return isServerError(error) && saysError(error as { severity: string })
+  if (!isServerError(error)) return false
+  const { code, severity } = error as { code: string; severity: string }
+  if (/^(08...|40003)$/.test(code)) return false
+  // Field S of an error response is in the server's language, and `pg` reads no other (postgres.js reads V).
+  if (severity === 'ERROR') return true
+  return severity !== 'FATAL' && severity !== 'PANIC' && !mayBeFatal.test(code)
 }
 
-/** Whether a server's error has the severity ERROR, and not FATAL or PANIC. */
-export function saysError({ severity }: { readonly severity: string }): boolean {
-  return errorWords.has(severity)
-}
+/** Codes that come with FATAL or PANIC as well; in a language that we do not know, these count as that. */
+const mayBeFatal = /^(57P..|58...|XX...|28...|53...|25P0[34]|3D000|F0...|72...)$/
 
 /**
- * Field S of an error response is in the language of the server's `lc_messages`, and `pg` reads no other (postgres.js
- * reads V). A word that is not here counts as FATAL: that makes an outcome unknown, and none wrong.
- *
- * @see https://github.com/postgres/postgres/tree/master/src/backend/po
+ * The transaction did nothing, and doing it again may succeed: deadlock, serialization failure, or a prepared
+ * statement that is older than the tables it reads, or gone.
  */
-const errorWords: ReadonlySet<string> = new Set([
-  'ERROR',
-  'FEHLER',
-  'ERREUR',
-  'ERRORE',
-  'ERRO',
-  'BŁĄD',
-  'CHYBA',
-  'FEL',
-  'HATA',
-  'LỖI',
-  'ΣΦΆΛΜΑ',
-  'ОШИБКА',
-  'ПОМИЛКА',
-  'შეცდომა',
-  '错误',
-  '오류',
-])
-
-/** Deadlock or serialization failure: the transaction did nothing, and doing it again may succeed. */
 export function isRetryable(error: unknown): boolean {
   const code = codeOf(error)
-  return code === '40001' || code === '40P01'
+  return code === '40001' || code === '40P01' || isOutdated(error)
+}
+
+/** A statement was prepared before somebody changed what it reads (0A000), or for another session (26000). */
+export function isOutdated(error: unknown): boolean {
+  const code = codeOf(error)
+  return (
+    code === '26000' ||
+    (code === '0A000' && (error as { routine?: unknown }).routine === 'RevalidateCachedQuery')
+  )
 }

@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:d8c8b1e95873cb57c5971246947c7203db1feb47
+--! Hash: sha1:50901ca6906dd8c8350f95dd9eda5e148a1409f7
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -1563,8 +1563,10 @@ revoke all on procedure once.open(uuid, integer, integer) from public;
 --! EndIncluded commit/open.sql
 --! Included commit/assert_branch.sql
 -- Raises unless the current transaction is the one that once.open marked, still under the role it began
--- with. Without this a handler that runs COMMIT would be taken for one that wrote nothing.
-create function once.assert_branch(transaction_id uuid) returns void
+-- with. Without this a handler that runs COMMIT, or a driver that opens a lost connection again without a word,
+-- would be taken for one that wrote nothing. True, so that a statement can say "where once.assert_branch(...)": a
+-- stable condition without columns is evaluated before anything else of it.
+create function once.assert_branch(transaction_id uuid) returns boolean
 language plpgsql stable
 set search_path = ''
 as $$
@@ -1572,7 +1574,7 @@ declare
   v_mark text := coalesce(current_setting('once.transaction', true), '');
 begin
   if v_mark = assert_branch.transaction_id || ' ' || current_user then
-    return;
+    return true;
   end if;
   if (v_mark like assert_branch.transaction_id || ' %') is not true then
     raise exception 'the handler ended the transaction it was given'
@@ -1590,8 +1592,25 @@ end
 $$;
 
 comment on function once.assert_branch(uuid) is
-  'Raises ONEND if the marked transaction is over, ONROL if the role changed.';
+  'True inside the marked transaction; raises ONEND if it is over, ONROL if the role changed.';
 revoke all on function once.assert_branch(uuid) from public;
+
+-- The last word before a COMMIT in one phase, in one text with it. Deferred triggers have run by then (set constraints
+-- all immediate stands before it, outside of a function, since it runs them under the function's search_path), so
+-- whatever they, or the handler, did to the role is found out, and to synchronous_commit taken back.
+create function once.seal(transaction_id uuid) returns void
+language plpgsql volatile
+set search_path = ''
+as $$
+begin
+  perform once.assert_branch(seal.transaction_id);
+  perform once.ensure_durable();
+end
+$$;
+
+comment on function once.seal(uuid) is
+  'Last statement before COMMIT: as once.assert_branch, and the commit waits for its flush.';
+revoke all on function once.seal(uuid) from public;
 --! EndIncluded commit/assert_branch.sql
 --! Included commit/vote.sql
 -- A participant's vote, right before PREPARE TRANSACTION: false if this branch wrote nothing (commit it
@@ -1621,17 +1640,13 @@ begin
       using errcode = 'ONIDN', detail = 'The evidence is looked for in the database whose id stands in the decision.',
             hint = 'select once.database_id(); anew, and begin the transaction anew.';
   end if;
-  insert into once.evidence (transaction_id, home, participant)
-  values (vote.transaction_id, vote.home, vote.participant)
-  on conflict on constraint evidence_pkey do nothing;
-  if not found then
-    -- A second vote of one transaction names another home: the first candidate had written nothing. Only our own
-    -- row is replaced: one that was there before would count as ours before we commit, and recovery would purge a
-    -- decision whose branch is still prepared. So that is an error (23505), and the transaction is rolled back.
-    perform once.narrow_global(vote.transaction_id, '{}', '{}');
-    insert into once.evidence (transaction_id, home, participant)
-    values (vote.transaction_id, vote.home, vote.participant);
+  if current_setting('synchronous_commit') not in ('on', 'remote_apply') then
+    perform set_config('synchronous_commit', 'on', true);
   end if;
+  -- A row that was there before would count as ours before we commit, and recovery would purge a decision whose
+  -- branch is still prepared. So that is an error (23505), and the transaction is rolled back.
+  insert into once.evidence (transaction_id, home, participant)
+  values (vote.transaction_id, vote.home, vote.participant);
   return true;
 end
 $$;
@@ -1696,52 +1711,6 @@ comment on function once.begin_global(uuid, text[], uuid[], uuid) is
   'Home, before the others prepare: inserts the decision row and returns the home''s xid for the gids (null: nothing written).';
 revoke all on function once.begin_global(uuid, text[], uuid[], uuid) from public;
 --! EndIncluded commit/begin_global.sql
---! Included commit/narrow_global.sql
--- Takes participants that turned out to have written nothing out of the current transaction's own
--- decision row, or the row itself and this branch's evidence if nobody else is left (one-phase commit).
--- SECURITY DEFINER so that an application needs no right to change decisions: it reaches only rows
--- that the current transaction inserted. For its search_path see once.ensure_partition.
-create function once.narrow_global(transaction_id uuid, participants text[], database_ids uuid[]) returns void
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_xid constant bigint := pg_current_xact_id_if_assigned()::text::bigint;
-begin
-  if narrow_global.participants is null or narrow_global.database_ids is null
-     or cardinality(narrow_global.participants) <> cardinality(narrow_global.database_ids)
-     or exists (select from unnest(narrow_global.participants, narrow_global.database_ids) p (name, database_id)
-                 where p.name is null or p.database_id is null) then
-    raise exception 'bad participants: % names, % database ids', coalesce(cardinality(narrow_global.participants)::text, 'null'),
-        coalesce(cardinality(narrow_global.database_ids)::text, 'null')
-      using errcode = 'ONARG',
-            detail = 'Expected as many database ids as names. Null would be taken for "nobody is left", which removes the decision.',
-            hint = 'Pass empty arrays if every other participant wrote nothing.';
-  end if;
-  if cardinality(narrow_global.participants) > 0 then
-    update once.global_transaction g
-       set participants = narrow_global.participants,
-           database_ids = narrow_global.database_ids
-     where g.transaction_id = narrow_global.transaction_id
-       and g.home_xid = pg_current_xact_id_if_assigned();
-  else
-    delete from once.global_transaction g
-     where g.transaction_id = narrow_global.transaction_id
-       and g.home_xid = pg_current_xact_id_if_assigned();
-  end if;
-  -- A row that we see, of a transaction in progress, is our own, even if a savepoint of the handler's is open and
-  -- the row has the xid of that. xmin has 32 bits; it lies within 2^31 of our xid.
-  delete from once.evidence e
-   where e.transaction_id = narrow_global.transaction_id
-     and pg_xact_status((v_xid + (((e.xmin::text::bigint - v_xid) & 4294967295) # 2147483648) - 2147483648)::text::xid8)
-         = 'in progress';
-end
-$$;
-
-comment on function once.narrow_global(uuid, text[], uuid[]) is
-  'Corrects the current transaction''s own decision row to the participants that wrote; none left: removes it.';
-revoke all on function once.narrow_global(uuid, text[], uuid[]) from public;
---! EndIncluded commit/narrow_global.sql
 --! Included recovery/assert_home.sql
 -- Internal: raises unless this database may answer for a home, now, in this transaction.
 create function once.assert_home(home uuid) returns void
@@ -4217,8 +4186,9 @@ begin
       once.explain_position(text, text, integer, integer, text, text),
       once.advance(text, text, integer, integer, bigint, bigint),
       once.advance_token(text, text, integer, integer, text, text), once.report_end(text, integer, bigint),
-      once.open(uuid, integer, integer), once.assert_branch(uuid), once.vote(uuid, uuid, text, uuid),
-      once.begin_global(uuid, text[], uuid[], uuid), once.narrow_global(uuid, text[], uuid[]),
+      once.open(uuid, integer, integer), once.assert_branch(uuid), once.seal(uuid),
+      once.vote(uuid, uuid, text, uuid),
+      once.begin_global(uuid, text[], uuid[], uuid),
       once.assert_home(uuid), once.branch_outcomes(uuid, uuid[], xid8[]), once.branch_outcome(uuid, uuid, xid8),
       once.outcome(uuid, uuid, xid8), once.find_evidence(uuid[]), once.decode_gid(text),
       once.decode_gids(text[]), once.decode_foreign_gid(text), once.may_vote(name), once.may_finish(name),

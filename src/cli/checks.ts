@@ -3,8 +3,8 @@
  * is not good.
  */
 import { schemaVersion } from '../connection/database.ts'
+import type { Link } from '../connection/link.ts'
 import { identifier, literal } from '../connection/quote.ts'
-import type { Session } from '../connection/session.ts'
 import { codeOf, fromSql, PgonceError } from '../errors.ts'
 import { type ChosenDatabase, commandFor } from './databases.ts'
 import { count, sayAge } from './output.ts'
@@ -54,7 +54,7 @@ export interface Server {
 }
 
 /** @param maxConnections transactions that clients run at once, each of which may prepare */
-export async function checkServer(session: Session, add: Add, maxConnections: number): Promise<Server> {
+export async function checkServer(session: Link, add: Add, maxConnections: number): Promise<Server> {
   // Works on any Postgres, with any search_path, and without schema once.
   const { rows } = await session.query<Server>(`
     select current_setting('server_version') as release, current_setting('server_version_num')::int4 as server,
@@ -148,7 +148,7 @@ function checkDurability({ fsync, full_page_writes, synchronous_commit }: Server
 
 /** Whether all further checks can be made. */
 export async function checkSchema(
-  session: Session,
+  session: Link,
   server: Server,
   add: Add,
   database: ChosenDatabase,
@@ -179,7 +179,7 @@ export async function checkSchema(
 }
 
 /** As in once.database; undefined if it could not be read or is a copy's. That it is well is said by the caller. */
-export async function checkDatabaseId(session: Session, add: Add): Promise<string | undefined> {
+export async function checkDatabaseId(session: Link, add: Add): Promise<string | undefined> {
   try {
     const { rows } = await session.query<{ id: string }>('select once.database_id()::text as id')
     if (rows[0] !== undefined) return rows[0].id
@@ -209,11 +209,7 @@ export async function checkDatabaseId(session: Session, add: Add): Promise<strin
  * Whether the role has what one of the grants gives. The list comes from the granting function itself, so it
  * is that of the installed version: a role that was granted before an update lacks what came with it.
  */
-export async function checkPrivileges(
-  session: Session,
-  { login, superuser }: Server,
-  add: Add,
-): Promise<void> {
+export async function checkPrivileges(session: Link, { login, superuser }: Server, add: Add): Promise<void> {
   const check = 'privileges'
   if (superuser) return add({ check, status: 'ok', found: `role ${login} is a superuser and may do all` })
   const { rows } = await session.query<{ grant: string; missing: string[]; total: number }>(`
@@ -247,7 +243,7 @@ export async function checkPrivileges(
 
 /** The homes of its orphans, which recovery will have to ask. */
 export async function checkInDoubt(
-  session: Session,
+  session: Link,
   { login }: Server,
   add: Add,
   chosen: readonly ChosenDatabase[],
@@ -307,7 +303,7 @@ export async function checkInDoubt(
 }
 
 export async function checkRecovery(
-  session: Session,
+  session: Link,
   add: Add,
   chosen: readonly ChosenDatabase[],
 ): Promise<void> {
@@ -331,7 +327,7 @@ export async function checkRecovery(
   })
 }
 
-export async function checkLosses(session: Session, add: Add): Promise<void> {
+export async function checkLosses(session: Link, add: Add): Promise<void> {
   const check = 'losses'
   const row = await look<{ n: number; kinds: string | null }>(
     session,
@@ -354,7 +350,7 @@ export async function checkLosses(session: Session, add: Add): Promise<void> {
 // ---------------------------------------------------------------------------------------------------
 // Messages and positions
 
-export async function checkLedger(session: Session, add: Add): Promise<void> {
+export async function checkLedger(session: Link, add: Add): Promise<void> {
   const check = 'ledger'
   const row = await look<{
     producers: number
@@ -392,7 +388,7 @@ export async function checkLedger(session: Session, add: Add): Promise<void> {
   })
 }
 
-export async function checkPositions(session: Session, add: Add): Promise<void> {
+export async function checkPositions(session: Link, add: Add): Promise<void> {
   const check = 'positions'
   const row = await look<{ partitions: number; stuck: number; ahead: number }>(
     session,
@@ -431,7 +427,7 @@ export async function checkPositions(session: Session, add: Add): Promise<void> 
 
 /** One row; undefined if the role may not look, which is no fault of the database and is said. */
 async function look<R>(
-  session: Session,
+  session: Link,
   add: Add,
   check: string,
   text: string,

@@ -3,8 +3,8 @@
  */
 
 import { type Command, InvalidArgumentError } from 'commander'
-import { type Database, withSession } from '../connection/database.ts'
-import { describeTarget } from '../connection/open.ts'
+import { type Database, withLink } from '../connection/database.ts'
+import { describeTarget } from '../connection/url.ts'
 import {
   type Add,
   type CheckStatus,
@@ -123,7 +123,7 @@ async function examine(
     void one.checks.push({ database: database.name, check, status, found, hint })
   let connected = false
   try {
-    await withSession(
+    await withLink(
       database.connect(),
       async (session) => {
         connected = true

@@ -2,7 +2,7 @@
  * `pgonce expire`: applies the retention of the key ledger until there is nothing left to do.
  */
 import type { Command } from 'commander'
-import { type Database, withSession } from '../connection/database.ts'
+import { type Database, withLink } from '../connection/database.ts'
 import { fromSql, InvalidInputError, withHint } from '../errors.ts'
 import { chooseDatabases, type DatabaseFlags, withDatabases, withEach } from './databases.ts'
 import { count, paint, print, printJson, progress, table } from './output.ts'
@@ -97,7 +97,7 @@ async function expireOne(database: Database, retentions: readonly Retention[]): 
   const shown = progress()
   try {
     await database.identify()
-    await withSession(database.connect(), async (session) => {
+    await withLink(database.connect(), async (session) => {
       for (const { scope, interval } of retentions) {
         await session.query('select once.set_retention($1, $2::text::interval)', [scope, interval])
       }

@@ -2,7 +2,7 @@
  * `pgonce in-doubt`: every prepared transaction of ours, with what its home decided and what to type.
  */
 import type { Command } from 'commander'
-import { type Database, withReadCommitted, withSession } from '../connection/database.ts'
+import { type Database, withLink, withReadCommitted } from '../connection/database.ts'
 import { identifier, literal } from '../connection/quote.ts'
 import { fromSql, withHint } from '../errors.ts'
 import { arrayOf } from '../recovery/report.ts'
@@ -137,7 +137,7 @@ async function listInDoubt(databases: readonly Database[]) {
 }
 
 async function listOne(database: Database): Promise<Listed[]> {
-  const { rows } = await withSession(
+  const { rows } = await withLink(
     database.connect(),
     (session) =>
       session.query<Omit<Listed, 'database'>>(

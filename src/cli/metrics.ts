@@ -6,7 +6,7 @@
 import { createServer } from 'node:http'
 import { type Command, InvalidArgumentError } from 'commander'
 import type { Gauge } from 'prom-client'
-import { type Database, withSession } from '../connection/database.ts'
+import { type Database, withLink } from '../connection/database.ts'
 import { fromSql, withHint } from '../errors.ts'
 import { chooseDatabases, type DatabaseFlags, withDatabases, withEach } from './databases.ts'
 import { print } from './output.ts'
@@ -101,7 +101,7 @@ async function collect(
 
 async function look(database: Database, failures: string[]): Promise<readonly HealthRow[] | undefined> {
   try {
-    const { rows } = await withSession(
+    const { rows } = await withLink(
       database.connect(patience),
       (session) =>
         session.query<HealthRow>('select h.name, h.status, h.value::float8 as value from once.health h'),

@@ -12,8 +12,9 @@
 import { type Kysely, sql, type Transaction } from 'kysely'
 import { type MigrationProvider, Migrator } from 'kysely/migration'
 import { checkBoolean, checkFunction, checkMilliseconds, checkObject } from '../check.ts'
-import { checkUrl, type DatabaseTarget, databaseIn, describeTarget, open } from '../connection/open.ts'
 import { identifier } from '../connection/quote.ts'
+import { type DatabaseTarget, open } from '../connection/target.ts'
+import { checkUrl, databaseIn, describeTarget } from '../connection/url.ts'
 import { codeOf, DatabaseError, InvalidInputError, LimitError, PgonceError } from '../errors.ts'
 import { type MigrationFile, packageVersion, readMigrations, versionOf } from './migration-files.ts'
 

@@ -1,6 +1,6 @@
 /**
- * Claims: which of the messages at hand are new. What decides is in `sql/ledger/`; here values are checked,
- * sent and read.
+ * Claims: which of the messages at hand are new. What decides is in `sql/ledger/`; here what the caller gave is
+ * checked and copied, once, when the call is made.
  */
 import { createHash } from 'node:crypto'
 import {
@@ -13,8 +13,8 @@ import {
   checkText,
   show,
 } from '../check.ts'
-import type { Branch } from '../commit/branch.ts'
-import { fromOwn, InvalidInputError } from '../errors.ts'
+import { InvalidInputError } from '../errors.ts'
+import * as say from '../statements.ts'
 
 /** A message with a place in its producer's stream. */
 export interface SequencedMessage {
@@ -121,90 +121,77 @@ function refuseAmong(given: object, names: readonly string[], why: string, hint:
   if (found !== undefined) throw new InvalidInputError('ONARG', `\`${found}\` ${why}`, { hint })
 }
 
-export type ClaimStatus = 'claimed' | 'duplicate' | 'expired'
+export type { Claim, ClaimStatus } from '../statements.ts'
 
-export interface Claim {
-  readonly status: ClaimStatus
-  /** What the first one's handler returned, if it was kept. */
-  readonly result: unknown
-}
-
-export interface KeyClaim extends Claim {
+export interface KeyClaim extends say.Claim {
   readonly key: string
 }
 
-/** Claims one message in a branch. @throws PgonceError `ONARG`, `ONFEN`, `ONGAP`, `ONMAX`, `ONPAY` */
-export async function claim(branch: Branch, message: Message): Promise<Claim> {
+/** A claim that is checked and copied: whatever the caller does to the message later, each attempt claims the same. */
+export interface ClaimPlan {
+  readonly statement: say.Statement<say.Claim>
+  /** What keeps the handler's result beside the claim; undefined if it is not kept. */
+  readonly keep: ((result: unknown) => say.Statement<unknown>) | undefined
+}
+
+/** @throws InvalidInputError `ONARG` */
+export function planClaim(message: Message): ClaimPlan {
   if (typeof message !== 'object' || message === null) {
     throw new InvalidInputError('ONARG', `Expected a message, got ${show(message)}`, {
       hint: "Pass { producer: 'shop-7', sequence: 41n } or { scope: 'stripe', key: 'evt_1' }",
     })
   }
   if (isSequenced(message)) {
-    const { rows } = await run<{ status: ClaimStatus }>(
-      branch,
-      `select case when once.claim_run($1, $2::text::bigint, $2::text::bigint, $3::int) then 'claimed'
-                   else (select c.status from once.claim($1, $2::text::bigint, $3::int, $4::boolean) c) end as status,
-              once.assert_branch($5::uuid)`,
-      [
-        checkName('producer', message.producer),
-        String(checkSequence(message.sequence)),
-        checkEpoch(message.epoch ?? 0),
-        checkBoolean('strict', message.strict, false),
-        branch.transactionId,
-      ],
+    const { producer, sequence, epoch, strict } = message
+    const statement = say.claimSequence(
+      checkName('producer', producer),
+      checkSequence(sequence),
+      checkEpoch(epoch ?? 0),
+      checkBoolean('strict', strict, false),
     )
-    return { status: rows[0]?.status ?? 'duplicate', result: undefined }
+    return { statement, keep: undefined }
   }
-  checkBoolean('keepResult', message.keepResult, false)
-  const { rows } = await run<{ status: ClaimStatus; result: string | null }>(
-    branch,
-    `select c.status, c.result::text as result, once.assert_branch($5::uuid)
-       from once.claim_key($1, $2, $3::text::timestamptz, decode($4, 'hex')) c`,
-    [
-      checkName('scope', message.scope),
-      checkKey(message.key),
-      time(message),
-      hash(message),
-      branch.transactionId,
-    ],
-  )
-  const { status = 'duplicate', result = null } = rows[0] ?? {}
-  return { status, result: result === null ? undefined : JSON.parse(result) }
+  const scope = checkName('scope', message.scope)
+  const key = checkKey(message.key)
+  const at = time(message)
+  const keeps = checkBoolean('keepResult', message.keepResult, false)
+  return {
+    statement: say.claimKey(scope, key, at, hash(message)),
+    keep: keeps ? (result) => say.keepResult(scope, key, resultJson(result), at) : undefined,
+  }
 }
 
-/** Claims sequences of one producer; the new ones, once each, in the order given. */
-export async function claimSequences(branch: Branch, batch: SequencedBatch): Promise<bigint[]> {
+/** Sequences of one producer, checked and copied. */
+export interface SequencesPlan {
+  readonly sequences: readonly bigint[]
+  readonly statement: say.Statement<readonly bigint[] | 'all'>
+}
+
+/** @throws InvalidInputError `ONARG` */
+export function planSequences(batch: SequencedBatch): SequencesPlan {
   const producer = checkName('producer', batch.producer)
   // Not map, which skips what a sparse array lacks.
   const sequences = Array.from(checkArray('sequences', batch.sequences), checkSequence)
-  const common = [producer, checkEpoch(batch.epoch ?? 0), checkBoolean('strict', batch.strict, false)]
-  const [first, last] = [sequences[0], sequences.at(-1)]
-  const isRun =
-    first !== undefined && sequences.every((sequence, index) => sequence === first + BigInt(index))
-  const { rows } = isRun
-    ? // The rule: the batch is the next piece of its stream, and all new. Two numbers say so, and one word.
-      await run<{ fresh: string | null }>(
-        branch,
-        `select case when once.claim_run($1, $4::text::bigint, $5::text::bigint, $2::int) then null
-                     else array(select c from once.claim_batch(
-                                  $1, array(select generate_series($4::text::bigint, $5::text::bigint)), $2::int, $3::boolean
-                                ) c)::text end as fresh, once.assert_branch($6::uuid)`,
-        [...common, String(first), String(last), branch.transactionId],
-      )
-    : await run<{ fresh: string | null }>(
-        branch,
-        'select array(select c from once.claim_batch($1, $4::text::bigint[], $2::int, $3::boolean) c)::text as fresh, once.assert_branch($5::uuid)',
-        [...common, `{${sequences.join(',')}}`, branch.transactionId],
-      )
-  const fresh = rows[0]?.fresh
-  if (fresh == null) return sequences
-  const left = new Set(fresh.slice(1, -1).split(',').filter(Boolean).map(BigInt))
+  const epoch = checkEpoch(batch.epoch ?? 0)
+  const strict = checkBoolean('strict', batch.strict, false)
+  return { sequences, statement: say.claimSequences(producer, sequences, epoch, strict) }
+}
+
+/** Those that were new, once each, in the order given. */
+export function freshOf(sequences: readonly bigint[], claimed: readonly bigint[] | 'all'): readonly bigint[] {
+  if (claimed === 'all') return sequences
+  const left = new Set(claimed)
   return sequences.filter((sequence) => left.delete(sequence))
 }
 
-/** Claims keys of one scope; one answer a message, in the order given. */
-export async function claimKeys(branch: Branch, batch: KeyedBatch): Promise<KeyClaim[]> {
+/** Keys of one scope, checked and copied. */
+export interface KeysPlan {
+  readonly keys: readonly string[]
+  readonly statement: say.Statement<readonly say.Claim[]>
+}
+
+/** @throws InvalidInputError `ONARG` */
+export function planKeys(batch: KeyedBatch): KeysPlan {
   const messages = Array.from(checkArray('messages', batch.messages), (message) =>
     typeof message === 'string'
       ? { key: message }
@@ -223,32 +210,15 @@ export async function claimKeys(branch: Branch, batch: KeyedBatch): Promise<KeyC
       'cannot be set for one message of a batch',
       '`keepResult` is for `process`, the others are for the batch',
     )
-  const input = messages.map((message) => ({
-    key: checkKey(message.key),
-    at: time(message),
-    hash: hash(message),
-  }))
-  const { rows } = await run<{ status: ClaimStatus; result: string | null }>(
-    branch,
-    `select c.status, c.result::text as result, once.assert_branch($3::uuid)
-       from (select coalesce(array_agg(m.key order by n), '{}') as keys,
-                    array_agg(m.at order by n) as times,
-                    array_agg(decode(m.hash, 'hex') order by n) as hashes
-               from jsonb_array_elements($2::text::jsonb) with ordinality e (value, n)
-              cross join lateral jsonb_to_record(e.value) as m (key text, at timestamptz, hash text)) i
-      cross join lateral once.claim_key_batch($1, i.keys, i.times, i.hashes) c
-      order by c.ordinal`,
-    [checkName('scope', batch.scope), JSON.stringify(input), branch.transactionId],
-  )
-  return rows.map(({ status, result }, index) => ({
-    key: input[index]?.key ?? '',
-    status,
-    result: result === null ? undefined : JSON.parse(result),
-  }))
+  const keys = messages.map(({ key }) => checkKey(key))
+  return {
+    keys,
+    statement: say.claimKeys(checkName('scope', batch.scope), keys, messages.map(time), messages.map(hash)),
+  }
 }
 
-/** Keeps the handler's result beside the claim; travels with the commit. */
-export async function keepResult(branch: Branch, message: KeyedMessage, result: unknown): Promise<void> {
+/** The handler's result, as it is kept. @throws InvalidInputError `ONARG` */
+function resultJson(result: unknown): string {
   let json: string | undefined
   let cause: unknown
   try {
@@ -257,31 +227,12 @@ export async function keepResult(branch: Branch, message: KeyedMessage, result: 
     cause = error
   }
   // NUL, or half of a surrogate pair; an escape only behind an even number of backslashes.
-  if (json === undefined || /(?<!\\)(?:\\\\)*\\u(?:0000|d[89a-f])/.test(json)) {
-    throw new InvalidInputError(
-      'ONARG',
-      'Expected the handler to return what JSON can hold, as well-formed text without NUL characters',
-      { hint: 'Return plain data, or leave keepResult out', cause },
-    )
-  }
-  await branch.send(
-    'select once.assert_branch($5::uuid), once.keep_result($1, $2, $3::text::jsonb, $4::text::timestamptz)',
-    [message.scope, message.key, json, time(message), branch.transactionId],
+  if (json !== undefined && !/(?<!\\)(?:\\\\)*\\u(?:0000|d[89a-f])/.test(json)) return json
+  throw new InvalidInputError(
+    'ONARG',
+    'Expected the handler to return what JSON can hold, as well-formed text without NUL characters',
+    { hint: 'Return plain data, or leave keepResult out', cause },
   )
-}
-
-/**
- * Runs a claim. It travels with BEGIN, so it says in which transaction it belongs (`once.assert_branch`): should
- * BEGIN fail, the claim fails, too.
- */
-async function run<R>(branch: Branch, text: string, parameters: readonly unknown[]): Promise<{ rows: R[] }> {
-  try {
-    return await branch.query<R>(text, parameters)
-  } catch (error) {
-    // What was sent ahead (BEGIN, once.open) and failed is the better explanation.
-    await branch.settle()
-    throw fromOwn(branch.database.name, error)
-  }
 }
 
 function checkKey(key: unknown): string {
@@ -314,7 +265,7 @@ function time({ occurredAt }: { readonly occurredAt?: Date }): string | null {
   return occurredAt.toISOString()
 }
 
-/** Hexadecimal, or null without a payload. */
+/** As Postgres reads bytes, or null without a payload. */
 function hash({
   payload,
   payloadHash,
@@ -334,7 +285,7 @@ function hash({
         `Expected \`payloadHash\` to be 1 to 64 bytes, got ${show(payloadHash)}`,
       )
     }
-    return Buffer.from(payloadHash).toString('hex')
+    return `\\x${Buffer.from(payloadHash).toString('hex')}`
   }
   if (payload === undefined) return null
   if (typeof payload !== 'string' && !ArrayBuffer.isView(payload)) {
@@ -346,5 +297,5 @@ function hash({
       },
     )
   }
-  return createHash('sha256').update(payload).digest('hex')
+  return `\\x${createHash('sha256').update(payload).digest('hex')}`
 }

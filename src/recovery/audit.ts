@@ -1,7 +1,7 @@
 /**
  * The audit: puts all evidence beside the decisions at its homes, and decisions beside what was forced by hand.
  */
-import { type Database, withIdentified, withReadCommitted, withSession } from '../connection/database.ts'
+import { type Database, withIdentified, withLink, withReadCommitted } from '../connection/database.ts'
 import { arrayOf, attempt, findHomes, type Loss, page, patience, record, type Tally } from './report.ts'
 
 /**
@@ -35,7 +35,7 @@ interface Evidence {
 async function* evidencePages(database: Database): AsyncGenerator<readonly Evidence[]> {
   let after: string | undefined
   for (;;) {
-    const { rows } = await withSession(
+    const { rows } = await withLink(
       database.connectApart(patience),
       (session) =>
         session.query<Evidence>(
@@ -92,7 +92,7 @@ async function findLostDecisions(
  * @see sql/operator/judge_heuristic.sql
  */
 async function judgeHeuristics(database: Database, homes: ReadonlyMap<string, Database>): Promise<void> {
-  const { rows } = await withSession(
+  const { rows } = await withLink(
     database.connectApart(patience),
     (session) =>
       session.query<{ id: string; home: string; xid: string }>(

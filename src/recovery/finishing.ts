@@ -4,9 +4,9 @@
 
 import { traced } from '../commit/channels.ts'
 import { finishPrepared } from '../commit/commit.ts'
-import { type Database, withReadCommitted, withSession } from '../connection/database.ts'
+import { type Database, withLink, withReadCommitted } from '../connection/database.ts'
+import type { Link } from '../connection/link.ts'
 import { literal } from '../connection/quote.ts'
-import type { Session } from '../connection/session.ts'
 import { arrayOf, attempt, patience, sayWhy, type Tally } from './report.ts'
 
 interface BranchInDoubt {
@@ -23,7 +23,7 @@ interface BranchInDoubt {
 }
 /** @see sql/recovery/branch.sql */
 export async function listInDoubt(database: Database, settle: number): Promise<BranchInDoubt[]> {
-  const { rows } = await withSession(
+  const { rows } = await withLink(
     database.connectApart(patience),
     (session) =>
       session.query<{
@@ -141,10 +141,9 @@ export async function finishBranches(
         'recover',
         { database, transactionId: branch.transactionId, outcome },
         () =>
-          withSession(
+          withLink(
             database.connectApart(patience),
-            (session) =>
-              finishAs(branch.role, session, `${verb} prepared ${literal(branch.gid)}`, branch.transactionId),
+            (session) => finishAs(branch.role, session, verb, branch.gid, branch.transactionId),
             patience,
           ),
       )
@@ -160,14 +159,15 @@ export async function finishBranches(
 /** Only its owner or a superuser may finish a branch; a member of the owner's role must take it on first. */
 async function finishAs(
   role: string | null,
-  session: Session,
-  statement: string,
+  session: Link,
+  verb: 'commit' | 'rollback',
+  gid: string,
   transactionId: string,
 ): Promise<boolean> {
-  if (role === null) return await finishPrepared(session, statement, transactionId)
+  if (role === null) return await finishPrepared(session, verb, gid, transactionId)
   try {
     await session.takeRole(role)
-    return await finishPrepared(session, statement, transactionId)
+    return await finishPrepared(session, verb, gid, transactionId)
   } finally {
     await session.leaveRole()
   }

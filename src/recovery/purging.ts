@@ -5,7 +5,7 @@
  *
  * @see sql/recovery/
  */
-import { type Database, withIdentified, withSession } from '../connection/database.ts'
+import { type Database, withIdentified, withLink } from '../connection/database.ts'
 import { arrayOf, attempt, count, page, patience, record, type Tally } from './report.ts'
 
 interface DecisionRow {
@@ -225,7 +225,7 @@ async function* pagesOf(
 ): AsyncGenerator<readonly DecisionRow[]> {
   let after: { at: string; id: string } | undefined
   for (;;) {
-    const { rows } = await withSession(
+    const { rows } = await withLink(
       database.connectApart(patience),
       (session) =>
         session.query<{ id: string; names: string; ids: string; at: string }>(list, [

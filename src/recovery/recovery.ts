@@ -12,7 +12,7 @@
  * @see sql/recovery/
  */
 import { checkBoolean, checkFunction, checkMilliseconds, checkObject } from '../check.ts'
-import { type Database, withSession } from '../connection/database.ts'
+import { type Database, withLink } from '../connection/database.ts'
 import { environment } from '../environment.ts'
 import { audit } from './audit.ts'
 import { askHomes, finishBranches, listInDoubt } from './finishing.ts'
@@ -125,7 +125,7 @@ function merge(report: Tally, { losses, unreachable }: Pick<Tally, 'losses' | 'u
 
 /** Notes that somebody looked after this database. That the role may not, or no more, is no fault of recovery. */
 async function stamp(database: Database): Promise<void> {
-  await withSession(
+  await withLink(
     database.connectApart(patience),
     (session) => session.query("select once.stamp_recovery('pgonce')"),
     patience,

@@ -3,7 +3,7 @@
  * may be away, and report that instead of failing.
  */
 import { type Database, inTime } from '../connection/database.ts'
-import type { Session } from '../connection/session.ts'
+import type { Link } from '../connection/link.ts'
 import { codeOf, withHint } from '../errors.ts'
 
 /** A branch that could not be finished yet, and why. */
@@ -103,7 +103,7 @@ export async function findHomes(
   return homes
 }
 
-export async function record(session: Session, loss: Loss, losses: Loss[]): Promise<void> {
+export async function record(session: Link, loss: Loss, losses: Loss[]): Promise<void> {
   const { rows } = await session.query<{ new: boolean }>(
     'select once.record_loss($1::uuid, $2, $3::uuid, $4) as new',
     [loss.transactionId, loss.participant, loss.home, loss.kind],
@@ -112,7 +112,7 @@ export async function record(session: Session, loss: Loss, losses: Loss[]): Prom
 }
 
 export async function count(
-  session: Session,
+  session: Link,
   text: string,
   ids: readonly string[],
   ...more: readonly string[]

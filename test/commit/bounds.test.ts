@@ -3,7 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import test from 'ava'
 import { type Kysely, sql } from 'kysely'
 import { startProxy } from '../../bench/proxy.ts'
-import { acquire, type Session } from '../../src/connection/session.ts'
+import { acquire, type Link } from '../../src/connection/session.ts'
 import { AbortedError, HandlerError, OutcomeUnknownError, type Pgonce } from '../../src/index.ts'
 import { client, kyselyOnPg, type Two, write } from '../support/client.ts'
 import { connect, type TestContext, testRole } from '../support/database.ts'
@@ -279,7 +279,7 @@ async function ofCaller(t: TestContext) {
   const role = async () =>
     (await sql<{ role: string }>`select current_setting('role') as role`.execute(db)).rows[0]?.role
   await sql.raw(`set role ${callers}`).execute(db)
-  const take = (): Promise<Session> => acquire(db as Kysely<unknown>)
+  const take = (): Promise<Link> => acquire(db as Kysely<unknown>)
   return { callers, owner, role, take }
 }
 
