@@ -147,7 +147,7 @@ export async function withSession<T>(
 }
 
 /**
- * As {@link withSession}, in a transaction of its own under READ COMMITTED: whoever asks for decisions needs
+ * As {@link withSession}, in a transaction of its own under READ COMMITTED: whoever asks for outcomes needs
  * a new snapshot for each statement, whatever the sessions' default.
  */
 export async function withReadCommitted<T>(
