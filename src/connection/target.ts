@@ -65,9 +65,9 @@ export function open<DB>(target: unknown, options: OpenOptions = {}): OpenDataba
     const client = target as unknown as postgres.Sql
     return overOwn(optionsOf(client), { ...options, max: client.options.max })
   }
-  if (typeof target === 'object' && target !== null && Object.getPrototypeOf(target) === Object.prototype) {
-    const { max } = target as { max?: number }
-    return overOwn(target as Address, max === undefined ? options : { ...options, max })
+  if (isOptions(target)) {
+    const { max } = target
+    return overOwn(target, max === undefined ? options : { ...options, max })
   }
   throw new InvalidInputError(
     'ONARG',
@@ -134,6 +134,13 @@ function optionsOf(client: postgres.Sql): Address {
     ...(path ? { path } : {}),
     ...(socket ? { socket } : {}),
   } as unknown as Address
+}
+
+/** What postgres.js needs to know of a place; an object without any of it is none. */
+const places = ['host', 'hostname', 'port', 'path', 'database', 'db', 'user', 'username']
+
+function isOptions(target: unknown): target is postgres.Options<Record<string, postgres.PostgresType>> {
+  return typeof target === 'object' && target !== null && places.some((name) => name in target)
 }
 
 /** By what it can do: the caller's Kysely may be another copy of the module than ours. */

@@ -15,7 +15,7 @@ import { checkBoolean, checkFunction, checkMilliseconds, checkObject } from '../
 import { identifier } from '../connection/quote.ts'
 import { type DatabaseTarget, open } from '../connection/target.ts'
 import { checkUrl, databaseIn, describeTarget } from '../connection/url.ts'
-import { codeOf, DatabaseError, InvalidInputError, LimitError, PgonceError } from '../errors.ts'
+import { AbortedError, codeOf, DatabaseError, InvalidInputError, LimitError, PgonceError } from '../errors.ts'
 import { type MigrationFile, packageVersion, readMigrations, versionOf } from './migration-files.ts'
 
 /** `installed` now, `present` before, or `pending` (only with `dryRun`). */
@@ -395,7 +395,7 @@ async function run<DB>(trx: Kysely<DB> | Transaction<DB>, text: string): Promise
 // Words
 
 function explain(error: unknown, place: Place): Error {
-  if (error instanceof PgonceError) return error
+  if (error instanceof PgonceError && !(error instanceof AbortedError)) return error
   const code = codeOf(error) ?? ''
   // A refused connection has no message of its own if several addresses were tried.
   const said = text(error, 'message') || code || String(error)
