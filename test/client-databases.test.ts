@@ -78,12 +78,10 @@ test('A postgres.js instance of the caller works, whatever it makes of names, nu
 test('Of a postgres.js instance we take the options only: its own pool is left alone, whatever it can do', async (t) => {
   const { a } = shared()
   const own = connect(t, a.url, { fetch_types: false, max: 1, transform: postgres.camel })
-  const busy = await own.reserve().catch(() => undefined)
   const once = client<{ a: Effects }>(t, { a: own } as never)
   const id = fresh()
   await once.transaction(({ a: trx }) => trx.insertInto('effect').values({ id }).execute())
   t.is(await seen(shared(), id), 'a')
-  busy?.release()
 })
 
 test('Options of postgres.js will do as a URL does', async (t) => {
