@@ -5,10 +5,9 @@ import { readOutcome } from '../../src/commit/outcome.ts'
 import { OutcomeUnknownError } from '../../src/errors.ts'
 import { runRecovery } from '../../src/recovery/recovery.ts'
 import { startServer } from './faults.ts'
-import { cutWire } from './network.ts'
+import { cutWire, hangUpWire } from './network.ts'
 import { stackOf } from './oracle.ts'
 import { hasGraveFault } from './plan.ts'
-import { hangUp } from './postgres/backend.ts'
 import { decodeGid } from './postgres/once.ts'
 import { superuser } from './postgres/server.ts'
 import { isRecovering, stopRunning } from './recoverers.ts'
@@ -19,7 +18,9 @@ export function heal(here: World): void {
   here.note?.(() => 'the faults are over')
   here.calm = true
   for (const server of here.servers) if (!server.up) startServer(here, server)
-  for (const backend of [...here.lost, ...here.left]) hangUp(backend, true)
+  for (const server of here.servers) server.fencedAt = undefined
+  for (const { redirected } of here.processes) redirected.clear()
+  for (const wire of [...here.lost, ...here.left]) hangUpWire(wire, true)
   // What is held up for longer is given up by TCP.
   for (const process of here.processes) {
     for (const wire of process.wires) {
@@ -41,7 +42,7 @@ export function rest(here: World): void {
     oracle.violate('everything settles', 'a recovery or a finish in the background goes on for ever')
   // Who is dead is known to be dead now; what was given up is closed.
   for (const process of here.processes) {
-    if (!process.alive) for (const { backend } of process.wires) hangUp(backend, true)
+    if (!process.alive) for (const wire of process.wires) hangUpWire(wire, true)
   }
   // What was held up comes late, and what waits for it after that; a statement may wait for a branch in doubt, which
   // is not finished yet, until the longest `lockTimeout`.
@@ -141,5 +142,6 @@ export function recoverAll(here: World): void {
   )
   for (const id of rows()) if (!lost.has(id)) oracle.violate('everything is purged in the end', id)
   oracle.checkEffects()
+  oracle.checkClaims()
   oracle.checkLosses()
 }
