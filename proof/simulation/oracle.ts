@@ -62,8 +62,18 @@ export interface Oracle extends Observer {
   checkLosses(): void
 }
 
-/** @param lost connections whose server hears no more of the client */
-export function createOracle(databases: readonly SimulatedDatabase[], lost: ReadonlySet<Wire>): Oracle {
+/** Milliseconds after which a transaction that begins must know that its database is read-only by now. */
+const longestUnfenced = 1_200
+
+/**
+ * @param lost connections whose server hears no more of the client
+ * @param isUndisturbed nothing goes wrong but that an operator makes a database read-only
+ */
+export function createOracle(
+  databases: readonly SimulatedDatabase[],
+  lost: ReadonlySet<Wire>,
+  isUndisturbed: boolean,
+): Oracle {
   const violations: Violation[] = []
   const calls: Call[] = []
   const attempts = new Map<string, Attempt>()
@@ -119,6 +129,16 @@ export function createOracle(databases: readonly SimulatedDatabase[], lost: Read
       violate('confirmed before evidence goes', `evidence of ${id} was deleted in ${where.name}, unconfirmed`)
   }
 
+  const checkFence = ({ begunAt, database, writes }: Transaction) => {
+    const { fencedAt, now } = database.server
+    if (!isUndisturbed || fencedAt === undefined || begunAt === undefined) return
+    if (begunAt > fencedAt + longestUnfenced && writes.some(({ table }) => table === 'effect'))
+      violate(
+        'an operator who fences is obeyed',
+        `${database.name} was written to, ${now() - fencedAt} ms after`,
+      )
+  }
+
   return {
     violations,
     calls,
@@ -128,6 +148,7 @@ export function createOracle(databases: readonly SimulatedDatabase[], lost: Read
     violate,
 
     committed(transaction, durable) {
+      checkFence(transaction)
       const inserted = new Set<string>()
       for (const { table, key, row } of transaction.writes) {
         if (table !== 'global' && table !== 'evidence') continue

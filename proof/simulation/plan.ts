@@ -223,7 +223,11 @@ const reopening: ForeignDriver = { ...driver, reopens: true }
 
 const ofCommits: readonly Provocation[] = [
   { kinds: ['prepare_direct', 'decide_direct', 'work'], does: ['call', 'call'] },
-  { kinds: ['begin', 'open', 'commit', 'probe', 'several'], drivers: foreign, does: ['insert'] },
+  {
+    kinds: ['begin', 'open', 'commit', 'probe', 'probe_several', 'read_probe'],
+    drivers: foreign,
+    does: ['insert'],
+  },
   { kinds: ['begin', 'open', 'prepare', 'decide'], drivers: [...foreign, reopening, 'pooled'] },
   { kinds: ['hello', 'second_net', 'open_direct'], does: ['insert', 'stream'], transactions: 2 },
   // A connection is lost, and opened again without a word, while others are asked.
@@ -331,7 +335,7 @@ const ofCommits: readonly Provocation[] = [
   { kinds: ['prepare_direct', 'decide_direct'], does: ['insert', 'insert', 'smuggle'] },
   // Drivers that cannot be seen to do what they are asked.
   {
-    kinds: ['several', 'probe', 'commit'],
+    kinds: ['probe_several', 'read_probe', 'commit'],
     drivers: [
       { ...driver, several: 'refused' },
       { ...driver, several: 'first' },

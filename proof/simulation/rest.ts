@@ -11,7 +11,7 @@ import { hasGraveFault } from './plan.ts'
 import { decodeGid } from './postgres/once.ts'
 import { superuser } from './postgres/server.ts'
 import { isRecovering, stopRunning } from './recoverers.ts'
-import { addProcess, type World } from './world.ts'
+import { addProcess, type Running, type World } from './world.ts'
 
 /** The faults are over: servers are up, messages arrive, and the dead are known to be dead. */
 export function heal(here: World): void {
@@ -66,7 +66,35 @@ export function rest(here: World): void {
     for (const { taken } of process.pools)
       if (taken() > 0)
         oracle.violate('connections come back', `${process.name} has ${taken()} connections left`)
+    if (here.plan.seed % 8 === 0) takeAll(here, process)
   }
+}
+
+/** All places of its pools can be taken, whatever became of the connections that had them. */
+function takeAll({ scheduler: clock, oracle, plan }: World, process: Running): void {
+  const { maxConnections = 2 } = plan.processes[process.number - 1] ?? {}
+  let missing = 0
+  clock.after(0, process, () => {
+    for (const database of process.databases) {
+      const links = Array.from({ length: maxConnections }, () => database.connect())
+      missing += maxConnections
+      for (const link of links) {
+        link.then(
+          () => {
+            missing -= 1
+          },
+          (error: unknown) =>
+            oracle.violate('connections come back', `${process.name}, ${database.name}: ${stackOf(error)}`),
+        )
+      }
+      Promise.allSettled(links).then((taken) => {
+        for (const one of taken) if (one.status === 'fulfilled') one.value.release()
+      })
+    }
+  })
+  clock.runUntil(() => false, clock.now + 1)
+  if (!clock.runUntil(() => missing === 0, clock.now + 30_000))
+    oracle.violate('connections come back', `${process.name} lacks ${missing} places`)
 }
 
 /** One more recoverer, whom nothing disturbs, finishes and purges everything; then the oracle looks at what is left. */

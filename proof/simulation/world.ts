@@ -73,7 +73,11 @@ export function createWorld(
   const clock = scheduler()
   const databases: SimulatedDatabase[] = []
   const lost = new Set<Wire>()
-  const oracle = createOracle(databases, lost)
+  const oracle = createOracle(
+    databases,
+    lost,
+    plan.faults.every(({ action }) => action === 'fence'),
+  )
   const dice = random(plan.seed, 1)
   const servers = plan.servers.map((settings, number) =>
     createServer(

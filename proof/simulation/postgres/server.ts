@@ -77,6 +77,8 @@ export interface Transaction {
   readonly locks: string[]
   isolation: string
   readOnly: boolean
+  /** When a branch of the protocol began with it. */
+  begunAt: number | undefined
   /** The session's settings from before the first that was set for longer than the transaction. */
   before: SessionSettings | undefined
   /** The frozen view of repeatable read and above. */
@@ -85,6 +87,8 @@ export interface Transaction {
   failed: boolean
   /** `once.transaction` */
   mark: string
+  /** `once.probe` */
+  probe: string | undefined
   synchronousCommit: string
   lockTimeout: number
   idleTimeout: number
@@ -301,10 +305,12 @@ export function beginTransaction(
     locks: [],
     isolation: isolation ?? settings.isolation,
     readOnly: session !== undefined && (session.defaultReadOnly ?? fencedAt !== undefined),
+    begunAt: undefined,
     before: undefined,
     snapshot: undefined,
     failed: false,
     mark: '',
+    probe: undefined,
     synchronousCommit: session?.synchronousCommit ?? settings.synchronousCommit,
     lockTimeout: 0,
     idleTimeout: 0,

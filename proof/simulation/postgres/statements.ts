@@ -64,6 +64,11 @@ const setLocal = (name: string, run: (transaction: Transaction, values: Values) 
     return tag('SET')
   })
 
+const unlockAll = command('select pg_catalog.pg_advisory_unlock_all()', (session) => {
+  session.advisory = 0
+  return select('')
+})
+
 const settle: readonly Command[] = [
   command('set constraints all immediate', setConstraints),
   command('reset session authorization', (session) => {
@@ -75,12 +80,8 @@ const settle: readonly Command[] = [
     set(session, { defaultReadOnly: true })
     return tag('SET')
   }),
+  unlockAll,
 ]
-
-const unlockAll = command('select pg_catalog.pg_advisory_unlock_all()', (session) => {
-  session.advisory = 0
-  return select('')
-})
 
 const tidy: readonly Command[] = [
   command('close all', (session) => {
@@ -89,7 +90,6 @@ const tidy: readonly Command[] = [
   }),
   command('discard temp', () => tag('DISCARD TEMP')),
   command('unlisten *', () => tag('UNLISTEN')),
-  unlockAll,
 ]
 
 const durable = setLocal('synchronous_commit', (transaction, [level]) => {
@@ -124,6 +124,7 @@ const beginDirect = command('begin', (session, [, , isolation]) => {
   else if (synchronousCommit !== undefined) tainted(`synchronous_commit ${synchronousCommit} is left`)
   else if (advisory > 0) tainted('an advisory lock is left')
   else if (defaultReadOnly !== true) tainted('the second net is not up')
+  transactionOf(session).begunAt = database.server.now()
   return begin(session, isolation, true)
 })
 
@@ -157,6 +158,23 @@ const named: Readonly<Record<string, Named>> = {
     ],
   },
   probe: { arity: 1, commands: [command('select ', (_, [text]) => select(text ?? null))] },
+  probe_several: {
+    arity: 0,
+    commands: ['one', 'two'].map((value) =>
+      command(`select pg_catalog.set_config('once.probe', '${value}'`, (session) => {
+        transactionOf(session).probe = value
+        return select(value)
+      }),
+    ),
+  },
+  read_probe: {
+    arity: 0,
+    commands: [
+      command("select pg_catalog.current_setting('once.probe'", (session) =>
+        select(transactionOf(session).probe ?? null),
+      ),
+    ],
+  },
   identify: {
     arity: 0,
     commands: [
@@ -410,8 +428,6 @@ for (const [text, [kind, run]] of Object.entries(recoveryTexts))
 for (const [text, run] of Object.entries(workTexts)) texts.set(text, single('work', text, run))
 for (const text of endings) texts.set(text, single('work', text, ended))
 texts.set(smuggled, single('work', smuggled, smuggle))
-const selectOne = command('select', () => select({ '?column?': 1 }))
-texts.set('select 1; select 2', { kind: 'several', commands: [selectOne, selectOne] })
 texts.set('rollback', single('rollback', 'rollback', rollback))
 texts.set(
   'reset role',
