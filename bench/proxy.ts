@@ -1,77 +1,144 @@
 /**
- * A proxy between a client and a server that behaves like a distant network and counts the trips. What is
- * sent without waiting for an answer arrives in one piece, so each piece is one round trip.
+ * Proxies between a client and its servers that count how often the client has to wait. While they count, what is
+ * said, in either direction and on any connection, arrives when nobody has said anything for a while: so all that is
+ * sent without waiting for an answer arrives together, and is one round trip.
  */
-import { createServer, connect as dial, type Socket } from 'node:net'
+import { once } from 'node:events'
+import { type AddressInfo, createServer, connect as dial, type Server, type Socket } from 'node:net'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { conversation } from '../proof/chaos/proxy/protocol.ts'
 
-export interface Proxy extends AsyncDisposable {
-  /** The database's URL through the proxy. */
-  readonly url: string
-  /** How often the client has sent something and had to wait. */
+export interface Count {
+  /** How often the client had to wait, one time after the other, whichever of the servers for. */
   readonly trips: number
+  /** How many statements it sent to all of them. Several in one text are one. */
+  readonly messages: number
+}
+
+export interface Proxies<Name extends string> extends AsyncDisposable {
+  /** The databases' URLs, through the proxies. */
+  readonly urls: Readonly<Record<Name, string>>
+  /** Counts what is said until the task has ended, and the messages that it leaves to be sent afterwards. */
+  count(task: () => Promise<unknown>): Promise<Count>
 }
 
 export interface ProxyOptions {
-  /** The connection is cut instead of passing on a piece that contains this text. */
+  /** A connection is cut instead of passing on what contains this text. */
   readonly cutAt?: string
 }
 
 /** Long enough for a client to send all that it can without an answer. */
 const quietMs = 15
 
-export async function startProxy(target: string, { cutAt }: ProxyOptions = {}): Promise<Proxy> {
-  const url = new URL(target)
-  const port = Number(url.port)
-  const host = url.hostname
-  let trips = 0
+export async function startProxies<Name extends string>(
+  targets: Readonly<Record<Name, string>>,
+  { cutAt }: ProxyOptions = {},
+): Promise<Proxies<Name>> {
   const sockets = new Set<Socket>()
-  const server = createServer((client) => {
-    const backend = dial(port, host)
-    for (const socket of [client, backend]) {
-      sockets.add(socket)
-      socket.on('error', () => {})
-    }
-    const cut = () => {
-      for (const socket of [client, backend]) {
-        socket.destroy()
-        sockets.delete(socket)
+  const tide = holdBack()
+  let messages = 0
+
+  const listen = async (target: string): Promise<{ url: string; server: Server }> => {
+    const url = new URL(target)
+    const { hostname, port } = url
+    const server = createServer((client) => {
+      const backend = dial(Number(port), hostname)
+      const talk = conversation()
+      const follow = (from: Socket, to: Socket) => {
+        sockets.add(from)
+        from.on('error', () => {})
+        from.on('close', () => {
+          sockets.delete(from)
+          to.destroy()
+        })
       }
-    }
-    client.on('close', cut)
-    backend.on('close', cut)
-    inPieces(client, (piece) => {
-      if (cutAt !== undefined && piece.includes(cutAt)) return cut()
-      trips += 1
-      backend.write(piece)
+      follow(client, backend)
+      follow(backend, client)
+      client.on('data', (part) => {
+        if (cutAt !== undefined && part.includes(cutAt)) return client.destroy()
+        const said = talk.read('client', part).map(({ name }) => name)
+        messages += said.filter((name) => name === 'Query' || name === 'Execute').length
+        tide.pass(backend, part, !said.includes('Terminate'))
+      })
+      backend.on('data', (part) => {
+        talk.read('server', part)
+        tide.pass(client, part, false)
+      })
     })
-    inPieces(backend, (piece) => client.write(piece))
-  })
-  await new Promise<void>((listening) => server.listen(0, '127.0.0.1', listening))
-  const address = server.address()
-  url.port = String(typeof address === 'object' ? address?.port : '')
+    server.listen(0, '127.0.0.1')
+    await once(server, 'listening')
+    url.port = String((server.address() as AddressInfo).port)
+    return { url: url.href, server }
+  }
+
+  const names = Object.keys(targets) as Name[]
+  const started = await Promise.all(names.map((name) => listen(targets[name])))
   return {
-    url: url.href,
-    get trips() {
-      return trips
+    urls: Object.fromEntries(started.map(({ url }, at) => [names[at], url])) as Record<Name, string>,
+    async count(task) {
+      messages = 0
+      tide.begin()
+      try {
+        await task()
+        const { trips } = tide
+        await tide.silence()
+        return { trips, messages }
+      } finally {
+        tide.end()
+      }
     },
     async [Symbol.asyncDispose]() {
       for (const socket of sockets) socket.destroy()
-      await new Promise((closed) => server.close(closed))
+      await Promise.all(started.map(({ server }) => new Promise((closed) => server.close(closed))))
     },
   }
 }
 
-/** Collects what arrives until there is silence. */
-function inPieces(socket: Socket, use: (piece: Buffer) => void): void {
-  let parts: Buffer[] = []
+/** Lets everything pass at once, or, from `begin` to `end`, all that has come when nothing more comes. */
+function holdBack() {
+  const held: { readonly to: Socket; readonly part: Buffer }[] = []
+  let isHolding = false
+  let isTrip = false
+  let trips = 0
   let timer: NodeJS.Timeout | undefined
-  socket.on('data', (part) => {
-    parts.push(part)
-    clearTimeout(timer)
-    timer = setTimeout(() => {
-      const piece = Buffer.concat(parts)
-      parts = []
-      use(piece)
-    }, quietMs)
-  })
+
+  const deliver = () => {
+    timer = undefined
+    if (isTrip) trips += 1
+    isTrip = false
+    for (const { to, part } of held.splice(0)) to.write(part)
+  }
+  /** After what is at the door already: this process may have been kept from looking. */
+  const deliverSoon = () => {
+    const due = timer
+    setImmediate(() => {
+      if (timer === due) deliver()
+    })
+  }
+  return {
+    get trips() {
+      return trips
+    },
+    begin() {
+      isHolding = true
+      trips = 0
+    },
+    end() {
+      isHolding = false
+      clearTimeout(timer)
+      deliver()
+    },
+    /** @param isAsking whether an answer will be waited for */
+    pass(to: Socket, part: Buffer, isAsking: boolean) {
+      if (!isHolding) return void to.write(part)
+      held.push({ to, part })
+      isTrip ||= isAsking
+      clearTimeout(timer)
+      timer = setTimeout(deliverSoon, quietMs)
+    },
+    async silence() {
+      do await sleep(quietMs)
+      while (timer !== undefined)
+    },
+  }
 }

@@ -292,10 +292,11 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
     await Promise.allSettled(context.background)
     await Promise.all(all.map((database) => database.close()))
   }
-  const closeOnce = async () => {
+  const closeOnce = () => {
     // It would wait for the handler, and the handler for it.
     refuseNested(context, 'close() was called')
-    await (closing ??= close())
+    closing ??= close()
+    return closing
   }
   const inFlight = new Set<Promise<unknown>>()
   const refuseIfClosed = () => {

@@ -15,8 +15,10 @@ export interface Statement<A> {
   readonly text: string
   /** Parameters of the text; of a script what was written into it. */
   readonly values: readonly (string | null)[]
-  /** Several statements in one text, or one that takes no parameters: sent as it is. */
+  /** Takes no parameters: sent as it is, perhaps several statements in one text. */
   readonly isScript: boolean
+  /** Several statements: of their rows no driver tells the same. */
+  readonly isSeveral: boolean
   /** @throws DatabaseError `DRIVER` */
   read(answer: Answer): A
 }
@@ -83,6 +85,7 @@ function query<A>(
     text,
     values: values.map((value) => (value === null ? null : String(value))),
     isScript: false,
+    isSeveral: false,
     read,
   }
 }
@@ -93,7 +96,7 @@ function script<A>(
   values: readonly (string | null)[],
   read: (answer: Answer) => A,
 ): Statement<A> {
-  return { name, text: statements.join('; '), values, isScript: true, read }
+  return { name, text: statements.join('; '), values, isScript: true, isSeveral: statements.length > 1, read }
 }
 
 /**

@@ -14,7 +14,7 @@ import { connect, installSchema, ownServer } from './support/database.ts'
 import { type Block, blocksOf, runStatements, situationOf, statementsOf } from './support/documents.ts'
 import { type LeftBehind, leaveBehind } from './support/orphan.ts'
 import { chosenVersion, packageOf } from './support/postgres-version.ts'
-import { oneValue, openSession, refused, rowsOf, type Link, untilBlocked } from './support/sql.ts'
+import { type Link, oneValue, openSession, refused, rowsOf, untilBlocked } from './support/sql.ts'
 import { prepare } from './support/strangers.ts'
 import { until } from './support/until.ts'
 

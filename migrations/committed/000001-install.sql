@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:50901ca6906dd8c8350f95dd9eda5e148a1409f7
+--! Hash: sha1:ab203d95a65bb50d597aa53b99349fc8cc00498a
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -1985,7 +1985,8 @@ set search_path = ''
 as $$
 begin
   return (select b.outcome
-            from once.branch_outcomes(branch_outcome.home, array[branch_outcome.transaction_id], array[branch_outcome.home_xid]) b);
+            from once.branch_outcomes(branch_outcome.home, array[branch_outcome.transaction_id],
+                                      array[branch_outcome.home_xid]) b);
 end
 $$;
 
@@ -2438,15 +2439,18 @@ begin
   get diagnostics v_heuristics = row_count;
   if v_count + v_heuristics = 0 then
     raise exception 'transaction % has no loss to acknowledge here', coalesce(acknowledge.transaction_id::text, 'null')
-      using errcode = 'ONARG', detail = 'Only losses that the audit has recorded, and heuristic outcomes, can be acknowledged.',
+      using errcode = 'ONARG',
+            detail = 'Only losses that the audit has recorded, and heuristic outcomes, can be acknowledged.',
             hint = 'select * from once.audit()';
   end if;
-  perform once.record_intervention('acknowledge', jsonb_build_object('transaction_id', acknowledge.transaction_id), acknowledge.reason);
+  perform once.record_intervention(
+    'acknowledge', jsonb_build_object('transaction_id', acknowledge.transaction_id), acknowledge.reason);
   perform once.ensure_durable();
   if v_count > 0 then
     update once.global_transaction g
        set (participants, database_ids) = (
-             select coalesce(array_agg(p.name order by p.n), '{}'), coalesce(array_agg(p.database_id order by p.n), '{}')
+             select coalesce(array_agg(p.name order by p.n), '{}'),
+                    coalesce(array_agg(p.database_id order by p.n), '{}')
                from unnest(g.participants, g.database_ids) with ordinality p (name, database_id, n)
               where not exists (select from once.loss l
                                  where l.transaction_id = g.transaction_id and l.kind = 'lost branch'
@@ -3053,9 +3057,9 @@ revoke all on function once.judge_heuristic(uuid, text) from public;
 --! EndIncluded operator/judge_heuristic.sql
 --! Included recovery/recover.sql
 -- A whole round of recovery inside Postgres, for this database: finishes its branches as their homes decided,
--- proves and purges its decisions by the handshake, and now and then compares its evidence with its homes. The same laws
--- and the same functions as the recovery in TypeScript (src/recovery/recovery.ts); both may run at once, and
--- several of each. By pg_cron: see docs/operations.md.
+-- proves and purges its decisions by the handshake, and now and then compares its evidence with its homes. The
+-- same laws and the same functions as the recovery in TypeScript (src/recovery/recovery.ts); both may run at once,
+-- and several of each. By pg_cron: see docs/operations.md.
 --
 -- Everything goes over dblink, this database's own part over a loopback connection: COMMIT PREPARED cannot run
 -- in a function; each reading needs a snapshot newer than the one before; and "proven" must be committed
@@ -4176,7 +4180,8 @@ begin
     grant insert (transaction_id, participants, database_ids) on once.global_transaction to %1$I;
     grant insert (transaction_id, home, participant) on once.evidence to %1$I;
     grant execute on routine
-      once.schema_version(), once.database_id(), once.assert_primary(), once.check_name(text, text), once.ensure_durable(),
+      once.schema_version(), once.database_id(), once.assert_primary(), once.check_name(text, text),
+      once.ensure_durable(),
       once.claim(text, bigint, integer, boolean), once.claim_batch(text, bigint[], integer, boolean),
       once.claim_run(text, bigint, bigint, integer),
       once.message_digest(text, text), once.message_time(text), once.ensure_partition(date), once.open_scope(text),

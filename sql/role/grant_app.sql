@@ -23,7 +23,8 @@ begin
     grant insert (transaction_id, participants, database_ids) on once.global_transaction to %1$I;
     grant insert (transaction_id, home, participant) on once.evidence to %1$I;
     grant execute on routine
-      once.schema_version(), once.database_id(), once.assert_primary(), once.check_name(text, text), once.ensure_durable(),
+      once.schema_version(), once.database_id(), once.assert_primary(), once.check_name(text, text),
+      once.ensure_durable(),
       once.claim(text, bigint, integer, boolean), once.claim_batch(text, bigint[], integer, boolean),
       once.claim_run(text, bigint, bigint, integer),
       once.message_digest(text, text), once.message_time(text), once.ensure_partition(date), once.open_scope(text),

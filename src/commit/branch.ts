@@ -43,6 +43,8 @@ export interface Branch {
   send(statement: say.Statement<unknown>): Promise<void>
   /** Waits for all that was sent. @throws the first error among them */
   settle(): Promise<void>
+  /** @throws DatabaseError `READ_ONLY` if an operator has made the database read-only since its session was opened */
+  obeyFence(): Promise<void>
   /** Asks for the transaction's xid, if that makes nobody wait. */
   noteXid(): void
   /** Whether it wrote: asks, unless a statement has shown it already; with the xid where that is wanted. */
@@ -67,6 +69,11 @@ export interface Progress {
   readonly running: Set<{ readonly text: string }>
   /** What the handler did that it must not: the commit fails with it, even if the handler caught it. */
   violation: unknown
+  /**
+   * The handler left queries behind. What these do next is told nobody: nobody waits for it, and an error that nobody
+   * catches would end the process.
+   */
+  isForsaken: boolean
 }
 
 /** Opens a transaction on a connection of its own; with the second net its answer is not waited for. */
@@ -77,7 +84,7 @@ export async function openBranch(database: Database, settings: BranchSettings): 
     const branch = new OpenBranch(database, link, settings)
     try {
       if (link.isDirect) {
-        if (database.isFenceDue()) void branch.askFence()
+        if (database.isFenceDue()) branch.askFence()
         await branch.send(say.openDirect(settings))
       } else {
         await branch.ask(say.begin(settings.isolationLevel))
@@ -104,6 +111,7 @@ class OpenBranch implements Branch {
   readonly #progress: Progress
   readonly #sent: Promise<unknown>[] = []
   #noting: Promise<void> | undefined
+  #fence: Promise<'on' | 'off'> | undefined
 
   constructor(database: Database, link: Link, { transactionId, databaseId, progress }: BranchSettings) {
     this.database = database
@@ -142,15 +150,21 @@ class OpenBranch implements Branch {
     if (outcomes.length > 0) this.answered = true
   }
 
-  /** An operator has made the database read-only since: sessions opened from now on obey, and this one ends. */
+  /** Ahead of BEGIN, and so outside of the transaction: {@link obeyFence} waits for it. */
   askFence(): void {
-    this.#ahead(
-      this.link.send(say.fence()).then((answer) => {
-        if (answer === 'off') return
-        this.link.outdate()
-        throw readOnly(this.database)
-      }),
-    )
+    this.#fence = this.link.send(say.fence())
+    this.#fence.catch(() => {})
+  }
+
+  async obeyFence(): Promise<void> {
+    if (this.#fence === undefined) return
+    const answer = await this.#fence.catch((error: unknown) => {
+      throw asAborted(this.database, fromOwn(this.database.name, error))
+    })
+    if (answer === 'off') return
+    // Sessions opened from now on obey, and this one is not used again.
+    this.link.outdate()
+    throw readOnly(this.database)
   }
 
   noteXid(): void {
@@ -178,7 +192,7 @@ class OpenBranch implements Branch {
     const entry = { text: query.sql }
     this.#progress.running.add(entry)
     try {
-      refuseIf(this.#progress.committing, this.database, this.#progress)
+      if (this.#progress.committing) await refuse(this.database, this.#progress)
       try {
         refuseControl(query.sql)
       } catch (error) {
@@ -237,8 +251,9 @@ function asAborted({ name }: Database, error: unknown): unknown {
   })
 }
 
-function refuseIf(over: boolean, { name }: Database, progress: Progress): void {
-  if (!over) return
+/** Once a transaction is over, its handles are of no use. */
+async function refuse({ name }: Database, progress: Progress): Promise<never> {
+  if (progress.isForsaken) return await new Promise<never>(() => {})
   const error = new HandlerError('ENDED', `The transaction on ${name} is over`, {
     hint: 'Await every query inside the handler; for queries outside it use a Kysely instance of your own',
   })
@@ -247,10 +262,11 @@ function refuseIf(over: boolean, { name }: Database, progress: Progress): void {
 }
 
 /** @throws HandlerError `NOT_AWAITED` if the handler has returned while a query of it is unanswered */
-export function refuseUnawaited({ running, violation }: Progress): void {
-  if (violation !== undefined) throw violation
-  const [first] = running
+export function refuseUnawaited(progress: Progress): void {
+  if (progress.violation !== undefined) throw progress.violation
+  const [first] = progress.running
   if (first === undefined) return
+  progress.isForsaken = true
   throw new HandlerError(
     'NOT_AWAITED',
     `The handler returned before a query was answered: ${first.text.slice(0, 80)}`,
@@ -268,7 +284,7 @@ export function lazyTransaction<DB>(
   progress: Progress,
 ): Transaction<DB> {
   const provide = async <T>(consumer: (connection: DatabaseConnection) => Promise<T>): Promise<T> => {
-    refuseIf(progress.returned, database, progress)
+    if (progress.returned) await refuse(database, progress)
     const entry = { text: `a query in database ${database.name}` }
     progress.running.add(entry)
     try {

@@ -74,6 +74,7 @@ export async function commit(work: Work): Promise<Committed> {
   const { branches, deadline, record } = work
   const [only] = branches
   if (only === undefined) return { id: null, unfinished: undefined }
+  await deadline.race(Promise.all(branches.map((branch) => branch.obeyFence())))
   if (branches.length === 1 && !record) return await commitAlone(work, only)
 
   const home = await findHome(work)
@@ -200,11 +201,14 @@ async function prepare(branch: Branch, global: say.GlobalId, gid: string): Promi
           : say.prepare(global, participant, gid),
       ),
     ])
-    // Whatever failed before it, what counts is whether it may be prepared.
-    if (prepared.status === 'rejected' && !isRefusal(prepared.reason)) throw prepared.reason
+    if (prepared.status === 'fulfilled') {
+      if (!prepared.value) throw swallowed(branch)
+      return
+    }
+    if (!isRefusal(prepared.reason)) throw prepared.reason
+    // What was sent ahead and failed explains why PREPARE did.
     if (before.status === 'rejected' && isRefusal(before.reason)) throw reasonOf(branch, before.reason)
-    if (prepared.status === 'rejected') throw refusalOf(branch, prepared.reason)
-    if (!prepared.value) throw swallowed(branch)
+    throw refusalOf(branch, prepared.reason)
   })
 }
 
@@ -248,11 +252,11 @@ async function decide(
       branch.settle(),
       inTime(answerTimeout, branch.link.send(statement)),
     ])
-    if (before.status === 'rejected' && isRefusal(before.reason)) {
-      return { outcome: 'aborted', error: reasonOf(branch, before.reason) }
-    }
     if (committed.status === 'fulfilled') {
       return committed.value ? { outcome: 'committed' } : { outcome: 'aborted', error: swallowed(branch) }
+    }
+    if (before.status === 'rejected' && isRefusal(before.reason) && isErrorAnswer(committed.reason)) {
+      return { outcome: 'aborted', error: reasonOf(branch, before.reason) }
     }
     const error = committed.reason
     if (isErrorAnswer(error)) return { outcome: 'aborted', error: reasonOf(branch, error) }

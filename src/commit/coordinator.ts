@@ -166,6 +166,7 @@ class Attempt<T> {
     committing: false,
     running: new Set(),
     violation: undefined,
+    isForsaken: false,
   }
   #givenUp = false
 
@@ -178,6 +179,7 @@ class Attempt<T> {
 
   async run(wanted: ReadonlySet<Database>): Promise<TransactionResult<T>> {
     try {
+      if (this.#deadline.signal.aborted) await this.#deadline.race(new Promise<never>(() => {}))
       if (wanted.size > 0) await this.#permits.takeAll(wanted, this.#deadline.signal)
       const stage: Stage = {
         handles: this.#handles(),

@@ -32,7 +32,8 @@ export function reasonOf(branch: Branch, error: unknown): unknown {
       if (schema !== 'once' || column !== 'transaction_id') return error
       return new DatabaseError('ONIDN', `Database ${name} is not the database any more that it said it is`, {
         detail:
-          'Its id has changed since, or its address leads to another database. Nothing was committed anywhere.',
+          `It was ${branch.databaseId}; its id has changed since, or its address leads to another database. ` +
+          'Nothing was committed anywhere.',
         hint: 'Run it again: the database is asked anew',
         cause: error,
       })

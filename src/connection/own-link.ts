@@ -49,6 +49,9 @@ interface Pending {
 /** Characters of the texts that one connection may have prepared; some ten times that in the backend's memory. */
 const mostPrepared = 500_000
 
+/** Characters up to which a text is prepared when it comes for the first time. */
+const short = 2_000
+
 /** Purposes of ours at whose answer something may have been decided. */
 const committing = /^(commit|decide|prepare|finish)/
 
@@ -205,7 +208,8 @@ export class OwnLink implements Link {
   #isWorthPreparing(text: string): boolean {
     if (!this.#isUnpooled || !this.#wire.mayPrepare) return false
     if (this.#prepared.has(text)) return true
-    if (!this.#owner.hasSeen(text)) return false
+    // What is long costs most, and is often a list of rows that has another length the next time.
+    if (text.length > short && !this.#owner.hasSeen(text)) return false
     this.#prepared.add(text)
     this.#prepares += text.length
     return true

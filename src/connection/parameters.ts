@@ -173,6 +173,8 @@ export type ArrayType = readonly [oid: number, element: number]
  */
 export function learnArrays(client: postgres.Sql, types: readonly ArrayType[]): void {
   const parsers = client.options.parsers as unknown as Record<number, (text: string) => unknown>
+  // The one type of Postgres whose arrays are not separated by commas: box.
+  parsers[1020] ??= (text) => text.slice(1, -1).split(';')
   for (const [type, element] of types) {
     parsers[type] ??= (text) => parse(text, (word) => (parsers[element] ? parsers[element](word) : word))
   }

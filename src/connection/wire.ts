@@ -51,6 +51,7 @@ export function openWire(
     // See learnArrays.
     fetch_types: false,
     socket: sockets.open,
+    onclose: sockets.closed,
     connection: { application_name: applicationName, ...given.connection },
   }
   const client = (typeof address === 'string'
@@ -88,67 +89,65 @@ function takeTextAsItIs(client: postgres.Sql, fail: () => void): void {
 
 /** The one socket of a client: of several hosts the first that lets us in. */
 function onlySocket(openOwn: OpenSocket | undefined, onclose: (error: unknown) => void) {
+  const ended = new AbortController()
   let turn = 0
   let extra = 0
   let current: Socket | undefined
-  let isOver = false
-  const ended = new AbortController()
 
-  const finish = (error: unknown) => {
-    if (isOver) return
-    isOver = true
+  const finish = (error: unknown = new AbortedError('CONNECTION_LOST', 'The connection was closed')) => {
+    if (ended.signal.aborted) return
     ended.abort()
     onclose(error)
+  }
+  const next = async (options: SocketOptions): Promise<Socket> => {
+    const hosts = options.host.length
+    for (;;) {
+      if (ended.signal.aborted || turn >= hosts)
+        throw new AbortedError('CONNECTION_LOST', 'The connection was closed')
+      turn += 1
+      try {
+        return await (openOwn ? openOwn(options) : dial(options, turn - 1, ended.signal))
+      } catch (error) {
+        if (turn >= hosts || ended.signal.aborted) throw error
+      }
+    }
   }
   return {
     async open(options: SocketOptions): Promise<Socket> {
       const hosts = options.host.length
       if (extra > 0) {
         extra -= 1
-        return await dial(options, Math.min(turn, hosts) - 1, AbortSignal.timeout(patience))
+        return await dial(options, Math.max(Math.min(turn, hosts) - 1, 0), AbortSignal.timeout(patience))
       }
-      for (;;) {
-        if (isOver || turn >= hosts) {
-          const error = new AbortedError('CONNECTION_LOST', 'The connection was closed')
-          finish(error)
-          throw error
-        }
-        turn += 1
-        try {
-          const socket = await (openOwn ? openOwn(options) : dial(options, turn - 1, ended.signal))
-          current = socket
-          socket.once('close', () => {
-            // Before it is open, postgres.js may ask for the next host's.
-            if (turn >= hosts || isOver)
-              finish(new AbortedError('CONNECTION_LOST', 'The connection was closed'))
-          })
-          return socket
-        } catch (error) {
-          // Of several hosts postgres.js believes that it will try the next, and tells nobody.
-          if (turn < hosts && !isOver) continue
-          finish(error)
-          throw error
-        }
+      try {
+        const socket = await next(options)
+        current = socket
+        return socket
+      } catch (error) {
+        // Of several hosts postgres.js believes that it will try the next, and tells nobody.
+        finish(error)
+        throw error
       }
     },
+    /** The connection was open, and has closed. */
+    closed: () => finish(),
     /** For a request to cancel. */
     allowOneMore: () => {
       extra += 1
     },
+    /** Gives the server a while to close its end. */
     close(): void {
-      if (isOver) return
-      if (current === undefined)
-        return finish(new AbortedError('CONNECTION_LOST', 'The connection was closed'))
+      if (ended.signal.aborted) return
       const socket = current
-      if (socket.destroyed) return finish(new AbortedError('CONNECTION_LOST', 'The connection was closed'))
+      if (socket === undefined || socket.destroyed) return void finish()
       const timer = setTimeout(() => {
         socket.destroy()
-        finish(new AbortedError('CONNECTION_LOST', 'The connection was closed'))
+        finish()
       }, patience)
       timer.unref()
       socket.once('close', () => {
         clearTimeout(timer)
-        finish(new AbortedError('CONNECTION_LOST', 'The connection was closed'))
+        finish()
       })
     },
   }

@@ -1,6 +1,6 @@
 /** The SQL of two phases, step by step. */
 import type postgres from 'postgres'
-import { oneValue, rowsOf, type Link } from './sql.ts'
+import { type Link, oneValue, rowsOf } from './sql.ts'
 
 /** Of a home that is not there. */
 export const someHome = '11111111-1111-4111-8111-111111111111'
