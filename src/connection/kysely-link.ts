@@ -69,7 +69,11 @@ function kyselyLink(connection: DatabaseConnection, free: () => void): Link {
       })
     }
     await again('rollback').catch(() => {})
-    if (before !== undefined) await again(`select pg_catalog.set_config('role', ${literal(before)}, false)`)
+    if (before === undefined) return
+    await again(`select pg_catalog.set_config('role', ${literal(before)}, false)`).catch((error: unknown) => {
+      // A connection that is lost acts as nobody any more; its pool will see.
+      if (isErrorAnswer(error)) throw error
+    })
   }
   const link: Link = {
     isOwn: false,
