@@ -178,6 +178,22 @@ export const probe = () =>
     if (found !== probed) refuseAnswer(found, probed)
   })
 
+/** Two statements in one text: where both are run, the second is in force. Only inside of a transaction. */
+export const probeSeveral = () =>
+  script(
+    'probe_several',
+    [
+      "select pg_catalog.set_config('once.probe', 'one', true)",
+      "select pg_catalog.set_config('once.probe', 'two', true)",
+    ],
+    [],
+    nothing,
+  )
+
+/** Null outside of the transaction of {@link probeSeveral}. */
+export const readProbe = () =>
+  script('read_probe', ["select pg_catalog.current_setting('once.probe', true)"], [], oneOrNull)
+
 export interface Identity {
   readonly version: number
   readonly id: string
