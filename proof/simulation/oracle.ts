@@ -285,6 +285,17 @@ export function createOracle(
         if (took.length > 1)
           violate('once', `message ${message} took effect in ${took.map(({ id }) => id).join(' and ')}`)
       }
+      for (const { name, tables } of databases) {
+        for (const sequence of tables.sequence.get('producer') ?? []) {
+          const claims = calls.filter(({ plan: { claim } }) => claim?.sequence === Number(sequence))
+          // Where a handler wrote nothing, or its address led elsewhere, nothing shows what became of it.
+          const isFulfilled = claims.some(({ attempts: tried }) =>
+            tried.some((attempt) => attempt.effects.size === 0 || presentOf(attempt).has(true)),
+          )
+          if (!isFulfilled && byHand.size === 0)
+            violate('a claim and its effects are one', `${sequence} is claimed in ${name}, with no effect`)
+        }
+      }
       for (const { number, result, attempts: tried } of calls) {
         const last = tried.at(-1)
         if (result && last?.claim === 'duplicate' && last.effects.size > 0)
