@@ -178,6 +178,22 @@ export const probe = () =>
     if (found !== probed) refuseAnswer(found, probed)
   })
 
+/** Two statements in one text: where both are run, the second is in force. Only inside of a transaction. */
+export const probeSeveral = () =>
+  script(
+    'probe_several',
+    [
+      "select pg_catalog.set_config('once.probe', 'one', true)",
+      "select pg_catalog.set_config('once.probe', 'two', true)",
+    ],
+    [],
+    nothing,
+  )
+
+/** Null outside of the transaction of {@link probeSeveral}. */
+export const readProbe = () =>
+  script('read_probe', ["select pg_catalog.current_setting('once.probe', true)"], [], oneOrNull)
+
 export interface Identity {
   readonly version: number
   readonly id: string
@@ -270,16 +286,17 @@ export const noteXid = () =>
 /**
  * Deferred constraints and triggers run now, so that whatever they do to the session is done; then everything that
  * a handler may have left in it is taken back. `reset all` takes our own setting away, so it is put up again; all of
- * this is undone if the transaction is.
+ * this is undone if the transaction is, but for the advisory locks of the session.
  */
 const settle = [
   'set constraints all immediate',
   'reset session authorization',
   'reset all',
   'set default_transaction_read_only = on',
+  'select pg_catalog.pg_advisory_unlock_all()',
 ]
 /** None of these may stand before PREPARE; what they take away, PREPARE refuses. */
-const tidy = ['close all', 'discard temp', 'unlisten *', 'select pg_catalog.pg_advisory_unlock_all()']
+const tidy = ['close all', 'discard temp', 'unlisten *']
 
 /** A savepoint is refused where no block is open (25P01) or a statement had failed (25P02); COMMIT would not be. */
 const commitNow = ['savepoint once', 'commit']

@@ -72,7 +72,11 @@ export const strike: Strike = (here, fault, point, process, wire, request) => {
     case 'refuse':
       if (request === undefined || isBegun(point)) return 0
       count()
-      request.refusal = dice.pick(['57014', '40001', '53200', 'XX000'])
+      // The last two: a prepared statement is older than what it reads, or gone.
+      request.refusal = {
+        code: dice.pick(['57014', '57014', '40001', '53200', 'XX000', '0A000', '26000']),
+        place: dice.next(),
+      }
       return 0
     case 'recover':
       count()
@@ -109,6 +113,21 @@ export const strike: Strike = (here, fault, point, process, wire, request) => {
       if (one.transaction.database.server.prepared.has(gid)) return 0
       oracle.forged.add(gid)
       runInside(one.transaction.database.server, forge(one.transaction.database, gid))
+      return 0
+    }
+    case 'fence':
+      if (server.fencedAt !== undefined) return 0
+      count()
+      server.fencedAt = clock.now
+      clock.after(time, undefined, () => {
+        server.fencedAt = undefined
+      })
+      return 0
+    case 'redirect': {
+      const others = here.databases.filter((one) => one !== database)
+      if (others.length === 0 || process.redirected.size > 0) return 0
+      count()
+      process.redirected.set(database, dice.pick(others))
       return 0
     }
     case 'fill slots': {

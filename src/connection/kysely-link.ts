@@ -6,7 +6,16 @@
  */
 import { CompiledQuery, type DatabaseConnection, type Kysely, type QueryResult } from 'kysely'
 import { AbortedError, isErrorAnswer } from '../errors.ts'
-import { probe, type Statement, setRole, tellRole } from '../statements.ts'
+import {
+  begin,
+  probe,
+  probeSeveral,
+  readProbe,
+  rollback,
+  type Statement,
+  setRole,
+  tellRole,
+} from '../statements.ts'
 import { type Answer, type Link, neverSent, refuseAnswer } from './link.ts'
 import { identifier, literal } from './quote.ts'
 
@@ -22,20 +31,31 @@ export function takeKyselyLink(db: Kysely<unknown>): Promise<Link> {
 }
 
 /**
- * Refuses a driver of which we could not see what it does: one that changes text, or takes no several statements in
- * one text, so that COMMIT would say the same whether our transaction is open or not.
+ * Refuses a driver of which we could not see what it does: one that changes text, or does not run all of several
+ * statements in one text. Where it ran the first only, nothing would be committed, and be called committed.
  *
- * @throws DatabaseError `DRIVER`
+ * @throws DatabaseError `DRIVER`; AbortedError `CONNECTION_LOST` if it opened another connection meanwhile
  */
 export async function probeDriver(link: Link): Promise<void> {
   await link.send(probe())
+  await link.send(begin(undefined))
   try {
-    await link.query('select 1; select 2')
+    await link.send(probeSeveral())
   } catch (error) {
     if (!isErrorAnswer(error)) throw error
-    refuseAnswer('an error', 'two answers to two statements in one text')
+    refuseAnswer('an error', both)
   }
+  const found = await link.send(readProbe())
+  if (found === 'one') refuseAnswer('the answer to the first', both)
+  if (found !== 'two') {
+    throw new AbortedError('CONNECTION_LOST', 'The connection changed within a transaction', {
+      hint: 'If this comes again: the instance must keep one connection for as long as it is taken out of its pool',
+    })
+  }
+  await link.send(rollback())
 }
+
+const both = 'the answers to two statements in one text'
 
 function kyselyLink(connection: DatabaseConnection, free: () => void): Link {
   // Not every driver queues statements by itself.
@@ -69,7 +89,11 @@ function kyselyLink(connection: DatabaseConnection, free: () => void): Link {
       })
     }
     await again('rollback').catch(() => {})
-    if (before !== undefined) await again(`select pg_catalog.set_config('role', ${literal(before)}, false)`)
+    if (before === undefined) return
+    await again(`select pg_catalog.set_config('role', ${literal(before)}, false)`).catch((error: unknown) => {
+      // A connection that is lost acts as nobody any more; its pool will see.
+      if (isErrorAnswer(error)) throw error
+    })
   }
   const link: Link = {
     isOwn: false,

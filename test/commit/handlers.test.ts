@@ -429,3 +429,41 @@ test('A transaction inside a transaction is refused; in what the handler left ru
   letGo()
   await t.notThrowsAsync(async () => later)
 })
+
+test('What a handler leaves in its session meets no other message: in one phase, in two, and after a rollback', async (t) => {
+  const { a, b, once } = await shop(t, { maxConnections: 1 })
+  const leave = async (trx: Handles['a']) => {
+    await sql`set application_name = 'somebody else'`.execute(trx)
+    await sql`set synchronous_commit = off`.execute(trx)
+    await sql`select from pg_advisory_lock(42)`.execute(trx)
+  }
+  const left = async (trx: Handles['a']) => {
+    const { rows } = await sql`select current_setting('application_name') = 'somebody else' as name,
+        current_setting('synchronous_commit') as durable,
+        (select count(*)::int from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()) as locks,
+        current_setting('default_transaction_read_only') as net`.execute(trx)
+    return rows
+  }
+  const nothing = [{ name: false, durable: 'on', locks: 0, net: 'on' }]
+  for (const [both, gaveUp] of [
+    [false, false],
+    [true, false],
+    [true, true],
+  ]) {
+    const done = once.transaction(async (tx) => {
+      const id = fresh()
+      for (const name of both ? (['a', 'b'] as const) : (['a'] as const)) {
+        await insert(tx, id, name)
+        await leave(tx[name])
+      }
+      if (gaveUp) throw new Error('enough')
+    })
+    await (gaveUp ? t.throwsAsync(done, { message: 'enough' }) : done)
+    for (const name of ['a', 'b'] as const) {
+      await once.transaction(async (tx) =>
+        t.deepEqual(await left(tx[name]), nothing, `${name} ${both} ${gaveUp}`),
+      )
+    }
+  }
+  t.is((await a.effects()).length, (await b.effects()).length + 1)
+})

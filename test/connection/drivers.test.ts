@@ -22,14 +22,15 @@ import { at } from '../support/steps.ts'
 import { until } from '../support/until.ts'
 
 /** A dialect as others have written it: no command tags, and no eye on the connection. */
-function plainDialect<DB>(sql: postgres.Sql, several: boolean): Kysely<DB> {
+function plainDialect<DB>(sql: postgres.Sql, several: boolean | 'first'): Kysely<DB> {
   type Connection = DatabaseConnection & { readonly reserved: postgres.ReservedSql }
   const connection = (reserved: postgres.ReservedSql): Connection => ({
     reserved,
     async executeQuery<R>({ sql: text, parameters }: CompiledQuery) {
       // One statement at a time is what drivers take that prepare everything.
       const options = several ? {} : { simple: false, prepare: true }
-      const rows = await reserved.unsafe(text, [...parameters] as never[], options as { prepare?: boolean })
+      const run = several === 'first' ? (text.split('; ')[0] as string) : text
+      const rows = await reserved.unsafe(run, [...parameters] as never[], options as { prepare?: boolean })
       return { rows: Array.from(rows) as R[] }
     },
     // biome-ignore lint/correctness/useYield: not needed here
@@ -79,13 +80,19 @@ test('Any Kysely dialect will do, one that tells no command tags included', asyn
   t.like(await once.recovery.run({ keep: 0 }), { purged: 1, losses: [] })
 })
 
-test('A driver is refused of which nobody could see that COMMIT committed: one statement a text, or text that is not what Postgres said', async (t) => {
+test('A driver is refused of which nobody could see that COMMIT committed: one statement a text, only the first of several, or text that is not what Postgres said', async (t) => {
   const [a] = await twoDatabases(t)
   const handler = async ({ a: trx }: { readonly a: Transaction<Effects> }) => {
     await trx.insertInto('effect').values({ id: 1 }).execute()
   }
-  const single = client<Pick<Two, 'a'>>(t, { a: plainDialect(connect(t, a.url, { max: 2 }), false) })
-  await t.throwsAsync(single.transaction(handler), { instanceOf: DatabaseError, code: 'DRIVER' })
+  for (const several of [false, 'first'] as const) {
+    const single = client<Pick<Two, 'a'>>(t, { a: plainDialect(connect(t, a.url, { max: 2 }), several) })
+    await t.throwsAsync(
+      single.transaction(handler),
+      { instanceOf: DatabaseError, code: 'DRIVER' },
+      `${several}`,
+    )
+  }
   const parsers: Record<string, (text: string) => unknown> = {
     'upper case': (text) => text.toUpperCase(),
     numbers: (text) => Number(text),
