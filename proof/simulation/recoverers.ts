@@ -1,6 +1,5 @@
 /** Recovery while faults may still strike: beside the calls of a coordinator, and by processes of its own. */
-import { audit } from '../../src/recovery/audit.ts'
-import { runRecovery, startRecovery } from '../../src/recovery/recovery.ts'
+import { audit, runRecovery, startRecovery } from '../../src/recovery/recovery.ts'
 import { stackOf } from './oracle.ts'
 import type { RecovererPlan } from './plan.ts'
 import type { Process } from './scheduler.ts'
