@@ -181,7 +181,7 @@ export function send(
   return new Promise((resolve, reject) => {
     if (wire.closed) return reject(lossOf('CONNECTION_CLOSED', 'the connection is closed'))
     const statement = known(network, text)
-    const at = pointsOf(statement.kind)
+    const at = pointsOf(statement.kindOf?.(values) ?? statement.kind)
     const pending = { resolve, reject }
     wire.pending.push(pending)
     const request: Request = {

@@ -150,7 +150,7 @@ const busy = [
   'commit',
   'commit prepared',
   'rollback prepared',
-  'branch outcome',
+  'answer finish',
 ] as const
 
 /** Every other seed makes for a point that is seldom passed, and strikes there. */
@@ -177,6 +177,7 @@ interface Provocation {
   readonly synchronousCommit?: string
   readonly login?: string
   readonly audits?: boolean
+  readonly keep?: number
   readonly recoverAt?: number
   readonly runs?: number
   readonly transactions?: number
@@ -186,18 +187,18 @@ const pair = ['insert', 'insert'] as const
 
 const provocations: readonly Provocation[] = [
   {
-    kinds: ['find decisions', 'record loss'],
+    kinds: ['answer prove', 'apply prove'],
     action: 'roll back by hand',
     point: 'begin global: done',
   },
   {
-    kinds: ['ask about a heuristic', 'judge heuristic'],
+    kinds: ['ask judge', 'answer judge', 'apply judge'],
     action: 'force',
     point: 'begin global: done',
     audits: true,
   },
   {
-    kinds: ['ask about a heuristic', 'judge heuristic'],
+    kinds: ['ask judge', 'answer judge', 'apply judge'],
     action: 'force',
     point: 'begin global: arrive',
     audits: true,
@@ -251,14 +252,18 @@ const provocations: readonly Provocation[] = [
     point: 'prepare: done',
     login: 'keeper',
   },
-  { kinds: ['list in doubt', 'branch outcome'], action: 'kill', point: 'prepare: answer' },
-  { kinds: ['list prepared', 'find evidence', 'mark proven', 'unproven', 'stamp recovery', 'identify'] },
-  { kinds: ['list prepared', 'find evidence', 'mark confirmed', 'proven', 'confirmed'] },
-  { kinds: ['delete evidence', 'purge', 'mark confirmed', 'confirmed'] },
-  { kinds: ['page evidence', 'list heuristics'], audits: true },
+  {
+    kinds: ['ask finish', 'answer finish', 'apply finish'],
+    action: 'kill',
+    point: 'prepare: answer',
+  },
+  { kinds: ['ask prove', 'answer prove', 'apply prove', 'identify'] },
+  { kinds: ['ask confirm', 'answer confirm', 'apply confirm'] },
+  { kinds: ['ask purge', 'answer purge', 'apply purge'] },
+  { kinds: ['ask audit', 'answer audit', 'apply audit', 'ask judge'], audits: true, keep: 600_000 },
   // Recovery asks for the decision just when it falls, and what it does comes before what the coordinator does.
   {
-    kinds: ['stamp recovery', 'confirmed', 'delete evidence', 'purge'],
+    kinds: ['ask confirm', 'ask purge', 'answer purge', 'apply purge'],
     action: 'stall',
     point: 'commit: arrive',
     time: [2, 20],
@@ -284,8 +289,8 @@ const provocations: readonly Provocation[] = [
     does: ['insert', 'defer'],
   },
   // A standby takes over that lacks what recovery has seen already.
-  ...(['list in doubt: arrive', 'stamp recovery: done', 'unproven: arrive'] as const).map((point) => ({
-    kinds: ['list in doubt', 'stamp recovery', 'mark proven'] as const,
+  ...(['ask finish: arrive', 'ask purge: done', 'ask prove: arrive'] as const).map((point) => ({
+    kinds: ['ask finish', 'ask purge', 'apply prove'] as const,
     action: 'fail over' as const,
     point,
     latest: 8,
@@ -302,7 +307,7 @@ const leading = [
 ]
 
 /** What recovery says comes behind what a coordinator says. */
-const firstOfRecovery = kinds.indexOf('list in doubt')
+const firstOfRecovery = kinds.indexOf('ask finish')
 
 /** The traced steps; those of recovery are taken where a coordinator has died. */
 const steps = points.filter((point) => point.startsWith('step '))
@@ -364,7 +369,7 @@ function provoke(seed: number): Plan {
       every: dice.between(1, 300),
       runs,
       purges: true,
-      keep: isGrave ? 600_000 : 0,
+      keep: provocation.keep ?? (isGrave ? 600_000 : 0),
       audits: provocation.audits ?? false,
     })),
     faults: [

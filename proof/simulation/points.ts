@@ -3,6 +3,12 @@
  * traces. A point is a number, so that looking one up costs nothing.
  */
 
+/** What couriers carry. */
+const recoverySteps = ['finish', 'prove', 'confirm', 'purge', 'audit', 'judge'] as const
+const messages = (['ask', 'answer', 'apply'] as const).flatMap((does) =>
+  recoverySteps.map((step) => `${does} ${step}` as const),
+)
+
 /** What the client sends, one kind a purpose. */
 export const kinds = [
   'identify',
@@ -24,25 +30,7 @@ export const kinds = [
   'rollback prepared',
   'find own evidence',
   'outcome',
-  'assert home',
-  'list in doubt',
-  'branch outcome',
-  'unproven',
-  'list prepared',
-  'find evidence',
-  'mark proven',
-  'find decisions',
-  'record loss',
-  'proven',
-  'mark confirmed',
-  'confirmed',
-  'delete evidence',
-  'purge',
-  'stamp recovery',
-  'page evidence',
-  'list heuristics',
-  'ask about a heuristic',
-  'judge heuristic',
+  ...messages,
   'tell role',
   'set role',
   'take role again',

@@ -78,7 +78,7 @@ export function createWorld(
   const servers = plan.servers.map((settings, number) =>
     createServer(
       number,
-      settings,
+      { ...settings, page: 2 },
       oracle as Observer,
       random(plan.seed, 2 + number),
       () => clock.now,

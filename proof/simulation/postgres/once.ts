@@ -193,27 +193,6 @@ export function isUnproven(row: GlobalRow | undefined): row is GlobalRow {
   return row !== undefined && row.provenAt === undefined
 }
 
-/** A page of decisions by the time at which they were made, proven, or confirmed. */
-export function pageBy(
-  time: 'decidedAt' | 'provenAt' | 'confirmedAt',
-  rows: readonly GlobalRow[],
-  [size, at, id]: Values,
-) {
-  return rows
-    .filter(
-      (row) =>
-        at === null || Number(row[time]) > Number(at) || (row[time] === Number(at) && row.id > String(id)),
-    )
-    .toSorted((one, other) => Number(one[time]) - Number(other[time]) || (one.id < other.id ? -1 : 1))
-    .slice(0, Number(size))
-    .map((row) => ({
-      id: row.id,
-      names: row.participants.join(','),
-      ids: row.databaseIds.join(','),
-      at: String(row[time]),
-    }))
-}
-
 /** sql/recovery/mark_confirmed.sql */
 export function* markConfirmed(transaction: Transaction, ids: readonly string[]): Generator<Pause, number> {
   makeDurable(transaction)

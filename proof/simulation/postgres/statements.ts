@@ -5,46 +5,30 @@
 import type { Kind } from '../points.ts'
 import {
   assertBranch,
-  assertHome,
   beginGlobal,
-  branchesOf,
-  branchOutcome,
-  deleteEvidence,
-  isUnconfirmed,
-  isUnproven,
-  judgeHeuristic,
   listOf,
-  markConfirmed,
-  markProven,
   narrowGlobal,
   open,
   outcome,
-  pageBy,
-  pause,
-  purge,
-  recordLoss,
   type SessionState,
-  stampRecovery,
   type Values,
   vote,
 } from './once.ts'
+import { answer, apply, ask } from './recovery.ts'
 import {
   type Answer,
   abort,
   assignXid,
   beginTransaction,
   commitTransaction,
-  type EvidenceRow,
   type Flushed,
   finishPrepared,
-  type GlobalRow,
   lock,
   type Pause,
   prepareTransaction,
   read,
   refuse,
   scan,
-  superuser,
   type Transaction,
   write,
 } from './server.ts'
@@ -58,6 +42,8 @@ type Run = (
 /** What a text means: which purpose it has in the flow, and how it runs. */
 export interface Statement {
   readonly kind: Kind
+  /** What a message of a recovery is about stands in it. */
+  kindOf?(values: Values): Kind
   run(session: SessionState, values: Values, flushed: Flushed): Generator<Pause, Answer>
 }
 
@@ -66,18 +52,6 @@ class UnknownStatement extends Error {}
 
 const select = (...rows: object[]): Answer => ({ rows, command: 'SELECT', count: rows.length })
 const tag = (command: string): Answer => ({ rows: [], command })
-
-/** Of a list of ids, the decisions that are there, as somebody wants them. */
-const findDecisions =
-  (isWanted: (row: GlobalRow) => boolean): Run =>
-  (transaction, _, [ids]) => {
-    assertHome(transaction, transaction.database.databaseId)
-    const found = listOf(ids).filter((id) => {
-      const row = read(transaction, 'global', id)
-      return row !== undefined && isWanted(row)
-    })
-    return select(...found.map((id) => ({ id })))
-  }
 
 function* addEffect(transaction: Transaction, id: unknown): Generator<Pause, void> {
   const key = String(id)
@@ -139,13 +113,6 @@ const plain: Record<string, readonly [Kind, Run]> = {
       return select({ set_config: role })
     },
   ],
-  'select once.assert_home($1::uuid)': [
-    'assert home',
-    (transaction, _, [home]) => {
-      assertHome(transaction, String(home))
-      return select({ assert_home: '' })
-    },
-  ],
   'select once.narrow_global($1::uuid, $2::text::text[], $3::text::uuid[])': [
     'narrow global',
     (transaction, _, [id, names, homes]) => {
@@ -163,185 +130,24 @@ const plain: Record<string, readonly [Kind, Run]> = {
       return select({ outcome: yield* outcome(transaction, String(home), String(id), String(xid)) })
     },
   ],
-  [`select d.gid, d.transaction_id::text as id, d.home::text as home, d.home_xid as xid, d.owner,
-           case when d.owner <> current_user and not r.rolsuper then d.owner end as role, d.can_finish as allowed
-      from once.branch d join pg_catalog.pg_roles r on r.rolname = current_user
-     where (d.ours or d.owner is null and d.transaction_id is not null) and d.age >= $1::int * interval '1 millisecond'
-     order by d.prepared_at`]: [
-    'list in doubt',
-    ({ database }, { role }, [settle]) =>
-      select(
-        ...branchesOf(database)
-          .filter(({ at }) => database.server.now() - at >= Number(settle))
-          .sort((one, other) => one.at - other.at)
-          .map(({ gid, id, home, xid, owner }) => ({
-            gid,
-            id,
-            home,
-            xid,
-            owner,
-            role: owner !== role && role !== superuser ? owner : null,
-            allowed: true,
-          })),
-      ),
-  ],
-  [`select i.id, i.xid, once.branch_outcome($1::uuid, i.id::uuid, i.xid::xid8) as outcome
-      from unnest($2::text::text[], $3::text::text[]) i (id, xid)`]: [
-    'branch outcome',
-    function* (transaction, _, [home, ids, xids]) {
-      const rows = []
-      const xid = listOf(xids)
-      for (const [index, id] of listOf(ids).entries()) {
-        const asked = xid[index] as string
-        rows.push({ id, xid: asked, outcome: yield* branchOutcome(transaction, String(home), id, asked) })
-        yield pause(transaction)
-      }
-      return select(...rows)
+  'select once.ask($1)': [
+    'ask finish',
+    function* (transaction, _, [request]) {
+      const rows = yield* ask(transaction, String(request))
+      return select(...rows.map((row) => ({ ask: row })))
     },
   ],
-  [`select d.transaction_id::text as id, array_to_string(d.participants, ',') as names,
-           array_to_string(d.database_ids, ',') as ids, to_json(d.decided_at) #>> '{}' as at
-      from once.unproven($1::int, coalesce($2::text::timestamptz, '-infinity'),
-                         coalesce($3::text::uuid, '00000000-0000-0000-0000-000000000000')) d`]: [
-    'unproven',
-    (transaction, _, page) =>
-      select(...pageBy('decidedAt', scan(transaction, 'global').filter(isUnproven), page)),
-  ],
-  'select d.transaction_id::text as id from once.branch d where d.transaction_id is not null': [
-    'list prepared',
-    ({ database }) => select(...branchesOf(database).map(({ id }) => ({ id }))),
-  ],
-  'select e::text as id from once.find_evidence($1::text::uuid[]) e': [
-    'find evidence',
-    (transaction, _, [ids]) =>
-      select(
-        ...listOf(ids)
-          .filter((id) => {
-            if (read(transaction, 'evidence', id) === undefined) return false
-            transaction.database.server.observer.seen(transaction.database, id)
-            return true
-          })
-          .map((id) => ({ id })),
-      ),
-  ],
-  'select once.mark_proven($1::text::uuid[])::text as n': [
-    'mark proven',
-    function* (transaction, _, [ids]) {
-      return select({ n: String(yield* markProven(transaction, listOf(ids))) })
+  'select once.answer($1)': [
+    'answer finish',
+    function* (transaction, _, [question]) {
+      return select({ answer: yield* answer(transaction, String(question)) })
     },
   ],
-  'select d.transaction_id::text as id from once.find_decisions($1::text::uuid[]) d where not d.proven': [
-    'find decisions',
-    findDecisions(isUnproven),
-  ],
-  'select d.transaction_id::text as id from once.find_decisions($1::text::uuid[]) d': [
-    'find decisions',
-    findDecisions(() => true),
-  ],
-  'select once.record_loss($1::uuid, $2, $3::uuid, $4) as new': [
-    'record loss',
-    function* (transaction, _, values) {
-      return select({ new: yield* recordLoss(transaction, values as string[]) })
-    },
-  ],
-  [`select d.transaction_id::text as id, array_to_string(d.participants, ',') as names,
-           array_to_string(d.database_ids, ',') as ids, to_json(d.proven_at) #>> '{}' as at
-      from once.proven($1::int, $4::int * interval '1 millisecond', coalesce($2::text::timestamptz, '-infinity'),
-                       coalesce($3::text::uuid, '00000000-0000-0000-0000-000000000000')) d`]: [
-    'proven',
-    (transaction, _, [size, at, id, keep]) =>
-      select(
-        ...pageBy(
-          'provenAt',
-          scan(transaction, 'global').filter(
-            (row) =>
-              isUnconfirmed(row) && Number(row.provenAt) <= transaction.database.server.now() - Number(keep),
-          ),
-          [size, at, id],
-        ),
-      ),
-  ],
-  'select once.mark_confirmed($1::text::uuid[])::text as n': [
-    'mark confirmed',
-    function* (transaction, _, [ids]) {
-      return select({ n: String(yield* markConfirmed(transaction, listOf(ids))) })
-    },
-  ],
-  'select d.transaction_id::text as id from once.find_decisions($1::text::uuid[]) d where not d.confirmed': [
-    'find decisions',
-    findDecisions(({ confirmedAt }) => confirmedAt === undefined),
-  ],
-  [`select d.transaction_id::text as id, array_to_string(d.participants, ',') as names,
-           array_to_string(d.database_ids, ',') as ids, to_json(d.confirmed_at) #>> '{}' as at
-      from once.confirmed($1::int, $4::int * interval '1 millisecond', coalesce($2::text::timestamptz, '-infinity'),
-                          coalesce($3::text::uuid, '00000000-0000-0000-0000-000000000000')) d`]: [
-    'confirmed',
-    (transaction, _, [size, at, id, keep]) =>
-      select(
-        ...pageBy(
-          'confirmedAt',
-          scan(transaction, 'global').filter(
-            ({ confirmedAt }) =>
-              confirmedAt !== undefined && confirmedAt <= transaction.database.server.now() - Number(keep),
-          ),
-          [size, at, id],
-        ),
-      ),
-  ],
-  'select once.delete_evidence($2::uuid, $1::text::uuid[])::text as n': [
-    'delete evidence',
-    function* (transaction, _, [ids, home]) {
-      return select({ n: String(yield* deleteEvidence(transaction, String(home), listOf(ids))) })
-    },
-  ],
-  'select once.purge($1::text::uuid[])::text as n': [
-    'purge',
-    function* (transaction, _, [ids]) {
-      return select({ n: String(yield* purge(transaction, listOf(ids))) })
-    },
-  ],
-  "select once.stamp_recovery('pgonce')": [
-    'stamp recovery',
-    (transaction) => {
-      stampRecovery(transaction)
-      return select({ stamp_recovery: '' })
-    },
-  ],
-  [`select e.transaction_id::text as id, e.home::text as home, e.participant
-      from once.evidence_page($1::int, coalesce($2::text::uuid, '00000000-0000-0000-0000-000000000000')) e`]:
-    [
-      'page evidence',
-      (transaction, _, [size, after]) =>
-        select(
-          ...scan(transaction, 'evidence')
-            .filter(({ id }) => after === null || id > String(after))
-            .sort((one: EvidenceRow, other: EvidenceRow) => (one.id < other.id ? -1 : 1))
-            .slice(0, Number(size))
-            .map(({ id, home, participant }) => ({ id, home, participant })),
-        ),
-    ],
-  [`select h.transaction_id::text as id, h.home::text as home, h.home_xid::text as xid
-      from once.heuristic h where h.judged_at is null limit $1::int`]: [
-    'list heuristics',
-    (transaction, _, [size]) =>
-      select(
-        ...scan(transaction, 'heuristic')
-          .filter(({ done }) => done === undefined)
-          .slice(0, Number(size))
-          .map(({ id, home, xid }) => ({ id, home, xid })),
-      ),
-  ],
-  'select once.branch_outcome($1::uuid, $2::uuid, $3::text::xid8) as outcome': [
-    'ask about a heuristic',
-    function* (transaction, _, [home, id, xid]) {
-      return select({ outcome: yield* branchOutcome(transaction, String(home), String(id), String(xid)) })
-    },
-  ],
-  'select once.judge_heuristic($1::uuid, $2)': [
-    'judge heuristic',
-    function* (transaction, _, [id, decided]) {
-      const judged = yield* judgeHeuristic(transaction, String(id), String(decided))
-      return select({ judge_heuristic: String(judged) })
+  'select once.apply($1)': [
+    'apply finish',
+    function* (transaction, session, [answers]) {
+      const rows = yield* apply(transaction, session, String(answers))
+      return select(...rows.map((row) => ({ apply: row })))
     },
   ],
 
@@ -414,6 +220,13 @@ const normal = (text: string) => text.replace(/\s+/g, ' ').trim()
 
 const known = new Map<string, Statement>()
 for (const [text, [kind, run]] of Object.entries(plain)) known.set(normal(text), inTransaction(kind, run))
+for (const does of ['ask', 'answer', 'apply'] as const) {
+  const statement = known.get(`select once.${does}($1)`) as Statement
+  statement.kindOf = ([message]) => {
+    const [, step] = /"steps?": ?\[?"([a-z]+)"/.exec(String(message)) ?? []
+    return `${does} ${step}` as Kind
+  }
+}
 
 /** Inside the transaction block if there is one; else as a transaction of its own. */
 function inTransaction(kind: Kind, run: Run): Statement {
