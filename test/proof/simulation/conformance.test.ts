@@ -53,7 +53,13 @@ function simulatedSide(databaseIds: readonly string[]): Side {
   const clock = scheduler()
   const server: Server = createServer(
     0,
-    { maxPrepared: 20, synchronousCommit: 'on', isolation: 'read committed', statusReach: 1_000_000, page: 1000 },
+    {
+      maxPrepared: 20,
+      synchronousCommit: 'on',
+      isolation: 'read committed',
+      statusReach: 1_000_000,
+      page: 1000,
+    },
     { committed() {}, prepared() {}, seen() {}, finished() {}, lostTail() {} },
     random(1),
     () => clock.now,
