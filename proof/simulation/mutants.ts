@@ -78,6 +78,11 @@ export const mutants: readonly Mutant[] = [
         find: "if (outcome === 'pending')",
         replace: "if (outcome === '')",
       },
+      {
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: 'id,\n          outcome,\n',
+        replace: "id,\n          outcome: outcome === 'committed' ? outcome : 'aborted',\n",
+      },
     ],
   },
   {
@@ -178,12 +183,24 @@ export const mutants: readonly Mutant[] = [
   },
   {
     name: 'proven unseen',
-    what: 'decisions are marked proven whose evidence is not there yet',
+    what: 'decisions are marked whose evidence is not there yet: whatever is not missing counts as evident',
     edits: [
       {
         file: 'proof/simulation/postgres/recovery.ts',
-        find: "(step === 'purge' ? ids : evident).map(",
-        replace: "(step === 'purge' || step === 'prove' ? ids : evident).map(",
+        find: "answers.flatMap(({ asked, ids, evident = [] }) =>\n      (step === 'purge' ? ids : evident).map(",
+        replace:
+          'answers.flatMap(({ asked, ids, missing = [] }) =>\n      ids.filter((id) => !missing.includes(id)).map(',
+      },
+    ],
+  },
+  {
+    name: 'silence is evidence',
+    what: 'decisions are marked although a participant has not answered',
+    edits: [
+      {
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: '(one) => given.has(`${one} ${id}`)',
+        replace: '(one) => given.has(`${one} ${id}`) || !answers.some(({ asked }) => asked === one)',
       },
     ],
   },
@@ -248,13 +265,13 @@ export const mutants: readonly Mutant[] = [
     ],
   },
   {
-    name: 'gives up at the first error',
-    what: 'recovery leaves what comes after a branch that it cannot finish',
+    name: 'leaves what is aborted',
+    what: 'a courier runs only what commits',
     edits: [
       {
         file: 'src/recovery/courier.ts',
-        find: '    if (given.length === 0) return\n',
-        replace: '    if (given.length === 0 || report.pending + report.rolledBack > 0) return\n',
+        find: 'if (statement !== undefined) statements.push(statement)',
+        replace: "if (statement?.outcome === 'committed') statements.push(statement)",
       },
     ],
   },

@@ -154,18 +154,12 @@ export async function withReadCommitted<T>(
   connecting: Promise<Session>,
   task: (session: Session) => Promise<T>,
   timeout?: number,
-  [text, parameters]: readonly [text?: string, parameters?: readonly unknown[]] = [],
 ): Promise<T> {
   return await withSession(
     connecting,
     async (session) => {
-      const begun = session.query('begin isolation level read committed')
-      // In the same round trip, where the driver lets us. It changes nothing, so it may run if BEGIN does not.
-      const checked = text === undefined ? undefined : session.query(text, parameters)
-      await Promise.allSettled([begun, checked])
-      await begun
+      await session.query('begin isolation level read committed')
       try {
-        await checked
         const result = await task(session)
         await session.query('commit')
         return result
@@ -180,24 +174,6 @@ export async function withReadCommitted<T>(
     },
     timeout,
   )
-}
-
-/**
- * As {@link withReadCommitted}, in the database that has this id: one that has another by now, or that an
- * address leads to by now, is refused (`ONIDN`), since it knows nothing of what is asked or told there.
- *
- * @see sql/recovery/assert_home.sql
- */
-export async function withIdentified<T>(
-  databaseId: string,
-  connecting: Promise<Session>,
-  task: (session: Session) => Promise<T>,
-  timeout?: number,
-): Promise<T> {
-  return await withReadCommitted(connecting, task, timeout, [
-    'select once.assert_home($1::uuid)',
-    [databaseId],
-  ])
 }
 
 /** What is no answer of the server is the loss of it, in whatever words the driver says so. */

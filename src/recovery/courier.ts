@@ -12,7 +12,7 @@ import { type Database, inTime, withReadCommitted, withSession } from '../connec
 import type { Session } from '../connection/session.ts'
 import { environment } from '../environment.ts'
 import { codeOf, isServerError } from '../errors.ts'
-import { type Asked, type Question, readApplied, readAsked, type Statement } from './messages.ts'
+import { type Asked, type Question, readApplied, readAsked, type Statement, unexpected } from './messages.ts'
 import { sayWhy, type Tally } from './report.ts'
 
 /** What to ask for, in the order in which it is done. */
@@ -76,14 +76,10 @@ export function courierAmong(databases: readonly Database[]): Courier {
   async function ask(database: Database, request: string): Promise<Asked[]> {
     // Once: it says in words what is wrong with a database that is not installed, or a standby.
     await inTime(patience, database.identify({ apart: true }))
-    const rows = await withSession(
-      database.connectApart(patience),
-      (session) => textsOf(session, 'select once.ask($1)', request),
-      patience,
-    )
+    const rows = await say(database, 'select once.ask($1)', request)
     const asked = rows.map(readAsked)
     const [first] = asked
-    if (first?.id === undefined) throw new Error(`Database ${database.name} did not say which it is`)
+    if (first?.id === undefined) throw unexpected('no id')
     if (first.id !== database.databaseId) database.forgetDatabaseId()
     ids.set(database, first.id)
     silent.delete(database)
@@ -110,11 +106,7 @@ export function courierAmong(databases: readonly Database[]): Courier {
       place === undefined || silent.has(place)
         ? undefined
         : await attempt(report, place, async () => {
-            const [only] = await withReadCommitted(
-              place.connectApart(patience),
-              (session) => textsOf(session, 'select once.answer($1)', text),
-              patience,
-            )
+            const [only] = await say(place, 'select once.answer($1)', text)
             return only
           })
     if (answer !== undefined) return answer
@@ -132,16 +124,12 @@ export function courierAmong(databases: readonly Database[]): Courier {
     const answers = await Promise.all(batch.map((question) => answerTo(question, database, report)))
     const given = answers.filter((answer) => answer !== undefined)
     if (given.length === 0) return
-    const rows = await attempt(report, database, () =>
-      withReadCommitted(
-        database.connectApart(patience),
-        (session) => textsOf(session, 'select once.apply($1)', `[${given.join(',')}]`),
-        patience,
-      ),
-    )
+    const applied = await attempt(report, database, async () => {
+      const rows = await say(database, 'select once.apply($1)', `[${given.join(',')}]`)
+      return rows.map(readApplied)
+    })
     const statements: Statement[] = []
-    for (const row of rows ?? []) {
-      const { statement, told } = readApplied(row)
+    for (const { statement, told } of applied ?? []) {
       if (statement !== undefined) statements.push(statement)
       if (told !== undefined) tell(told, database, report)
     }
@@ -183,14 +171,28 @@ function tell(
 // ---------------------------------------------------------------------------------------------------
 // Statements
 
-/** The rows of one of our texts, each of one column, which is text. */
-async function textsOf(session: Session, text: string, parameter: string): Promise<string[]> {
-  const { rows } = await session.query<Record<string, unknown>>(text, [parameter])
-  return rows.map((row) => {
-    const [only, ...more] = Object.values(row)
-    if (typeof only !== 'string' || more.length > 0) throw new Error(`Expected one text a row from ${text}`)
-    return only
-  })
+/**
+ * Runs one of our texts, alone. It is refused where a statement alone has a snapshot for all of it; there it runs in a
+ * transaction that has not.
+ *
+ * @returns its rows, each of one column, which is text
+ */
+async function say(database: Database, text: string, parameter: string): Promise<string[]> {
+  const run = async (session: Session) => {
+    const { rows } = await session.query<Record<string, unknown>>(text, [parameter])
+    return rows.map((row) => {
+      const [only, ...more] = Object.values(row)
+      if (typeof only !== 'string' || more.length > 0)
+        throw unexpected(`other columns than one of text: ${text}`)
+      return only
+    })
+  }
+  try {
+    return await withSession(database.connectApart(patience), run, patience)
+  } catch (error) {
+    if (codeOf(error) !== 'ONISO') throw error
+    return await withReadCommitted(database.connectApart(patience), run, patience)
+  }
 }
 
 /**

@@ -122,7 +122,8 @@ function text(said: Record<string, unknown>, name: string): string {
   return value
 }
 
-function unexpected(row: string): DatabaseError {
+/** An answer that nobody can have given. */
+export function unexpected(row: string): DatabaseError {
   return new DatabaseError(
     'SCHEMA_VERSION',
     `A database said in a recovery what nobody knows: ${row.slice(0, 200)}`,
