@@ -265,6 +265,17 @@ export const mutants: readonly Mutant[] = [
     ],
   },
   {
+    name: 'inside, all in one transaction',
+    what: 'once.recover() commits no mark before what comes of it has been done elsewhere',
+    edits: [
+      {
+        file: 'proof/simulation/inside.ts',
+        find: "    await inTime(here, process, send(here, wire, 'commit', []))\n",
+        replace: "    if (name !== 'apply') await inTime(here, process, send(here, wire, 'commit', []))\n",
+      },
+    ],
+  },
+  {
     name: 'leaves what is aborted',
     what: 'a courier runs only what commits',
     edits: [

@@ -79,6 +79,8 @@ export interface Operation {
 
 export interface RecovererPlan {
   readonly driver: DriverName
+  /** `once.recover()` in each database, instead of a process that has connections to all. */
+  readonly inside: boolean
   /** As whom: the role that owns the branches, another that may take it on, or a superuser. */
   readonly login: string
   readonly at: number
@@ -364,6 +366,7 @@ function provoke(seed: number): Plan {
     })),
     recoverers: Array.from({ length: dice.pick(isCoordinators ? [0, 1] : [1, 1, 1, 2]) }, (_, number) => ({
       driver: 'postgres.js',
+      inside: dice.chance(0.25),
       login,
       at: (provocation.recoverAt ?? 60) + dice.between(1, 100) + 300 * number,
       every: dice.between(1, 300),
@@ -419,6 +422,7 @@ function drawPlan(seed: number): Plan {
     ),
     recoverers: Array.from({ length: dice.pick([0, 1, 1, 2]) }, () => ({
       driver: dice.chance(0.6) ? ('postgres.js' as const) : driverOf(dice),
+      inside: dice.chance(0.25),
       login: dice.pick(['app', 'keeper', 'postgres']),
       at: dice.between(1, 500),
       every: dice.between(1, 3000),

@@ -1,13 +1,13 @@
--- Recovery, step 3 (the database that asked): applies the answers of a batch. It marks, purges and records by itself; what
--- no function can run it returns, with what there is to report. JSON, a row each:
---   {"action": "run", "statement": …, "role": …}       to be run outside of a transaction, as that role if it is not null;
---                                                      with "gid", "id" and "outcome" for whoever tells people
---   {"action": "pending" | "unfinished", "subject": gid, "detail": …}
---   {"action": "proven" | "purged", "count": …}
---   {"action": "lost branch" | "lost decision", "subject": id, "participant": …, "home": …, "detail": …}
+-- Recovery, step 3 (the database that asked): applies the answers of a batch. It marks, purges and records by
+-- itself; what no function can run it returns, with what there is to report. JSON, a row each:
+--   "run"                            a "statement", outside of a transaction, as "role" if that is not null;
+--                                    "gid", "id" and "outcome" are for people
+--   "pending", "unfinished"          a gid as "subject", and the "detail"
+--   "proven", "purged"               a "count"
+--   "lost branch", "lost decision"   a transaction as "subject", "participant", "home" and "detail"
 --
--- Answers may be late, come again, or be some of a batch only: an outcome, once given, never changes; a mark needs the
--- evidence of every participant; and what is called lost is read once more here, after the answer.
+-- Answers may be late, come again, or be some of a batch only: an outcome, once given, never changes; a mark
+-- needs the evidence of every participant; and what is called lost is read once more here, after the answer.
 create function once.apply(answers text) returns setof text
 language plpgsql volatile
 set search_path = ''
@@ -25,27 +25,32 @@ begin
     v_self := v_answer.asking;
     if v_answer.step <> coalesce(v_step, v_answer.step) then
       raise exception 'answers to different questions: % and %', v_step, v_answer.step
-        using errcode = 'ONARG', detail = 'Those of one batch go together.', hint = 'select once.ask(…) says which they are.';
+        using errcode = 'ONARG', detail = 'Those of a batch go together.', hint = 'See "batch" of once.ask.';
     end if;
     v_step := v_answer.step;
     v_ids := v_ids || v_answer.ids;
     if v_step = 'finish' then
-      return query select s::text from once.finish_statements(v_answer.asked, v_answer.ids, v_answer.xids, v_answer.outcomes) s;
+      return query
+      select s::text
+        from once.finish_statements(v_answer.asked, v_answer.ids, v_answer.xids, v_answer.outcomes) s;
     elsif v_step = 'judge' then
       perform once.judge_heuristic(h.transaction_id, o.outcome)
          from unnest(v_answer.ids, v_answer.xids, v_answer.outcomes) o (id, xid, outcome)
          join once.heuristic h on h.home = v_answer.asked and h.transaction_id = o.id and h.home_xid = o.xid
         where h.judged_at is null;
     elsif v_step = 'audit' then
-      -- A decision goes only after its evidence: if that is still here after the decision was not there, it is lost.
+      -- A decision goes only after its evidence: if that is still here after the decision was not there,
+      -- the home has lost it.
       for v_loss in
         select e.transaction_id as id, e.participant
           from once.evidence e
-         where e.transaction_id in (select f from once.find_evidence(v_answer.missing) f) and e.home = v_answer.asked
+         where e.transaction_id in (select f from once.find_evidence(v_answer.missing) f)
+           and e.home = v_answer.asked
       loop
         if once.record_loss(v_loss.id, v_loss.participant, v_answer.asked, 'lost decision') then
-          return next jsonb_build_object('action', 'lost decision', 'subject', v_loss.id, 'participant', v_loss.participant,
-            'home', v_answer.asked, 'detail', format('committed here, home %s has no decision', v_answer.asked));
+          return next jsonb_build_object('action', 'lost decision', 'subject', v_loss.id,
+            'participant', v_loss.participant, 'home', v_answer.asked,
+            'detail', format('committed here, home %s has no decision', v_answer.asked));
         end if;
       end loop;
     end if;
@@ -68,13 +73,14 @@ begin
                          when 'confirm' then once.mark_confirmed(v_ids)
                          else once.purge(v_ids) end;
   if v_count > 0 and v_step <> 'confirm' then
-    return next jsonb_build_object('action', case v_step when 'prove' then 'proven' else 'purged' end, 'count', v_count);
+    return next jsonb_build_object('action', case v_step when 'prove' then 'proven' else 'purged' end,
+                                   'count', v_count);
   end if;
 
-  -- A decision read without the mark (once.ask), whose branch is then neither prepared nor, after that, evident
-  -- (once.answer), and which is still without the mark after that, has lost the branch: it was prepared when the
-  -- decision was made; what leaves the list of prepared transactions by committing has left its evidence before; and
-  -- evidence goes only after the decision is marked. Hence the order of the four readings.
+  -- A decision read without the mark (once.ask), whose branch is then neither prepared nor, after that,
+  -- evident (once.answer), and which is still without the mark after that, has lost the branch: it was
+  -- prepared when the decision was made; what leaves the list of prepared transactions by committing has left
+  -- its evidence before; and evidence goes only after the decision is marked. Hence the order of readings.
   for v_loss in
     select d.transaction_id as id, p.name, a.asked
       from once.read_messages(apply.answers) a
@@ -86,8 +92,9 @@ begin
      where p.id = a.asked
   loop
     if once.record_loss(v_loss.id, v_loss.name, v_self, 'lost branch') then
-      return next jsonb_build_object('action', 'lost branch', 'subject', v_loss.id, 'participant', v_loss.name, 'home', v_self,
-        'detail', format('committed here, participant %s has neither the branch nor evidence of it', v_loss.name));
+      return next jsonb_build_object('action', 'lost branch', 'subject', v_loss.id,
+        'participant', v_loss.name, 'home', v_self, 'detail',
+        format('committed here, participant %s has neither the branch nor evidence of it', v_loss.name));
     end if;
   end loop;
 end

@@ -1,16 +1,16 @@
--- Recovery, step 1 (every database): what this database wants to know, and from which other. It returns JSON, a row
--- each, which a courier carries without knowing what it says; see docs/protocol.md#couriers:
---   {"id": …}                               which database this is, first of all
---   {"batch": …, "to": …, "question": …}    for once.answer at database "to"; the answers of a batch go together to
---                                           once.apply here. "gids": the branches that wait for the answer
---   {"action": …}                           something to report, as once.apply has it
---   {"again": true}                         a branch is too young: look again soon
---   {"next": …}                             there is more: the request for it
+-- Recovery, step 1 (every database): what this database wants to know, and from which other. It returns JSON,
+-- a row each, which a courier carries without knowing what it says; see docs/protocol.md#couriers:
+--   {"id"}                         which database this is, first of all
+--   {"batch", "to", "question"}    for once.answer at database "to"; the answers of a batch go together to
+--                                  once.apply here; "gids": the branches that wait for the answer
+--   {"action"}                     something to report, as once.apply has it
+--   {"again"}                      a branch is too young: look again soon
+--   {"next"}                       there is more: the request for it
 --
--- The request has "steps" (finish, prove, confirm, purge, audit, judge); "settle", how old a branch must be; "keep",
--- of which one half lies between the two looks at the evidence, and the other before it goes; and "recoverer", to note
--- who looked after this database. It answers a page at a time: a long backlog must fit into memory, and what cannot be
--- done now must not keep the rest from its turn.
+-- The request has "steps" (finish, prove, confirm, purge, audit, judge); "settle", how old a branch must be;
+-- "keep", of which one half lies between the two looks at the evidence, and the other before it goes; and
+-- "recoverer", to note who looked after this database. It answers a page at a time: a long backlog must fit
+-- into memory, and what cannot be done now must not keep the rest from its turn.
 create function once.ask(request text) returns setof text
 language plpgsql volatile
 set search_path = ''
@@ -41,8 +41,8 @@ begin
       raise data_exception using message = 'no steps, or unknown ones';
     end if;
   exception when others then
-    raise exception 'not a request of a recoverer: %', coalesce(quote_literal(left(ask.request, 200)), 'null')
-      using errcode = 'ONARG', detail = sqlerrm, hint = 'select once.ask(''{"steps": ["finish", "prove", "confirm", "purge"]}'')';
+    raise exception 'no request of a recoverer: %', quote_nullable(left(ask.request, 200))
+      using errcode = 'ONARG', detail = sqlerrm, hint = 'select once.ask(''{"steps": ["finish", "prove"]}'')';
   end;
   return next jsonb_build_object('id', v_self);
 
@@ -65,7 +65,8 @@ begin
         order by p.home <> v_self)
       union all
       select jsonb_build_object('action', 'unfinished', 'subject', p.gid, 'detail',
-               format('only role %1$I may finish it; a superuser can: grant %1$I to %2$I', p.owner, current_user))::text
+               format('only role %1$I may finish it; a superuser can: grant %1$I to %2$I',
+                      p.owner, current_user))::text
         from page p where p.ours and not p.can_finish
       union all
       select '{"again": true}' where exists (select from branch b where b.age < v_settle)
@@ -95,9 +96,11 @@ begin
              ) i (at, id, asked, xid)
     )
     -- A decision that concerns nobody else is a question to this database itself.
-    select jsonb_build_object('batch', v_step || case when v_step in ('audit', 'judge') then ' ' || q.asked else '' end,
-             'to', q.asked, 'question', jsonb_build_object('step', v_step, 'asking', v_self, 'asked', q.asked,
-               'ids', jsonb_agg(q.id), 'xids', coalesce(jsonb_agg(q.xid) filter (where q.xid is not null), '[]')))::text
+    select jsonb_build_object(
+             'batch', v_step || case when v_step in ('audit', 'judge') then ' ' || q.asked else '' end,
+             'to', q.asked,
+             'question', jsonb_build_object('step', v_step, 'asking', v_self, 'asked', q.asked,
+               'ids', jsonb_agg(q.id), 'xids', array_remove(array_agg(q.xid), null)))::text
       from (select i.id, i.xid, coalesce(a.id, v_self) as asked
               from item i left join lateral unnest(i.asked) a (id) on true) q
      group by q.asked
@@ -121,5 +124,5 @@ end
 $$;
 
 comment on function once.ask(text) is
-  'Recovery, step 1: what this database wants to know from which other, as JSON for couriers: select once.ask(''{"steps": ["finish"]}'').';
+  'Recovery, step 1: what this database wants to know from which other, in JSON, for couriers to carry.';
 revoke all on function once.ask(text) from public;

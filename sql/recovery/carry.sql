@@ -1,4 +1,5 @@
--- Internal: carries a question to the database that it is for, through dblink, or answers it here if it is for this one.
+-- Internal: carries a question to the database that it is for, through dblink, or answers it here if it is
+-- for this one.
 create function once.carry(question text) returns text
 language plpgsql volatile
 set search_path = ''
@@ -13,7 +14,7 @@ begin
   end if;
   v_connection := once.connect(v_asked);
   begin
-    select r.v into v_answer from once.remote(v_connection, format('select once.answer(%L)', carry.question)) r (v);
+    v_answer := (select r from once.remote(v_connection, format('select once.answer(%L)', carry.question)) r);
     perform once.disconnect(v_connection);
   exception when others then
     perform once.disconnect(v_connection);
@@ -24,5 +25,5 @@ end
 $$;
 
 comment on function once.carry(text) is
-  'Internal: brings a question of once.ask to the database that it is for, through dblink; returns the answer.';
+  'Internal: brings a question to the database that it is for, through dblink; returns the answer.';
 revoke all on function once.carry(text) from public;

@@ -1,5 +1,5 @@
--- Internal: a courier within the caller's transaction, for people at psql: asks here, carries each question, applies each
--- answer here. For the steps whose answers need not be applied together; it runs no statements.
+-- Internal: a courier within the caller's transaction, for people at psql: asks here, carries each question,
+-- applies each answer here. For the steps whose answers need not be applied together; it runs no statements.
 create function once.consult(step text) returns setof jsonb
 language plpgsql volatile
 set search_path = ''
@@ -23,5 +23,5 @@ end
 $$;
 
 comment on function once.consult(text) is
-  'Internal: asks, carries through dblink and applies, for step finish or judge; returns what once.apply does.';
+  'Internal: asks, carries through dblink and applies, to finish or to judge; returns what once.apply does.';
 revoke all on function once.consult(text) from public;

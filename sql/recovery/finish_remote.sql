@@ -1,10 +1,10 @@
--- Internal: runs a statement of once.apply over a loopback connection: COMMIT PREPARED cannot run in a function. Returns
--- null when it is done, 'gone' if somebody else was faster, else why it is not done.
+-- Internal: runs a statement of once.apply over a loopback connection: COMMIT PREPARED cannot run in a
+-- function. Returns null when it is done, 'gone' if somebody else was faster, else why it is not done.
 --
--- No statement_timeout, ours or the role's, may end it: of all that commits, only COMMIT PREPARED would be cancelled
--- while it waits for a synchronous standby, and then be answered as done, seen and believed although no standby has
--- it. It waits for nothing else. So what bounds it is what bounds every commit here: the standby comes back, or
--- somebody takes it off synchronous_standby_names.
+-- No statement_timeout, ours or the role's, may end it: of all that commits, only COMMIT PREPARED would be
+-- cancelled while it waits for a synchronous standby, and then be answered as done, seen and believed
+-- although no standby has it. It waits for nothing else. So what bounds it is what bounds every commit here:
+-- the standby comes back, or somebody takes it off synchronous_standby_names.
 create function once.finish_remote(connection text, statement text, role name) returns text
 language plpgsql volatile
 set search_path = ''
@@ -27,7 +27,7 @@ begin
       when object_not_in_prerequisite_state then
         perform pg_sleep(0.02);  -- busy, or PREPARE still waits for a standby
       when undefined_object then
-        -- Somebody else has finished it, or it was lost. That it is gone proves nothing; evidence does, later.
+        -- Somebody else has finished it, or it was lost. That it is gone proves nothing; evidence does.
         v_problem := 'gone';
         exit;
       when others then

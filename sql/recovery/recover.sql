@@ -1,18 +1,12 @@
-<<<<<<< HEAD
--- A whole round of recovery inside Postgres, for this database: finishes its branches as their homes decided,
--- proves and purges its decisions by the handshake, and now and then compares its evidence with its homes. The
--- same laws and the same functions as the recovery in TypeScript (src/recovery/recovery.ts); both may run at once,
--- and several of each. By pg_cron: see docs/operations.md.
-=======
--- A whole round of recovery inside Postgres, for this database: a courier over dblink. What it carries comes from
--- once.ask, once.answer and once.apply, as in TypeScript (src/recovery/courier.ts); both may run at once, and several of
--- each. By pg_cron: see docs/operations.md.
->>>>>>> 456ec10 (Decide in SQL what recovery asks, answers and does; couriers only carry)
+-- A whole round of recovery inside Postgres, for this database: a courier over dblink. What it carries comes
+-- from once.ask, once.answer and once.apply, as in TypeScript (src/recovery/courier.ts); both may run at
+-- once, and several of each. By pg_cron: see docs/operations.md.
 --
--- This database's own part goes over a loopback connection, each call as a transaction of its own: COMMIT PREPARED
--- cannot run in a function; each reading needs a snapshot newer than the one before; and "proven" must be committed
--- before any evidence goes, which our caller's transaction, as long as it is open, is not. Questions are carried from
--- there as well, since dblink heeds no connect_timeout since Postgres 16, and statement_timeout there ends what hangs.
+-- This database's own part goes over a loopback connection, each call as a transaction of its own: COMMIT
+-- PREPARED cannot run in a function; each reading needs a snapshot newer than the one before; and "proven"
+-- must be committed before any evidence goes, which our caller's transaction, as long as it is open, is not.
+-- Questions are carried from there as well, since dblink heeds no connect_timeout since Postgres 16, and
+-- statement_timeout there ends what hangs.
 create function once.recover(keep interval default '10 minutes', settle interval default '0')
 returns table (action text, count bigint, subject text, detail text)
 language plpgsql volatile
@@ -23,7 +17,6 @@ declare
   v_self uuid := once.database_id();
   v_me text;
   v_audit boolean;
-  v_request jsonb;
   v_requests text[];
   v_rows jsonb[];
   v_batch jsonb[];
@@ -35,10 +28,13 @@ declare
 begin
   perform once.assert_home(v_self);
   v_me := once.connect(v_self);
-  select coalesce(r.audited_at < clock_timestamp() - interval '1 minute', true) into v_audit from once.recovery r;
-  v_request := jsonb_build_object('keep', recover.keep, 'settle', recover.settle, 'recoverer', 'once.recover()');
-  v_requests := array(select (v_request || jsonb_build_object('steps', array[s]))::text
-                        from unnest(array['finish', 'prove', 'confirm', 'purge'] || case when v_audit then array['audit', 'judge'] end) s);
+  v_audit := (
+    select coalesce(r.audited_at < clock_timestamp() - interval '1 minute', true) from once.recovery r);
+  v_requests := array(
+    select jsonb_build_object('steps', array[s], 'keep', recover.keep, 'settle', recover.settle,
+                              'recoverer', 'once.recover()')::text
+      from unnest(array['finish', 'prove', 'confirm', 'purge', 'audit', 'judge']) with ordinality u (s, n)
+     where v_audit or n <= 4);
   while v_requests <> '{}' loop
     v_rows := array(select a::jsonb from once.remote(v_me, format('select once.ask(%L)', v_requests[1])) a);
     v_requests := array(select (r -> 'next')::text from unnest(v_rows) r where r ? 'next') || v_requests[2:];
@@ -60,14 +56,17 @@ begin
           return query
           select 'unfinished', 1::bigint, g, sqlerrm from jsonb_array_elements_text(v_question -> 'gids') g
           union all
-          select 'unreachable', jsonb_array_length(v_question #> '{question,ids}')::bigint, v_question ->> 'to', sqlerrm
+          select 'unreachable', jsonb_array_length(v_question #> '{question,ids}'), v_question ->> 'to',
+                 sqlerrm
            where not v_question ? 'gids';
         end;
       end loop;
       for v_result in
         select r from unnest(v_batch) r where r ? 'action'
         union all
-        select a::jsonb from once.remote(v_me, format('select once.apply(%L)', '[' || array_to_string(v_answers, ',') || ']')) a
+        select a::jsonb
+          from once.remote(v_me,
+                 format('select once.apply(%L)', '[' || array_to_string(v_answers, ',') || ']')) a
       loop
         if v_result ->> 'action' = 'run' then
           v_problem := once.finish_remote(v_me, v_result ->> 'statement', (v_result ->> 'role')::name);
@@ -77,8 +76,8 @@ begin
                       when v_result ->> 'outcome' = 'committed' then 'committed' else 'rolled back' end,
                  1::bigint, v_result ->> 'gid', v_problem;
         else
-          return query select v_result ->> 'action', coalesce((v_result ->> 'count')::bigint, 1), v_result ->> 'subject',
-                              v_result ->> 'detail';
+          return query select v_result ->> 'action', coalesce((v_result ->> 'count')::bigint, 1),
+                              v_result ->> 'subject', v_result ->> 'detail';
         end if;
       end loop;
     end loop;
@@ -91,5 +90,5 @@ end
 $$;
 
 comment on function once.recover(interval, interval) is
-  'Recovers this database from within, through dblink: select * from once.recover(); for pg_cron. Says what it did, a row each.';
+  'Recovers this database from within, through dblink; says what it did: select * from once.recover();';
 revoke all on function once.recover(interval, interval) from public;

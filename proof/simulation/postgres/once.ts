@@ -150,9 +150,16 @@ export function* branchOutcome(
   over ||= [...server.prepared.values()].some(
     (prepared) => prepared.valid && prepared.transaction.xid === Number(xid),
   )
+  // Whoever has locked relations of another database only is not this home either.
+  const holder = server.running.get(Number(xid))
+  over ||= holder !== undefined && holder.database !== transaction.database && hasLockedRelations(holder)
   yield pause(transaction)
   const row = read(transaction, 'global', id)
   return row !== undefined && String(row.xid) === xid ? 'committed' : over ? 'aborted' : 'pending'
+}
+
+function hasLockedRelations({ locks, deferred, unpreparable }: Transaction): boolean {
+  return locks.length > 0 || deferred !== undefined || unpreparable
 }
 
 /** sql/recovery/outcome.sql */
