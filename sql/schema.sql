@@ -74,10 +74,17 @@
 --!include recovery/quote_conninfo.sql
 --!include recovery/connect.sql
 --!include recovery/add_peer.sql
---!include recovery/ask_homes.sql
---!include recovery/ask_home.sql
 --!include recovery/finish_remote.sql
 --!include operator/judge_heuristic.sql
+--!include operator/find_acknowledged.sql
+--!include recovery/read_messages.sql
+--!include recovery/ask.sql
+--!include recovery/answer.sql
+--!include recovery/finish_statements.sql
+--!include recovery/apply.sql
+--!include recovery/carry.sql
+--!include recovery/consult.sql
+--!include recovery/ask_home.sql
 --!include recovery/recover.sql
 --!include operator/known_outcomes.sql
 --!include operator/inspect.sql
@@ -87,7 +94,6 @@
 --!include operator/resolve.sql
 --!include operator/force.sql
 --!include operator/heuristics.sql
---!include operator/find_acknowledged.sql
 --!include operator/audit.sql
 --!include operator/health.sql
 --!include role/check_role.sql

@@ -40,8 +40,13 @@ import {
   type TakenPartition,
   takePartition,
 } from './position/position.ts'
-import { audit } from './recovery/audit.ts'
-import { type Recovery, type RunningRecovery, runRecovery, startRecovery } from './recovery/recovery.ts'
+import {
+  audit,
+  type Recovery,
+  type RunningRecovery,
+  runRecovery,
+  startRecovery,
+} from './recovery/recovery.ts'
 import type { Statement } from './statements.ts'
 
 /** What the client is made of. `Databases` maps each name to its Kysely table types. */

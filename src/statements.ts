@@ -223,9 +223,6 @@ export const setRole = (role: string) =>
 export const beginReadCommitted = () =>
   script('begin_read_committed', ['begin isolation level read committed read write'], [], nothing)
 
-export const assertHome = (databaseId: string) =>
-  query('assert_home', 'select once.assert_home($1::pg_catalog.uuid)', [databaseId], nothing)
-
 export const setLockTimeout = (milliseconds: number) =>
   script('set_lock_timeout', [`set local lock_timeout = '${milliseconds}'`], [String(milliseconds)], nothing)
 
@@ -433,6 +430,10 @@ export const rollback = () => script('rollback', ['rollback'], [], nothing)
 export const finish = (verb: 'commit' | 'rollback', gid: string) =>
   script('finish', [`${verb} prepared ${literal(gid)}`], [verb, gid], nothing)
 
+/** As {@link finish}, in the words of `once.apply`. */
+export const finishAs = (text: string, verb: 'commit' | 'rollback', gid: string) =>
+  script('finish', [text], [verb, gid], nothing)
+
 /** Whether the branch of a transaction committed here. */
 export const findEvidence = (transactionId: string) =>
   query(
@@ -611,3 +612,16 @@ export const advanceToken = (
     [group, topic, partition, epoch, expected, next],
     nothing,
   )
+
+// ---------------------------------------------------------------------------------------------------
+// Recovery: what a courier carries is JSON that SQL reads and writes
+
+/** What a database wants to know, and what it has to tell. */
+export const ask = (request: string) => query('ask', 'select once.ask($1::pg_catalog.text)', [request], list)
+
+export const answer = (question: string) =>
+  query('answer', 'select once.answer($1::pg_catalog.text)', [question], one)
+
+/** What is to be done now, and what was. */
+export const apply = (answers: string) =>
+  query('apply', 'select once.apply($1::pg_catalog.text)', [answers], list)

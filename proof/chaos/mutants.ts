@@ -67,9 +67,19 @@ export const mutants: readonly Mutant[] = [
     what: 'recovery rolls back a branch whose home still runs once it is old enough',
     edits: [
       {
-        file: 'src/recovery/finishing.ts',
-        find: `if (outcome !== 'committed' && outcome !== 'aborted') continue`,
-        replace: 'if (outcome === undefined) continue',
+        file: 'sql/recovery/finish_statements.sql',
+        find: `when o.outcome = 'pending'`,
+        replace: `when o.outcome = ''`,
+      },
+      {
+        file: 'sql/recovery/finish_statements.sql',
+        find: `(select distinct * from unnest(`,
+        replace: `(select distinct i, x, case o when 'committed' then o else 'aborted' end from unnest(`,
+      },
+      {
+        file: 'sql/recovery/finish_statements.sql',
+        find: `finish_statements.outcomes)`,
+        replace: `finish_statements.outcomes) u (i, x, o)`,
       },
     ],
     run: ['--workload', 'bank', '--faults', 'stall', '--slots', '4'],

@@ -46,7 +46,7 @@ export const strike: Strike = (here, fault, point, process, wire, request) => {
       if (!server.up) return 0
       count()
       failOver(server, fault.lost)
-      dropConnections(here, server, here.processes)
+      endSessions(here, server)
       restartLater(here, server, time)
       return 0
     case 'cut':
@@ -149,8 +149,14 @@ function branchesOf({ servers, oracle }: World): Prepared[] {
 function crashServer(here: World, server: Server, downTime: number): void {
   if (!server.up) return
   crash(server)
-  dropConnections(here, server, here.processes)
+  endSessions(here, server)
   restartLater(here, server, downTime)
+}
+
+/** Connections break, and what runs inside the server ends with it. */
+function endSessions(here: World, server: Server): void {
+  dropConnections(here, server, here.processes)
+  for (const process of here.processes) if (process.host === server) killProcess(here, process)
 }
 
 function restartLater(here: World, server: Server, downTime: number): void {

@@ -425,9 +425,14 @@ export const mutants: readonly Mutant[] = [
     what: 'recovery rolls back while the home transaction still runs',
     edits: [
       {
-        file: 'src/recovery/finishing.ts',
-        find: "if (outcome !== 'committed' && outcome !== 'aborted') continue",
-        replace: 'if (outcome === undefined) continue',
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: "if (outcome === 'pending')",
+        replace: "if (outcome === '')",
+      },
+      {
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: 'id,\n          outcome,\n',
+        replace: "id,\n          outcome: outcome === 'committed' ? outcome : 'aborted',\n",
       },
     ],
   },
@@ -436,9 +441,14 @@ export const mutants: readonly Mutant[] = [
     what: 'the answer about one xid is taken for the answer about another',
     edits: [
       {
-        file: 'src/recovery/finishing.ts',
-        find: 'return `${home} ${transactionId} ${homeXid}`',
-        replace: 'return `${home} ${transactionId} ${homeXid.length}`',
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: 'new Map(ids.map((id, index) => [`${id} ${xids[index]}`, outcomes[index]]))',
+        replace: 'new Map(ids.map((id, index) => [`${id} ${xids[index]?.length}`, outcomes[index]]))',
+      },
+      {
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: 'said.get(`${id} ${xid}`)',
+        replace: 'said.get(`${id} ${xid.length}`)',
       },
     ],
   },
@@ -447,32 +457,38 @@ export const mutants: readonly Mutant[] = [
     what: 'a branch that commits between the two readings is taken for lost',
     edits: [
       {
-        file: 'src/recovery/purging.ts',
-        find: `      const prepared = await session.query<{ id: string }>(
-        'select d.transaction_id::text as id from once.branch d where d.transaction_id is not null',
-      )
-      const evident = await session.query<{ id: string }>(
-        'select e::text as id from once.find_evidence($1::text::uuid[]) e',
-        [arrayOf(ids)],
-      )`,
-        replace: `      const evident = await session.query<{ id: string }>(
-        'select e::text as id from once.find_evidence($1::text::uuid[]) e',
-        [arrayOf(ids)],
-      )
-      const prepared = await session.query<{ id: string }>(
-        'select d.transaction_id::text as id from once.branch d where d.transaction_id is not null',
-      )`,
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: `    const prepared = new Set(branchesOf(database).map(({ id }) => id))
+    yield pause(transaction)
+    const evident = evidentOf(transaction, ids)
+`,
+        replace: `    const evident = evidentOf(transaction, ids)
+    yield pause(transaction)
+    const prepared = new Set(branchesOf(database).map(({ id }) => id))
+`,
       },
     ],
   },
   {
     name: 'proven unseen',
-    what: 'decisions are marked proven whose evidence is not there yet',
+    what: 'decisions are marked whose evidence is not there yet: whatever is not missing counts as evident',
     edits: [
       {
-        file: 'src/recovery/purging.ts',
-        find: 'const evident = decisions.map(({ id }) => id).filter((id) => !open.has(id))',
-        replace: 'const evident = decisions.map(({ id }) => id).filter((id) => !missing.has(id))',
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: "answers.flatMap(({ asked, ids, evident = [] }) =>\n      (step === 'purge' ? ids : evident).map(",
+        replace:
+          'answers.flatMap(({ asked, ids, missing = [] }) =>\n      ids.filter((id) => !missing.includes(id)).map(',
+      },
+    ],
+  },
+  {
+    name: 'silence is evidence',
+    what: 'decisions are marked although a participant has not answered',
+    edits: [
+      {
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: '(one) => given.has(`${one} ${id}`)',
+        replace: '(one) => given.has(`${one} ${id}`) || !answers.some(({ asked }) => asked === one)',
       },
     ],
   },
@@ -481,10 +497,9 @@ export const mutants: readonly Mutant[] = [
     what: 'the second look marks what is proven, whether its evidence still stands or not',
     edits: [
       {
-        file: 'src/recovery/purging.ts',
-        find: 'const evident = decisions.map(({ id }) => id).filter((id) => !open.has(id))',
-        replace:
-          'const evident = decisions.map(({ id }) => id).filter((id) => mark === second.mark || !open.has(id))',
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: "(step === 'purge' ? ids : evident).map(",
+        replace: "(step === 'purge' || step === 'confirm' ? ids : evident).map(",
       },
     ],
   },
@@ -493,21 +508,80 @@ export const mutants: readonly Mutant[] = [
     what: 'the decision goes although the evidence of some participant could not be deleted',
     edits: [
       {
-        file: 'src/recovery/purging.ts',
-        find: 'if (deleted === undefined) for (const id of ids) kept.add(id)',
-        replace: 'if (deleted === undefined) for (const id of ids) kept.delete(id)',
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: 'databaseIds.every((one) => given.has(`${one} ${id}`))',
+        replace: "databaseIds[step === 'purge' ? 'some' : 'every']((one) => given.has(`${one} ${id}`))",
       },
     ],
   },
   {
-    name: 'gives up at the first error',
-    what: 'recovery leaves what comes after a branch that it cannot finish',
+    name: 'loss without a second look',
+    what: 'what was missing is recorded as lost, whatever the decision says by then',
     edits: [
       {
-        file: 'src/recovery/finishing.ts',
-        find: "if (outcome === 'pending') report.pending += 1",
-        replace:
-          "if (outcome === 'pending') report.pending += 1\n    if (report.unfinished.length > 0 || report.pending > 0 || outcome === 'aborted') return",
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: "if (row === undefined || (step === 'prove' ? !isUnproven(row) : row.confirmedAt !== undefined)) continue",
+        replace: 'if (row === undefined) continue',
+      },
+    ],
+  },
+  {
+    name: 'deletion asked for at once',
+    what: 'evidence is deleted of what is proven, before it was looked for once more',
+    edits: [
+      {
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: '.filter(({ confirmedAt }) => confirmedAt !== undefined && confirmedAt <= before)',
+        replace: '.filter(({ provenAt }) => provenAt !== undefined && provenAt <= before)',
+      },
+    ],
+  },
+  {
+    name: 'answers kept',
+    what: 'a courier takes an answer for one to every question that is put later',
+    edits: [
+      {
+        file: 'src/recovery/courier.ts',
+        find: '    if (answer !== undefined) return answer\n',
+        replace: '    if (answer !== undefined) return (kept ??= answer)\n',
+      },
+      {
+        file: 'src/recovery/courier.ts',
+        find: '  const silent = new Set<Database>()\n',
+        replace: '  const silent = new Set<Database>()\n  let kept: string | undefined\n',
+      },
+    ],
+  },
+  {
+    name: 'inside, all in one transaction',
+    what: 'once.recover() commits no mark before what comes of it has been done elsewhere',
+    edits: [
+      {
+        file: 'proof/simulation/inside.ts',
+        find: "    await inTime(here, process, send(here, wire, 'commit', []))\n",
+        replace: "    if (name !== 'apply') await inTime(here, process, send(here, wire, 'commit', []))\n",
+      },
+    ],
+  },
+  {
+    name: 'leaves what is aborted',
+    what: 'a courier runs only what commits',
+    edits: [
+      {
+        file: 'src/recovery/courier.ts',
+        find: 'if (statement !== undefined) statements.push(statement)',
+        replace: "if (statement?.outcome === 'committed') statements.push(statement)",
+      },
+    ],
+  },
+  {
+    name: 'the first page only',
+    what: 'recovery does not ask for the rest of a long list',
+    edits: [
+      {
+        file: 'src/recovery/courier.ts',
+        find: 'next: rows.flatMap(({ next }) => next ?? [])',
+        replace: 'next: rows.flatMap(({ next }) => (next ? [] : []))',
       },
     ],
   },

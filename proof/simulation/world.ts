@@ -28,6 +28,8 @@ export interface Running extends ClientProcess {
   readonly context: Context
   readonly random: Random
   recovery: RunningRecovery | undefined
+  /** It is a backend of this server's, and ends with it. */
+  host: Server | undefined
 }
 
 export interface World extends Network {
@@ -82,7 +84,7 @@ export function createWorld(
   const servers = plan.servers.map((settings, number) =>
     createServer(
       number,
-      settings,
+      { ...settings, page: 2 },
       oracle as Observer,
       random(plan.seed, 2 + number),
       () => clock.now,
@@ -162,6 +164,7 @@ export function addProcess(
     pools,
     random: random(here.plan.seed, 100 + number),
     recovery: undefined,
+    host: undefined,
     context: {
       databases: new Map(),
       background: new Set(),

@@ -283,9 +283,9 @@ async function finish(branch: Branch, verb: 'commit' | 'rollback', gid: string):
 }
 
 /**
- * Runs COMMIT PREPARED or ROLLBACK PREPARED; false if it is not known to have happened. Recovery uses it too.
+ * Runs COMMIT PREPARED or ROLLBACK PREPARED; false if it is not known to have happened.
  */
-export async function finishPrepared(
+async function finishPrepared(
   link: Link,
   verb: 'commit' | 'rollback',
   gid: string,

@@ -18,12 +18,13 @@ const exempt: Readonly<Record<string, string>> = {
   'once.remote_exec(text,text)': 'as once.remote',
   'once.prepare_connection(text)':
     'takes the name of a dblink connection, or else, as dblink does, a connection string',
-  'once.finish_remote(text,text,uuid,text,name)': 'as once.prepare_connection; its callers are called here',
+  'once.finish_remote(text,text,name)': 'as once.prepare_connection; its callers are called here',
   'once.recover(interval,interval)': 'works outside of the caller’s transaction: has a test of its own below',
 }
 
 /** Those that ask other databases, where dblink is installed. */
-const asking = /^once\.(ask_homes?|connect|disconnect|add_peer|audit|resolve|force|dblink_schema)\(/
+const asking =
+  /^once\.(ask_home|carry|consult|connect|disconnect|add_peer|audit|resolve|force|dblink_schema)\(/
 
 interface Signature {
   readonly id: string

@@ -149,6 +149,8 @@ interface ServerSettings {
   readonly isolation: string
   /** How many xids back `pg_xact_status` still knows. */
   readonly statusReach: number
+  /** How many rows `once.ask` lists at once: few, so that there is a next page. */
+  readonly page: number
 }
 
 /** What the oracle wants to know at the moment when it happens. */
