@@ -27,4 +27,4 @@ $$;
 
 comment on function once.assert_branch(uuid) is
   'Raises ONEND if the marked transaction is over, ONROL if the role changed.';
-revoke all on function once.assert_branch(uuid) from public;
+call once.allow('app', 'assert_branch');

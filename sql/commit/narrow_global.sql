@@ -41,4 +41,4 @@ $$;
 
 comment on function once.narrow_global(uuid, text[], uuid[]) is
   'Corrects the current transaction''s own decision row to the participants that wrote; none left: removes it.';
-revoke all on function once.narrow_global(uuid, text[], uuid[]) from public;
+call once.allow('app', 'narrow_global');

@@ -43,4 +43,4 @@ $$;
 
 comment on function once.ask_homes(text[]) is
   'Internal: committed, aborted or pending for each gid, asked at its home; null and the reason where that fails.';
-revoke all on function once.ask_homes(text[]) from public;
+call once.allow('recover', 'ask_homes');

@@ -58,4 +58,4 @@ $$;
 
 comment on function once.finish_remote(text, text, uuid, text, name) is
   'Internal: COMMIT or ROLLBACK PREPARED over a connection; null when done, else why not.';
-revoke all on function once.finish_remote(text, text, uuid, text, name) from public;
+call once.allow('recover', 'finish_remote');

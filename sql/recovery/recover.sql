@@ -321,4 +321,4 @@ $$;
 
 comment on function once.recover(interval, interval) is
   'Recovers this database from within, through dblink: select * from once.recover(); for pg_cron. Says what it did, a row each.';
-revoke all on function once.recover(interval, interval) from public;
+call once.allow('recover', 'recover');

@@ -23,4 +23,4 @@ end
 $$;
 
 comment on function once.remote(text, text) is 'Internal: a query with one column text[] over a dblink connection.';
-revoke all on function once.remote(text, text) from public;
+call once.allow('recover', 'remote');
