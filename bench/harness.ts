@@ -3,6 +3,13 @@
  * turn, in many short rounds, and what counts is the ratio within a round: noise that lasts longer than a
  * round hits both.
  */
+import type { Servers } from './servers.ts'
+
+/** What is measured together, with the keys of the figures that it gives. */
+export interface Case {
+  readonly keys: readonly string[]
+  measure(servers: Servers, quick: boolean): Promise<Figure[]>
+}
 
 /** A figure by its key in the report. */
 export interface Figure {
@@ -66,26 +73,43 @@ export async function compare(
   }
 }
 
+/** The figure of a comparison: how many times as fast we are, at least so many; or what we cost in theirs, at most. */
+export function figureOf(
+  key: string,
+  { ratio, spread: [low, high] }: Comparison,
+  target: Target | undefined,
+  note: string,
+): Figure {
+  const isCost = target !== undefined && 'atMost' in target
+  return {
+    key,
+    value: isCost ? 1 / ratio : ratio,
+    spread: isCost ? [1 / high, 1 / low] : [low, high],
+    ...(target ? { target } : {}),
+    note,
+  }
+}
+
 async function timed(contender: Contender, operations: number): Promise<number> {
   const start = performance.now()
   const counted = await contender(operations)
   return (typeof counted === 'number' ? counted : performance.now() - start) / operations
 }
 
-/** Runs a task so many times, at most `width` of them at once. */
+/** Runs a task so many times, at most `width` of them at once. The task is told which of its workers runs it. */
 export async function concurrently(
   width: number,
   times: number,
-  task: () => Promise<unknown>,
+  task: (worker: number) => Promise<unknown>,
 ): Promise<void> {
   let left = times
-  const worker = async () => {
+  const work = async (worker: number) => {
     while (left > 0) {
       left -= 1
-      await task()
+      await task(worker)
     }
   }
-  await Promise.all(Array.from({ length: width }, worker))
+  await Promise.all(Array.from({ length: width }, (_, worker) => work(worker)))
 }
 
 export function median(values: readonly number[]): number {

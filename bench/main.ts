@@ -8,19 +8,18 @@
 import { availableParallelism } from 'node:os'
 import { refuse, several, tool } from '../scripts/command.ts'
 import { batches } from './batches.ts'
-import type { Figure } from './harness.ts'
+import { clientCpu } from './client-cpu.ts'
+import type { Case, Figure } from './harness.ts'
 import { inDoubt } from './in-doubt.ts'
 import { ledgerSizes } from './ledger-size.ts'
+import { distantMessageCases, messageCases } from './messages.ts'
+import { recovery } from './recovery.ts'
 import { printTable, toJson } from './report.ts'
 import { roundTrips } from './round-trips.ts'
-import { type Servers, startServers } from './servers.ts'
-import { latency, throughput } from './two-phase.ts'
+import { startServers } from './servers.ts'
+import { distantTransactions, latency, throughput } from './two-phase.ts'
 
-/** Each case with the keys it measures. */
-const cases: readonly {
-  readonly keys: readonly string[]
-  measure(servers: Servers, quick: boolean): Promise<Figure[]>
-}[] = [
+const cases: readonly Case[] = [
   {
     keys: [
       'process_round_trips',
@@ -30,9 +29,14 @@ const cases: readonly {
     ],
     measure: roundTrips,
   },
+  ...messageCases,
   { keys: ['process_batch_500', 'process_batch_50', 'process_batch_1'], measure: batches },
   { keys: ['two_phase_vs_textbook', 'two_phase_vs_unsafe'], measure: throughput },
   { keys: ['decision_latency_vs_textbook_1ms'], measure: latency },
+  { keys: ['transaction_client_cpu_vs_textbook'], measure: clientCpu },
+  ...distantMessageCases,
+  distantTransactions,
+  { keys: ['recovery_vs_bare_loop'], measure: recovery },
   { keys: ['sequence_ledger_bytes', 'key_ledger_bytes_per_key'], measure: ledgerSizes },
   {
     keys: ['in_doubt_vs_bare_join', 'in_doubt_vs_documented_join', 'in_doubt_vs_narrow_join'],

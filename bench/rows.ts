@@ -1,4 +1,5 @@
 /** The work: rows of five columns. Every row ever made has an id of its own, ascending over both contenders. */
+import type postgres from 'postgres'
 
 interface Line {
   readonly sku: string
@@ -22,12 +23,28 @@ export interface Tables {
 export const insert =
   'insert into "delivery" ("id", "shop", "placed_at", "amount", "lines") values ($1, $2, $3, $4, $5)'
 
+/** The same for many rows. */
+export function insertMany(count: number): string {
+  const rows = Array.from(
+    { length: count },
+    (_, row) => `(${[1, 2, 3, 4, 5].map((n) => `$${row * 5 + n}`).join()})`,
+  )
+  return `insert into "delivery" ("id", "shop", "placed_at", "amount", "lines") values ${rows.join()}`
+}
+
+/** The parameters of those. postgres.js takes any value, and wants to be told so. */
+export function valuesOf(row: Delivery): postgres.ParameterOrJSON<never>[] {
+  return Object.values(row)
+}
+
+/** Before all ids of this process, and after those of processes before it. */
+const first = Date.now() * 1000
 let last = 0
 
 export function delivery(): Delivery {
   last += 1
   return {
-    id: String(last),
+    id: String(first + last),
     shop: `shop-${last % 97}`,
     placed_at: new Date(1_700_000_000_000 + last * 1000).toISOString(),
     amount: ((last % 9973) / 100).toFixed(2),

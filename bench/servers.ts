@@ -1,6 +1,6 @@
 /**
- * Two servers of two databases, `a` and `b`, for all measurements: durable as in production (fsync on), and
- * without what would run in the background and disturb.
+ * Two servers for all measurements, durable as in production (fsync on), and without what would run in the
+ * background and disturb. One has the databases `a` and `c`, the other `b`.
  */
 import postgres from 'postgres'
 import { migrate } from '../src/database/migrate.ts'
@@ -17,8 +17,8 @@ const settings: ServerSettings = {
   shared_buffers: '256MB',
 }
 
-/** Where both contenders do their work. */
-const tables = `
+/** Where both contenders do their work; what those by hand need for it. */
+export const tables = `
   create table delivery (
     id bigint primary key,
     shop text not null,
@@ -26,41 +26,49 @@ const tables = `
     amount numeric(10, 2) not null,
     lines jsonb not null
   );
+  create table inbox (
+    source text,
+    id text,
+    received_at timestamptz not null default now(),
+    primary key (source, id)
+  );
   create table textbook_log (transaction_id uuid primary key, decided_at timestamptz not null default now());`
 
 export interface Servers extends AsyncDisposable {
   readonly a: string
   readonly b: string
+  readonly c: string
   /** The version of Postgres, as `18.4`. */
   readonly version: string
 }
 
 export async function startServers(): Promise<Servers> {
-  const servers: EmbeddedServer[] = []
-  try {
-    for (let started = 0; started < 2; started += 1) servers.push(await startServer({ settings }))
-    const [a = '', b = ''] = servers.map((server) => server.url('bench'))
-    for (const server of servers) {
-      await withConnection(server.url(), (sql) => sql.unsafe('create database bench'))
-      await migrate(server.url('bench'))
-      await withConnection(server.url('bench'), (sql) => sql.unsafe(tables))
-    }
-    const version = await withConnection(
-      a,
-      async (sql) => (await sql`show server_version`)[0]?.server_version,
-    )
-    return {
-      a,
-      b,
-      version: String(version),
-      async [Symbol.asyncDispose]() {
-        for (const server of servers) await server[Symbol.asyncDispose]()
-      },
-    }
-  } catch (error) {
-    for (const server of servers) await server[Symbol.asyncDispose]()
-    throw error
+  await using starting = new AsyncDisposableStack()
+  const [first, second] = [starting.use(await startDurable()), starting.use(await startDurable())]
+  const a = await makeDatabase(first, 'bench')
+  const b = await makeDatabase(second, 'bench')
+  const c = await makeDatabase(first, 'bench_c')
+  const [row] = await withConnection(a, (sql) => sql`show server_version`)
+  const started = starting.move()
+  return {
+    ...{ a, b, c },
+    version: String(row?.server_version),
+    [Symbol.asyncDispose]: () => started.disposeAsync(),
   }
+}
+
+/** A server as all measurements have it. */
+export function startDurable(more: ServerSettings = {}): Promise<EmbeddedServer> {
+  return startServer({ settings: { ...settings, ...more } })
+}
+
+/** A database with schema once and the tables. @returns its URL */
+export async function makeDatabase(server: EmbeddedServer, name: string): Promise<string> {
+  const url = server.url(name)
+  await withConnection(server.url(), (sql) => sql.unsafe(`create database ${name}`))
+  await migrate(url)
+  await withConnection(url, (sql) => sql.unsafe(tables))
+  return url
 }
 
 /** One connection for one task. */

@@ -4,7 +4,7 @@ import type postgres from 'postgres'
 import { literal } from '../../src/connection/quote.ts'
 import type { TestDatabase } from './database.ts'
 import { insertEffect } from './effects.ts'
-import { databaseIdOf } from './sql.ts'
+import { databaseIdOf } from './rows.ts'
 
 type Place = Pick<TestDatabase, 'sql'>
 export type Outcome = 'committed' | 'aborted' | 'pending'

@@ -2,8 +2,11 @@
 import type { ExecutionContext } from 'ava'
 import type postgres from 'postgres'
 import { connect, testDatabase } from './database.ts'
+import { oneValue, rowsOf } from './rows.ts'
 import { shared } from './shared.ts'
 import { until } from './until.ts'
+
+export { databaseIdOf, oneValue, rowsOf } from './rows.ts'
 
 type Assertions = Pick<ExecutionContext<unknown>, 'teardown' | 'is' | 'truthy' | 'true' | 'fail' | 'log'>
 type Query = PromiseLike<unknown>
@@ -31,27 +34,6 @@ export async function openSession(t: Pick<Assertions, 'teardown'>, url: string):
   const rows = (text: string) => rowsOf(sql, text)
   const value = (text: string) => oneValue(sql, text)
   return { sql, pid: Number(await value('select pg_backend_pid()')), rows, value }
-}
-
-/** The same on a pool, for statements that need no session of their own. */
-export async function rowsOf(sql: postgres.Sql, text: string): Promise<unknown[][]> {
-  return Array.from(await sql.unsafe(text).values()) as unknown[][]
-}
-
-/** The only value of the only row. */
-export async function oneValue(sql: postgres.Sql, text: string): Promise<unknown> {
-  return only(await rowsOf(sql, text))
-}
-
-/** Who a database says it is. */
-export async function databaseIdOf(sql: postgres.Sql): Promise<string> {
-  return String(await oneValue(sql, 'select once.database_id()'))
-}
-
-function only(rows: readonly unknown[][]): unknown {
-  if (rows.length !== 1 || rows[0]?.length !== 1)
-    throw new Error(`Expected one value, got ${JSON.stringify(rows)}`)
-  return rows[0][0]
 }
 
 export interface Refusal {
