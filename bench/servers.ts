@@ -4,7 +4,7 @@
  */
 import postgres from 'postgres'
 import { migrate } from '../src/database/migrate.ts'
-import { type EmbeddedServer, type ServerSettings, startServer } from '../src/embedded.ts'
+import { type EmbeddedServer, type ServerSettings, startServer } from '../src/embedded/server.ts'
 
 const settings: ServerSettings = {
   fsync: 'on',

@@ -10,14 +10,14 @@ import { text } from 'node:stream/consumers'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import test from 'ava'
+import { chosenVersion, packageOf } from '../proof/rig/postgres-version.ts'
 import {
   type EmbeddedServer,
   EmbeddedServerError,
   type StartServerOptions,
   startServer,
-} from '../src/embedded.ts'
+} from '../src/embedded/server.ts'
 import { connect, makeStandby, ownServer, type TestContext } from './support/database.ts'
-import { chosenVersion, packageOf } from './support/postgres-version.ts'
 
 const isRoot = process.getuid?.() === 0
 const binaries = { package: packageOf(chosenVersion()) }
@@ -37,7 +37,7 @@ async function temporaryFolder(t: TestContext): Promise<string> {
 /** A process of its own that starts a server and then comes to its end. */
 async function runProgram(t: TestContext, options: StartServerOptions, settings: SpawnOptions = {}) {
   const program = `
-    import { startServer } from ${JSON.stringify(new URL('../src/embedded.ts', import.meta.url).href)}
+    import { startServer } from ${JSON.stringify(new URL('../src/embedded/server.ts', import.meta.url).href)}
     await startServer(${JSON.stringify(options)})`
   const child = spawn(process.execPath, ['--input-type=module', '-e', program], {
     ...settings,
@@ -161,7 +161,7 @@ test('A named folder keeps the cluster for the next start', async (t) => {
 
 test('A server does not outlive a process that was killed, and its temporary folder goes too', async (t) => {
   const program = `
-    import { startServer } from ${JSON.stringify(new URL('../src/embedded.ts', import.meta.url).href)}
+    import { startServer } from ${JSON.stringify(new URL('../src/embedded/server.ts', import.meta.url).href)}
     const server = await startServer(${JSON.stringify(binaries)})
     console.log(JSON.stringify({ pid: server.pid, port: server.port, directory: server.directory }))
     setInterval(() => {}, 1000)`

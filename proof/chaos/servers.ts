@@ -10,8 +10,8 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import postgres from 'postgres'
 import { migrate } from '../../src/database/migrate.ts'
-import { type EmbeddedServer, type ServerSettings, startServer } from '../../src/embedded.ts'
-import { chosenVersion, packageOf } from '../../test/support/postgres-version.ts'
+import { type EmbeddedServer, type ServerSettings, startServer } from '../../src/embedded/server.ts'
+import { chosenVersion, packageOf } from '../rig/postgres-version.ts'
 
 const run = promisify(execFile)
 

@@ -4,17 +4,9 @@
  * without. Each is a copy of the sources with one place replaced, run until an invariant is violated.
  */
 import { execFile } from 'node:child_process'
-import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
-import { type Edit, withEdited } from '../../test/support/mutated.ts'
-
-interface Mutant {
-  readonly name: string
-  /** What goes wrong with it. */
-  readonly what: string
-  readonly edits: readonly Edit[]
-}
+import { type Mutant, type Search, withMutant } from '../rig/mutants.ts'
 
 /*
  * Not here, since they change nothing that anybody could see:
@@ -284,66 +276,32 @@ export const mutants: readonly Mutant[] = [
   },
 ]
 
-interface Caught {
-  /** Undefined: it survived. */
-  readonly after: number | undefined
-  readonly invariant: string | undefined
-  readonly seed: number | undefined
-  /** Whether the code without it passes the schedule that caught it: else it was a false alarm. */
-  readonly isSound: boolean
-}
-
 /** Makes a copy of the sources with a mutant in it, for as long as a task runs. */
-export function withMutant<T>({ edits }: Mutant, task: (simulation: string) => Promise<T>): Promise<T> {
-  return withEdited(edits, ['src', 'proof', 'scripts', 'test/support', 'package.json'], (copy) =>
-    task(join(copy, 'simulation')),
-  )
+export function withSimulation<T>(mutant: Mutant, task: (simulation: string) => Promise<T>): Promise<T> {
+  const parts = ['src', 'proof/simulation', 'proof/rig', 'scripts', 'package.json']
+  return withMutant(mutant, parts, (copy) => task(join(copy, 'proof/simulation')))
 }
 
-/** Runs one mutant until it is caught or the seeds are used up, and then the code without it where it was caught. */
-export async function runMutant(mutant: Mutant, seeds: number): Promise<Caught> {
-  const caught = await withMutant(mutant, (simulation) => hunt(simulation, seeds, 1))
-  if (caught.seed === undefined) return { ...caught, isSound: true }
-  const { after } = await hunt(import.meta.dirname, 1, caught.seed)
-  return { ...caught, isSound: after === undefined }
+/** Runs schedules until one is violated or the seeds are used up, and then the code without the bug where it was. */
+export async function search(mutant: Mutant, seeds: number): Promise<Search> {
+  const { after, invariant, seed } = await withSimulation(mutant, (simulation) => hunt(simulation, seeds, 1))
+  if (seed === undefined) return { by: undefined, after: `${seeds} schedules` }
+  const without = await hunt(import.meta.dirname, 1, seed)
+  return {
+    by: invariant,
+    after: `${after} schedules`,
+    falseAlarm: without.after === undefined ? undefined : `seed ${seed} is violated without it, too`,
+  }
 }
 
-async function hunt(simulation: string, seeds: number, from: number): Promise<Omit<Caught, 'isSound'>> {
+interface Hunted {
+  readonly after?: number
+  readonly invariant?: string
+  readonly seed?: number
+}
+
+async function hunt(simulation: string, seeds: number, from: number): Promise<Hunted> {
   const arguments_ = ['--max-semi-space-size=32', join(simulation, 'hunt.ts'), String(seeds), String(from)]
   const { stdout } = await promisify(execFile)(process.execPath, arguments_)
-  const { after, invariant, seed } = JSON.parse(stdout) as Partial<Caught>
-  return { after, invariant, seed }
-}
-
-/** Runs mutants, one a core; whether all were caught. */
-export async function runMutants(chosen: readonly Mutant[], seeds: number, json: boolean): Promise<boolean> {
-  const results = new Map<Mutant, Caught>()
-  const waiting = chosen.values()
-  await Promise.all(
-    Array.from({ length: availableParallelism() }, async () => {
-      for (const mutant of waiting) {
-        const caught = await runMutant(mutant, seeds)
-        results.set(mutant, caught)
-        process.stderr.write(`${mutant.name}: ${tell(caught, seeds)}\n`)
-      }
-    }),
-  )
-  const rows = chosen.map((mutant) => ({
-    mutant: mutant.name,
-    what: mutant.what,
-    ...(results.get(mutant) as Caught),
-  }))
-  if (json) process.stdout.write(`${JSON.stringify(rows, null, 2)}\n`)
-  else {
-    console.log('| mutant | what it does | caught after | by |\n|---|---|---|---|')
-    for (const { mutant, what, after, invariant } of rows)
-      console.log(`| ${mutant} | ${what} | ${after ?? 'never'} | ${invariant ?? ''} |`)
-  }
-  return rows.every(({ after, isSound }) => after !== undefined && isSound)
-}
-
-function tell({ after, invariant, seed, isSound }: Caught, seeds: number): string {
-  if (after === undefined) return `SURVIVED ${seeds} schedules`
-  const caught = `caught after ${after}, “${invariant}”`
-  return isSound ? caught : `${caught}; but seed ${seed} breaks without it: A FALSE ALARM`
+  return JSON.parse(stdout) as Hunted
 }

@@ -3,11 +3,11 @@
  * the connection, or arrive after its sender has died.
  */
 
+import { type Random, random } from '../rig/random.ts'
 import { pointsOf } from './points.ts'
 import { type Backend, hangUp, openBackend, type Request, receive, terminate } from './postgres/backend.ts'
 import { type Answer, PgError, type Server, type SimulatedDatabase } from './postgres/server.ts'
 import { type Statement, statementOf } from './postgres/statements.ts'
-import { type Random, random } from './random.ts'
 import type { Process, Scheduler } from './scheduler.ts'
 
 /** A coordinator, a recoverer. */

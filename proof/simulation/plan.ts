@@ -3,9 +3,10 @@
  * faults strike at which points. A plan is plain data, so that it can be printed, run again, and made smaller.
  * Delays and other small chances are drawn while it runs, from streams of the same seed.
  */
+
+import { type Random, random } from '../rig/random.ts'
 import type { DriverName } from './drivers.ts'
 import { type Kind, kinds, points, reachable, sidesOf } from './points.ts'
-import { type Random, random } from './random.ts'
 
 export interface Plan {
   readonly seed: number

@@ -6,6 +6,7 @@
 import type { Context } from '../../src/commit/coordinator.ts'
 import { type Database, databaseOver } from '../../src/connection/database.ts'
 import type { RunningRecovery } from '../../src/recovery/recovery.ts'
+import { type Random, random } from '../rig/random.ts'
 import { type DriverName, openSimulated, type SimulatedPool } from './drivers.ts'
 import type { ClientProcess, Network, Wire } from './network.ts'
 import { createOracle, type Oracle } from './oracle.ts'
@@ -19,7 +20,6 @@ import {
   type Server,
   type SimulatedDatabase,
 } from './postgres/server.ts'
-import { type Random, random } from './random.ts'
 import { type Process, scheduler } from './scheduler.ts'
 
 export interface Running extends ClientProcess {

@@ -3,8 +3,8 @@ import { randomBytes } from 'node:crypto'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import postgres from 'postgres'
-import { type EmbeddedServer, type ServerSettings, startServer } from '../../src/embedded.ts'
-import { chosenVersion, packageOf } from './postgres-version.ts'
+import { chosenVersion, packageOf } from '../../proof/rig/postgres-version.ts'
+import { type EmbeddedServer, type ServerSettings, startServer } from '../../src/embedded/server.ts'
 import { type ServerName, serverUrl } from './servers.ts'
 
 export interface TestDatabase {

@@ -1,5 +1,5 @@
 /** A proxy before a database, for tests that lose connections or answers at a chosen moment. */
-import { startProxy } from '../../proof/chaos/proxy/index.ts'
+import { startProxy } from '../../proof/rig/proxy/index.ts'
 import type { Pgonce } from '../../src/index.ts'
 import { client, reach, type Two } from './client.ts'
 import type { TestContext } from './database.ts'

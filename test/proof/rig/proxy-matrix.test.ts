@@ -19,7 +19,7 @@ import {
   type MessageName,
   startProxy,
   type Proxy as TcpProxy,
-} from '../../../proof/chaos/proxy/index.ts'
+} from '../../../proof/rig/proxy/index.ts'
 import { environment, replaceEnvironment } from '../../../src/environment.ts'
 import { OutcomeUnknownError, type Pgonce, pgonce, type TransactionOptions } from '../../../src/index.ts'
 import { kyselyOnPg } from '../../support/client.ts'

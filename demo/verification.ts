@@ -1,6 +1,6 @@
 /** The end of a run: what stands in the databases, against a plain count of the input. */
 import postgres from 'postgres'
-import type { EmbeddedServer } from '../embedded.ts'
+import type { EmbeddedServer } from '../src/embedded/server.ts'
 import { home } from './environment.ts'
 import { type DatabaseName, databaseNames, type Message, type Plan } from './plan.ts'
 import { group, producerOf, topic } from './protocol.ts'

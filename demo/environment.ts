@@ -1,7 +1,7 @@
 /** Where a run takes place: three databases on two servers, with the settings that people trust. */
 import postgres from 'postgres'
-import { migrate } from '../database/migrate.ts'
-import { type EmbeddedServer, startServer } from '../embedded.ts'
+import { migrate } from '../src/database/migrate.ts'
+import { type EmbeddedServer, startServer } from '../src/embedded/server.ts'
 import { type DatabaseName, databaseNames } from './plan.ts'
 import { createTally } from './tally.ts'
 
