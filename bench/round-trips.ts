@@ -2,9 +2,9 @@
  * What a transaction costs on any machine: trips over the network, and flushes of the write-ahead log.
  * Counted, one transaction at a time: trips by a proxy, flushes by the server's own statistics.
  */
+import { startProxy } from '../proof/rig/proxy/index.ts'
 import { pgonce } from '../src/index.ts'
 import { type Figure, median } from './harness.ts'
-import { startProxy } from './proxy.ts'
 import { delivery, type Tables } from './rows.ts'
 import { connect, type Servers, withConnection } from './servers.ts'
 
@@ -15,8 +15,9 @@ export async function roundTrips(servers: Servers): Promise<Figure[]> {
 }
 
 async function ofProcess({ a }: Servers): Promise<Figure[]> {
-  await using proxy = await startProxy(a)
-  const sql = connect(proxy.url, 1)
+  // So far away that a client has said all that it can before the first answer.
+  await using proxy = await startProxy({ target: a, delayMs: 15 })
+  const sql = connect(proxy.url(), 1)
   await using once = pgonce<{ a: Tables }>({ databases: { a: sql } })
   const process = async (sequence: number) => {
     await once.process('a', { producer: 'round trips', sequence }, async (trx) => {
@@ -56,9 +57,10 @@ async function ofTransaction({ a, b }: Servers): Promise<Figure[]> {
     )
   }
   // Up to the decision: nobody is there any more when it is time to finish.
-  await using cutting = await startProxy(b, { cutAt: 'commit prepared' })
+  await using cutting = await startProxy({ target: b })
+  cutting.inject({ when: { direction: 'client', text: /^commit prepared/ }, action: 'cut-before' })
   const toDecision = await flushesOf([a, b], async () => {
-    await using once = pgonce<{ a: Tables; b: Tables }>({ databases: { a, b: cutting.url } })
+    await using once = pgonce<{ a: Tables; b: Tables }>({ databases: { a, b: cutting.url() } })
     for (let count = 0; count < times; count += 1) await transfer(once)
   })
   const all = await flushesOf([a, b], async () => {

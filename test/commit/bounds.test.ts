@@ -2,7 +2,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import test from 'ava'
 import { type Kysely, sql } from 'kysely'
-import { startProxy } from '../../bench/proxy.ts'
+import { startProxy } from '../../proof/rig/proxy/index.ts'
 import { acquire, type Session } from '../../src/connection/session.ts'
 import { AbortedError, HandlerError, OutcomeUnknownError, type Pgonce } from '../../src/index.ts'
 import { client, kyselyOnPg, type Two, write } from '../support/client.ts'
@@ -236,11 +236,11 @@ test('A role left behind a COMMIT of the handler’s own is gone from a pool of 
 for (const target of ['a URL', 'a postgres.js instance']) {
   test(`Looking after the role takes no round trip: three are a message of one statement (${target})`, async (t) => {
     const a = await effectsDatabase(t)
-    await using proxy = await startProxy(a.url)
-    const sqlOf = connect(t, proxy.url)
+    await using proxy = await startProxy({ target: a.url, delayMs: 15 })
+    const sqlOf = connect(t, proxy.url())
     const once = client<{ a: Effects }>(
       t,
-      { a: target === 'a URL' ? proxy.url : sqlOf },
+      { a: target === 'a URL' ? proxy.url() : sqlOf },
       { maxConnections: 1 },
     )
     const process = (sequence: number) =>

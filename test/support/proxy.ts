@@ -19,11 +19,10 @@ export interface TcpProxy {
 }
 
 export async function proxyTo(t: TestContext, target: string): Promise<TcpProxy> {
-  const { hostname, port } = new URL(target)
-  const proxy = await startProxy({ target: { host: hostname, port: Number(port) } })
+  const proxy = await startProxy({ target })
   t.teardown(() => proxy.close())
   return {
-    url: proxy.url(target),
+    url: proxy.url(),
     muteServer: () => proxy.drop('server'),
     muteClient: () => proxy.drop('client'),
     cut: proxy.cutAll,

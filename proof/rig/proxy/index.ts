@@ -1,11 +1,3 @@
 export type { Direction, Message, MessageName } from './protocol.ts'
-export {
-  type Action,
-  type Hit,
-  type InjectedRule,
-  type Proxy,
-  type ProxyOptions,
-  type Rule,
-  startProxy,
-  type When,
-} from './proxy.ts'
+export { type Proxy, type ProxyOptions, startProxy } from './proxy.ts'
+export type { Action, Hit, InjectedRule, Rule, When } from './rules.ts'

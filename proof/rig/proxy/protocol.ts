@@ -101,125 +101,37 @@ interface Request {
   readonly statement: string | undefined
 }
 
-export function conversation(): Conversation {
-  const unread: Record<Direction, Buffer> = { client: Buffer.alloc(0), server: Buffer.alloc(0) }
-  const statements = new Map<string, string>()
-  const portals = new Map<string, string | undefined>()
-  const requests: Request[] = []
-  let started = false
-  let encrypting = 0
-  let opaque = false
-  let backend: Conversation['backend']
+/** What is known of a connection so far. */
+interface State {
+  readonly unread: Record<Direction, Buffer>
+  readonly statements: Map<string, string>
+  readonly portals: Map<string, string | undefined>
+  readonly requests: Request[]
+  started: boolean
+  encrypting: number
+  opaque: boolean
+  backend: Conversation['backend']
+}
 
-  /** What a message of the client is about. */
-  const follow = (name: MessageName, body: Buffer): string | undefined => {
-    switch (name) {
-      case 'Query':
-        return stringAt(body, 0)
-      case 'Parse': {
-        const statement = stringAt(body, 0)
-        const text = stringAt(body, Buffer.byteLength(statement) + 1)
-        statements.set(statement, text)
-        return text
-      }
-      case 'Bind': {
-        const portal = stringAt(body, 0)
-        const text = statements.get(stringAt(body, Buffer.byteLength(portal) + 1))
-        portals.set(portal, text)
-        return text
-      }
-      case 'Execute':
-        return portals.get(stringAt(body, 0))
-      case 'Describe':
-      case 'Close': {
-        const what = stringAt(body, 1)
-        return body[0] === 0x53 ? statements.get(what) : portals.get(what)
-      }
-      default:
-        return undefined
-    }
+/** @param options `blind`: nothing is looked at, and all that passes is opaque */
+export function conversation({ blind = false } = {}): Conversation {
+  const state: State = {
+    unread: { client: Buffer.alloc(0), server: Buffer.alloc(0) },
+    statements: new Map(),
+    portals: new Map(),
+    requests: [],
+    started: false,
+    encrypting: 0,
+    opaque: blind,
+    backend: undefined,
   }
-
-  /** Which statement a message of the server answers; it may be the last one that does. */
-  const answered = (name: MessageName): string | undefined => {
-    const [head] = requests
-    const ends: Partial<Record<MessageName, readonly MessageName[]>> = {
-      ParseComplete: ['Parse'],
-      BindComplete: ['Bind'],
-      CloseComplete: ['Close'],
-      RowDescription: ['Describe'],
-      NoData: ['Describe'],
-      CommandComplete: ['Execute'],
-      EmptyQueryResponse: ['Execute'],
-      PortalSuspended: ['Execute'],
-    }
-    if (name === 'ReadyForQuery') {
-      // After an error everything up to Sync is passed over.
-      for (;;) {
-        const request = requests.shift()
-        if (request === undefined || /^(Sync|Query|FunctionCall)$/.test(request.name))
-          return request?.statement ?? head?.statement
-      }
-    }
-    if (head && ends[name]?.includes(head.name)) requests.shift()
-    return head?.statement
-  }
-
-  const first = (chunk: Buffer): Message | undefined => {
-    if (chunk.length < 8) return undefined
-    const length = chunk.readInt32BE(0)
-    if (chunk.length < length) return undefined
-    const name: MessageName = startCodes.get(chunk.readInt32BE(4)) ?? 'StartupMessage'
-    if (name === 'StartupMessage') started = true
-    if (name === 'SSLRequest' || name === 'GSSENCRequest') encrypting += 1
-    return {
-      direction: 'client',
-      name,
-      bytes: chunk.subarray(0, length),
-      statement: undefined,
-      tag: undefined,
-    }
-  }
-
-  const next = (direction: Direction, chunk: Buffer): Message | undefined => {
-    const nothing = { statement: undefined, tag: undefined }
-    if (chunk.length === 0) return undefined
-    if (opaque) return { direction, name: 'Opaque', bytes: chunk, ...nothing }
-    if (direction === 'client' && !started) return first(chunk)
-    if (direction === 'server' && encrypting > 0 && chunk[0] !== 0x45) {
-      encrypting -= 1
-      if (chunk[0] !== 0x4e) opaque = true
-      return { direction, name: 'EncryptionResponse', bytes: chunk.subarray(0, 1), ...nothing }
-    }
-    if (chunk.length < 5) return undefined
-    const end = chunk.readInt32BE(1) + 1
-    if (chunk.length < end) return undefined
-    const type = String.fromCharCode(chunk[0] as number)
-    const bytes = chunk.subarray(0, end)
-    const body = chunk.subarray(5, end)
-    if (direction === 'client') {
-      const name = nameOf(clientMessages, type)
-      const statement = follow(name, body)
-      if (/^(Query|Parse|Bind|Describe|Execute|Close|Sync|FunctionCall)$/.test(name))
-        requests.push({
-          name,
-          statement: statement ?? (name === 'Sync' ? requests.at(-1)?.statement : undefined),
-        })
-      return { direction, name, bytes, statement, tag: undefined }
-    }
-    const name = nameOf(serverMessages, type)
-    if (name === 'BackendKeyData')
-      backend = { pid: body.readInt32BE(0), secret: Buffer.from(body.subarray(4)) }
-    const tag = name === 'CommandComplete' ? stringAt(body, 0) : undefined
-    return { direction, name, bytes, statement: answered(name), tag }
-  }
-
+  const { unread } = state
   return {
     read(direction, chunk) {
       let rest = unread[direction].length === 0 ? chunk : Buffer.concat([unread[direction], chunk])
       const messages: Message[] = []
       for (;;) {
-        const message = next(direction, rest)
+        const message = next(state, direction, rest)
         if (message === undefined) break
         messages.push(message)
         rest = rest.subarray(message.bytes.length)
@@ -228,9 +140,111 @@ export function conversation(): Conversation {
       return messages
     },
     get backend() {
-      return backend
+      return state.backend
     },
   }
+}
+
+const unknown = { statement: undefined, tag: undefined }
+
+/** The message that a chunk begins with; undefined if it is not complete. */
+function next(state: State, direction: Direction, chunk: Buffer): Message | undefined {
+  if (chunk.length === 0) return undefined
+  if (state.opaque) return { direction, name: 'Opaque', bytes: chunk, ...unknown }
+  if (direction === 'client' && !state.started) return first(state, chunk)
+  if (direction === 'server' && state.encrypting > 0 && chunk[0] !== 0x45) {
+    state.encrypting -= 1
+    if (chunk[0] !== 0x4e) state.opaque = true
+    return { direction, name: 'EncryptionResponse', bytes: chunk.subarray(0, 1), ...unknown }
+  }
+  if (chunk.length < 5) return undefined
+  const end = chunk.readInt32BE(1) + 1
+  if (chunk.length < end) return undefined
+  const type = String.fromCharCode(chunk[0] as number)
+  const bytes = chunk.subarray(0, end)
+  const body = chunk.subarray(5, end)
+  if (direction === 'client') {
+    const name = nameOf(clientMessages, type)
+    const statement = follow(state, name, body)
+    if (/^(Query|Parse|Bind|Describe|Execute|Close|Sync|FunctionCall)$/.test(name))
+      state.requests.push({
+        name,
+        statement: statement ?? (name === 'Sync' ? state.requests.at(-1)?.statement : undefined),
+      })
+    return { direction, name, bytes, statement, tag: undefined }
+  }
+  const name = nameOf(serverMessages, type)
+  if (name === 'BackendKeyData')
+    state.backend = { pid: body.readInt32BE(0), secret: Buffer.from(body.subarray(4)) }
+  const tag = name === 'CommandComplete' ? stringAt(body, 0) : undefined
+  return { direction, name, bytes, statement: answered(state.requests, name), tag }
+}
+
+/** What a client begins with has no first byte. */
+function first(state: State, chunk: Buffer): Message | undefined {
+  if (chunk.length < 8) return undefined
+  const length = chunk.readInt32BE(0)
+  if (chunk.length < length) return undefined
+  const name: MessageName = startCodes.get(chunk.readInt32BE(4)) ?? 'StartupMessage'
+  if (name === 'StartupMessage') state.started = true
+  if (name === 'SSLRequest' || name === 'GSSENCRequest') state.encrypting += 1
+  return { direction: 'client', name, bytes: chunk.subarray(0, length), ...unknown }
+}
+
+/** What a message of the client is about. */
+function follow({ statements, portals }: State, name: MessageName, body: Buffer): string | undefined {
+  switch (name) {
+    case 'Query':
+      return stringAt(body, 0)
+    case 'Parse': {
+      const statement = stringAt(body, 0)
+      const text = stringAt(body, Buffer.byteLength(statement) + 1)
+      statements.set(statement, text)
+      return text
+    }
+    case 'Bind': {
+      const portal = stringAt(body, 0)
+      const text = statements.get(stringAt(body, Buffer.byteLength(portal) + 1))
+      portals.set(portal, text)
+      return text
+    }
+    case 'Execute':
+      return portals.get(stringAt(body, 0))
+    case 'Describe':
+    case 'Close': {
+      const what = stringAt(body, 1)
+      return body[0] === 0x53 ? statements.get(what) : portals.get(what)
+    }
+    default:
+      return undefined
+  }
+}
+
+/** Which requests a message of the server is the end of. */
+const ends: Partial<Record<MessageName, readonly MessageName[]>> = {
+  ParseComplete: ['Parse'],
+  BindComplete: ['Bind'],
+  CloseComplete: ['Close'],
+  RowDescription: ['Describe'],
+  NoData: ['Describe'],
+  CommandComplete: ['Execute'],
+  EmptyQueryResponse: ['Execute'],
+  PortalSuspended: ['Execute'],
+}
+
+/** Which statement a message of the server answers; it may be the last one that does. */
+function answered(requests: Request[], name: MessageName): string | undefined {
+  const [head] = requests
+  if (name === 'ReadyForQuery') {
+    // After an error everything up to Sync is passed over.
+    for (;;) {
+      const request = requests.shift()
+      if (request === undefined || /^(Sync|Query|FunctionCall)$/.test(request.name))
+        return request?.statement ?? head?.statement
+    }
+  }
+  if (head && ends[name]?.includes(head.name)) requests.shift()
+  return head?.statement
 }
 
 /** Asks the server to cancel what a backend runs; sent on a connection of its own. */
