@@ -1,6 +1,7 @@
 -- Every object of the schema, in the order in which they depend on each other.
 --!include role/privilege.sql
 --!include role/allow.sql
+--!include database/migration.sql
 --!include database/schema_version.sql
 --!include database/database.sql
 --!include database/intervention.sql

@@ -14,7 +14,7 @@ export type { TransactionOptions, TransactionResult } from './commit/coordinator
 export type { Outcome } from './commit/outcome.ts'
 export type { DatabaseTarget } from './connection/open.ts'
 export { type MigrateOptions, type MigrateResult, type MigrationStep, migrate } from './database/migrate.ts'
-export { migrationSql } from './database/migration-sql.ts'
+export { migrationSql } from './database/migration.ts'
 export {
   AbortedError,
   DatabaseError,

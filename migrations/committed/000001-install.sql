@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:66e87c30897d2894ea93f86b32d1b91ebcf60514
+--! Hash: sha1:fe8e41d87de24f263f7f16213ebd045811cf423d
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -51,6 +51,16 @@ comment on procedure once.allow(text, text, text) is
 call once.allow('owner', 'allow');
 call once.allow('app, recover, monitor', 'privilege', 'select');
 --! EndIncluded role/allow.sql
+--! Included database/migration.sql
+-- What was installed, a row for each file of migrations/committed/: written by the text that installs it.
+create table once.migration (
+  name text primary key,
+  installed_at timestamptz not null default clock_timestamp()
+);
+
+comment on table once.migration is 'The migrations of pgonce that were installed in this database, by name and time.';
+call once.allow('app, recover, monitor', 'migration', 'select');
+--! EndIncluded database/migration.sql
 --! Included database/schema_version.sql
 -- The version of this schema: the number of the newest migration in it. A client compares it with the
 -- version it was written for, so every migration replaces this function.

@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-import { packageVersion } from '../database/migration-files.ts'
+import { packageVersion } from '../database/migration.ts'
 import { createProgram } from './program.ts'
 import { run } from './run.ts'
 
