@@ -4,7 +4,7 @@
  */
 import { CompiledQuery, type Transaction } from 'kysely'
 import { type Processed, pgonce } from '../src/index.ts'
-import { deliveries, delivery, insert, insertMany, type Tables, valuesOf } from './rows.ts'
+import { delivery, insert, insertMany, manyIds, type Tables, valuesOf } from './rows.ts'
 import { connect } from './servers.ts'
 
 export interface Keyed {
@@ -42,10 +42,9 @@ export function openOurs(url: string, width: number): BatchConsumer {
   return {
     process: async (message) => isNew(await once.process('a', message, deliver)),
     async processBatch(scope, messages) {
-      const { claimed } = await once.processBatch('a', { scope, messages }, (trx, fresh) => {
-        const values = deliveries(fresh.length).flatMap(valuesOf)
-        return trx.executeQuery(CompiledQuery.raw(insertMany(fresh.length), values))
-      })
+      const { claimed } = await once.processBatch('a', { scope, messages }, (trx, fresh) =>
+        trx.executeQuery(CompiledQuery.raw(insertMany, [manyIds(fresh.length)])),
+      )
       return claimed.length
     },
     [Symbol.asyncDispose]: () => once.close(),
@@ -93,8 +92,7 @@ export function openInbox(url: string, width: number): BatchConsumer {
         const keys = messages.map(({ key }) => key)
         const { length } = await trx`
           insert into inbox (source, id) select ${scope}, unnest(${keys}::text[]) on conflict do nothing returning id`
-        const values = deliveries(length).flatMap(valuesOf)
-        if (length > 0) await trx.unsafe(insertMany(length), values, { prepare: true })
+        if (length > 0) await trx.unsafe(insertMany, [manyIds(length)], { prepare: true })
         return length
       }),
     [Symbol.asyncDispose]: () => sql.end(),

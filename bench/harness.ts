@@ -18,6 +18,8 @@ export interface Figure {
   readonly target?: Target
   /** The middle half of the rounds: first and third quartile. */
   readonly spread?: readonly [number, number]
+  /** For round trips: how many statements went with them. */
+  readonly messages?: number
   /** For people: what was measured, in units. */
   readonly note?: string
 }

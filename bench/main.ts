@@ -15,7 +15,7 @@ import { ledgerSizes } from './ledger-size.ts'
 import { distantMessageCases, messageCases } from './messages.ts'
 import { recovery } from './recovery.ts'
 import { printTable, toJson } from './report.ts'
-import { roundTrips } from './round-trips.ts'
+import { roundTripCases, tripsAndFlushes } from './round-trips.ts'
 import { startServers } from './servers.ts'
 import { distantTransactions, latency, throughput } from './two-phase.ts'
 
@@ -27,8 +27,9 @@ const cases: readonly Case[] = [
       'transaction_flushes_to_decision',
       'transaction_flushes',
     ],
-    measure: roundTrips,
+    measure: tripsAndFlushes,
   },
+  ...roundTripCases,
   ...messageCases,
   { keys: ['process_batch_500', 'process_batch_50', 'process_batch_1'], measure: batches },
   { keys: ['two_phase_vs_textbook', 'two_phase_vs_unsafe'], measure: throughput },

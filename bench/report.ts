@@ -8,12 +8,17 @@ export interface Environment {
   readonly quick: boolean
 }
 
-/** Every figure by its key; beside them their spread (quartiles), the targets that were missed, and where. */
+/**
+ * Every figure by its key; beside them their spread (quartiles), the messages of those that are round trips, the
+ * targets that were missed, and where.
+ */
 export function toJson(figures: readonly Figure[], environment: Environment): Record<string, unknown> {
   const withSpread = figures.flatMap(({ key, spread }) => (spread ? [[key, spread.map(round)] as const] : []))
+  const withMessages = figures.flatMap(({ key, messages }) => (messages ? [[key, messages] as const] : []))
   return {
     ...Object.fromEntries(figures.map(({ key, value }) => [key, round(value)])),
     spread: Object.fromEntries(withSpread),
+    messages: Object.fromEntries(withMessages),
     missed: figures.filter((figure) => !isMet(figure)).map(({ key }) => key),
     environment,
   }

@@ -2,43 +2,61 @@
  * What a transaction costs on any machine: trips over the network, and flushes of the write-ahead log.
  * Counted, one transaction at a time: trips by a proxy, flushes by the server's own statistics.
  */
-import { startProxy } from '../proof/rig/proxy/index.ts'
+import { type Count, startCountingProxies, startProxy } from '../proof/rig/proxy/index.ts'
 import { pgonce } from '../src/index.ts'
-import { type Figure, median } from './harness.ts'
+import { countByHand, countFlows, countOf, flowNames, handNames, targetNames, type Urls } from './flows.ts'
+import type { Case, Figure } from './harness.ts'
 import { delivery, type Tables } from './rows.ts'
 import { connect, type Servers, withConnection } from './servers.ts'
 
 const times = 20
 
-export async function roundTrips(servers: Servers): Promise<Figure[]> {
+export async function tripsAndFlushes(servers: Servers): Promise<Figure[]> {
   return [...(await ofProcess(servers)), ...(await ofTransaction(servers))]
 }
 
+/** Every flow over every kind of target, and what people write by hand. */
+export const roundTripCases: readonly Case[] = [
+  ...targetNames.map((target) => toCase(target, flowNames, (urls) => countFlows(urls, target))),
+  toCase('by_hand', handNames, countByHand),
+]
+
+function toCase<Flow extends string>(
+  way: string,
+  flows: readonly Flow[],
+  count: (urls: Urls) => Promise<Readonly<Record<Flow, Count>>>,
+): Case {
+  const keyOf = (flow: Flow) => `round_trips_${way}_${flow}`
+  return {
+    keys: flows.map(keyOf),
+    async measure({ a, b, c }) {
+      const counts = await count({ a, b, c })
+      return flows.map((flow) => {
+        const { trips, messages } = counts[flow]
+        return { key: keyOf(flow), value: trips, messages, note: `messages: ${messages}` }
+      })
+    },
+  }
+}
+
 async function ofProcess({ a }: Servers): Promise<Figure[]> {
-  // So far away that a client has said all that it can before the first answer.
-  await using proxy = await startProxy({ target: a, delayMs: 15 })
-  const sql = connect(proxy.url(), 1)
+  await using proxies = await startCountingProxies({ a })
+  const sql = connect(proxies.urls.a, 1)
   await using once = pgonce<{ a: Tables }>({ databases: { a: sql } })
-  const process = async (sequence: number) => {
-    await once.process('a', { producer: 'round trips', sequence }, async (trx) => {
+  let sequence = 0
+  const process = () =>
+    once.process('a', { producer: 'round trips', sequence: sequence++ }, async (trx) => {
       await trx.insertInto('delivery').values(delivery()).execute()
     })
-  }
-  // The first one connects, prepares its statements and asks who the database is.
-  await process(0)
-  const trips: number[] = []
+  const { trips } = await countOf(proxies, process)
   const flushes = await flushesOf([a], async () => {
-    for (let sequence = 1; sequence <= times; sequence += 1) {
-      const before = proxy.trips
-      await process(sequence)
-      trips.push(proxy.trips - before)
-    }
+    for (let count = 0; count < times; count += 1) await process()
   })
   await sql.end()
   return [
     {
       key: 'process_round_trips',
-      value: median(trips),
+      value: trips,
       target: { exactly: 3 },
       note: 'one statement in the handler',
     },

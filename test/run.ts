@@ -45,6 +45,7 @@ const independent: ReadonlySet<string> = new Set(
     'proof/document',
     'proof/simulation/simulation',
     'proof/model',
+    'round-trips',
     'sql/pg-cron',
     'commit/bounds',
     'commit/cancel',

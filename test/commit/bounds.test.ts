@@ -2,7 +2,6 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import test from 'ava'
 import { type Kysely, sql } from 'kysely'
-import { startProxy } from '../../proof/rig/proxy/index.ts'
 import { acquire, type Session } from '../../src/connection/session.ts'
 import { AbortedError, HandlerError, OutcomeUnknownError, type Pgonce } from '../../src/index.ts'
 import { client, kyselyOnPg, type Two, write } from '../support/client.ts'
@@ -232,29 +231,6 @@ test('A role left behind a COMMIT of the handler’s own is gone from a pool of 
   await t.throwsAsync(refused, { instanceOf: HandlerError, code: 'ONEND' })
   t.is(await whoIs(once), before)
 })
-
-for (const target of ['a URL', 'a postgres.js instance']) {
-  test(`Looking after the role takes no round trip: three are a message of one statement (${target})`, async (t) => {
-    const a = await effectsDatabase(t)
-    await using proxy = await startProxy({ target: a.url, delayMs: 15 })
-    const sqlOf = connect(t, proxy.url())
-    const once = client<{ a: Effects }>(
-      t,
-      { a: target === 'a URL' ? proxy.url() : sqlOf },
-      { maxConnections: 1 },
-    )
-    const process = (sequence: number) =>
-      once.process('a', { producer: 'trips', sequence }, async (trx) => {
-        await trx.insertInto('effect').values({ id: sequence }).execute()
-      })
-    // The first connects, prepares its statements and asks who the database is.
-    await process(0)
-    const before = proxy.trips
-    await process(1)
-    t.is(proxy.trips - before, 3)
-    t.deepEqual(await a.effects(), [0, 1])
-  })
-}
 
 async function withRole(t: TestContext) {
   const a = await effectsDatabase(t)

@@ -1,6 +1,6 @@
 /**
  * A TCP proxy before a Postgres server. It understands what passes through it, and loses, holds back or cuts off at any
- * message; it counts trips, and can be as far away as a network.
+ * message; and what it passes on may take its time.
  */
 import { once } from 'node:events'
 import { type AddressInfo, createServer, connect as dial, type Socket } from 'node:net'
@@ -16,14 +16,18 @@ export interface ProxyOptions {
   readonly observe?: (message: Message, connection: number) => void
   /** For rules with a probability: at least 0, less than 1. @defaultValue Math.random */
   readonly random?: () => number
-  /**
-   * How much later the server hears what a client says: all of a round trip's time is on this way, since one timer
-   * differs less from its word than two.
-   * @defaultValue 0
-   */
-  readonly delayMs?: number
+  /** Passes on each piece in its own time, those of one side in their order. @defaultValue at once */
+  readonly carry?: (piece: Piece) => void
   /** Nothing that passes is looked at: cheaper, and no rule matches. @defaultValue false */
   readonly blind?: boolean
+}
+
+/** What has arrived from one side at once. */
+export interface Piece {
+  readonly direction: Direction
+  /** Those that are complete with it; none where the side has hung up. */
+  readonly messages: readonly Message[]
+  pass(): void
 }
 
 interface Place {
@@ -33,11 +37,6 @@ interface Place {
 
 export interface Proxy extends AsyncDisposable {
   readonly port: number
-  /**
-   * How often a client has said something after an answer, on all connections: what is sent ahead belongs to one trip.
-   * It counts well only where `delayMs` lets all of it come before the first answer.
-   */
-  readonly trips: number
   /** A database's URL, through the proxy. @defaultValue that of the target */
   url(u?: string): string
   inject(rule: Rule): InjectedRule
@@ -63,7 +62,6 @@ export async function startProxy(options: ProxyOptions): Promise<Proxy> {
     partitions: { client: 0, server: 0 },
     timers: new Map(),
     opened: 0,
-    trips: 0,
   }
   let accepting = true
   const server = createServer((client) => void (accepting ? connect(client, network) : client.destroy()))
@@ -90,9 +88,6 @@ export async function startProxy(options: ProxyOptions): Promise<Proxy> {
   }
   return {
     port,
-    get trips() {
-      return network.trips
-    },
     url(u = String(target)) {
       const url = new URL(u)
       url.hostname = '127.0.0.1'
@@ -127,7 +122,7 @@ function placeOf(url: string): Place {
 // Connections
 
 /** What all connections of a proxy share. */
-interface Network extends Pick<ProxyOptions, 'observe' | 'delayMs' | 'blind'> {
+interface Network extends Pick<ProxyOptions, 'observe' | 'carry' | 'blind'> {
   readonly place: Place
   readonly connections: Set<Connection>
   readonly rules: Set<Injected>
@@ -136,7 +131,6 @@ interface Network extends Pick<ProxyOptions, 'observe' | 'delayMs' | 'blind'> {
   readonly partitions: Record<Direction, number>
   readonly timers: Map<NodeJS.Timeout, () => void>
   opened: number
-  trips: number
 }
 
 interface Connection {
@@ -177,35 +171,28 @@ function connect(client: Socket, network: Network): void {
   network.connections.add(connection)
   network.opened += 1
   const number = network.opened
-  let answered = true
+  const { carry = ({ pass }) => pass() } = network
   for (const one of Object.values(connection.lanes)) {
     const { direction, from } = one
+    const take = (...arrived: Lane['waiting']) => {
+      one.waiting.push(...arrived)
+      pump(one, connection, network)
+    }
     from.setNoDelay(true)
     // A side that fails has ended; what it said before still counts.
     from.on('error', () => {})
-    // Timers of one length fire in the order in which they were set.
-    const soon = (task: () => void) => {
-      if (network.delayMs && direction === 'client') setTimeout(task, network.delayMs)
-      else task()
-    }
     from.on('data', (chunk: Buffer) => {
-      if (direction === 'client' && answered) network.trips += 1
-      answered = direction === 'server'
-      soon(() => {
-        for (const message of talk.read(direction, chunk)) {
-          network.observe?.(message, number)
-          one.waiting.push(message)
-        }
-        pump(one, connection, network)
-      })
+      const messages = talk.read(direction, chunk)
+      for (const message of messages) network.observe?.(message, number)
+      carry({ direction, messages, pass: () => take(...messages) })
     })
-    from.on('close', () =>
-      soon(() => {
-        one.waiting.push('end')
-        pump(one, connection, network)
+    from.on('close', () => {
+      const pass = () => {
+        take('end')
         if (connection.closed()) network.connections.delete(connection)
-      }),
-    )
+      }
+      carry({ direction, messages: [], pass })
+    })
   }
 }
 

@@ -1,0 +1,51 @@
+/**
+ * What each flow costs over every kind of target, on any machine: how often it waits for an answer, and how many
+ * statements it sends. A flow that gets more expensive fails here; one that gets cheaper changes the table.
+ */
+import test from 'ava'
+import { countFlows, type FlowName, type Target, targetNames } from '../bench/flows.ts'
+import { tables } from '../bench/servers.ts'
+import { testDatabase } from './support/database.ts'
+import { shared } from './support/shared.ts'
+
+/** Round trips / messages. */
+const expected: Record<FlowName, Record<Target, string>> = {
+  process_sequence: { url: '3/4', postgres_js: '3/4', kysely_on_pg: '5/5' },
+  process_sequence_duplicate: { url: '2/3', postgres_js: '2/3', kysely_on_pg: '4/4' },
+  process_key: { url: '3/4', postgres_js: '3/4', kysely_on_pg: '5/5' },
+  process_key_duplicate: { url: '2/3', postgres_js: '2/3', kysely_on_pg: '4/4' },
+  process_key_keep_result: { url: '3/5', postgres_js: '3/5', kysely_on_pg: '6/6' },
+  process_position: { url: '3/5', postgres_js: '3/5', kysely_on_pg: '6/6' },
+  process_2: { url: '7/11', postgres_js: '7/11', kysely_on_pg: '12/13' },
+  batch_sequences: { url: '3/4', postgres_js: '3/4', kysely_on_pg: '5/5' },
+  batch_keys: { url: '3/4', postgres_js: '3/4', kysely_on_pg: '5/5' },
+  batch_duplicates: { url: '2/3', postgres_js: '2/3', kysely_on_pg: '4/4' },
+  transaction_1: { url: '3/3', postgres_js: '3/3', kysely_on_pg: '4/4' },
+  transaction_1_record: { url: '4/4', postgres_js: '4/4', kysely_on_pg: '5/5' },
+  transaction_2: { url: '7/10', postgres_js: '7/10', kysely_on_pg: '11/12' },
+  transaction_3: { url: '9/15', postgres_js: '9/15', kysely_on_pg: '14/19' },
+  transaction_2_reads_1: { url: '11/15', postgres_js: '11/15', kysely_on_pg: '16/18' },
+  transaction_1_reads_1: { url: '7/10', postgres_js: '7/10', kysely_on_pg: '10/11' },
+  transaction_reads_2: { url: '6/9', postgres_js: '6/9', kysely_on_pg: '8/10' },
+}
+
+const databases = shared(async (file) => {
+  // Two on one server, as people have them.
+  const [a, b, c] = await Promise.all(
+    (['a', 'b', 'a'] as const).map((server) => testDatabase(file, { server })),
+  )
+  if (!a || !b || !c) throw new Error('unreachable')
+  for (const { sql } of [a, b, c]) await sql.unsafe(tables)
+  return { a: a.url, b: b.url, c: c.url }
+})
+
+for (const target of targetNames) {
+  test(`No flow takes more round trips and messages than it did: ${target}`, async (t) => {
+    const counts = await countFlows(databases(), target)
+    const found = Object.entries(counts).map(([flow, { trips, messages }]) => [flow, `${trips}/${messages}`])
+    t.deepEqual(
+      Object.fromEntries(found),
+      Object.fromEntries(Object.entries(expected).map(([flow, of]) => [flow, of[target]])),
+    )
+  })
+}
