@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:fe8e41d87de24f263f7f16213ebd045811cf423d
+--! Hash: sha1:d05cefc02ef3a669bab33c315b9f13e633485399
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -2106,7 +2106,8 @@ set search_path = ''
 as $$
 begin
   return (select b.outcome
-            from once.branch_outcomes(branch_outcome.home, array[branch_outcome.transaction_id], array[branch_outcome.home_xid]) b);
+            from once.branch_outcomes(branch_outcome.home, array[branch_outcome.transaction_id],
+                                      array[branch_outcome.home_xid]) b);
 end
 $$;
 
@@ -2560,15 +2561,18 @@ begin
   get diagnostics v_heuristics = row_count;
   if v_count + v_heuristics = 0 then
     raise exception 'transaction % has no loss to acknowledge here', coalesce(acknowledge.transaction_id::text, 'null')
-      using errcode = 'ONARG', detail = 'Only losses that the audit has recorded, and heuristic outcomes, can be acknowledged.',
+      using errcode = 'ONARG',
+            detail = 'Only losses that the audit has recorded, and heuristic outcomes, can be acknowledged.',
             hint = 'select * from once.audit()';
   end if;
-  perform once.record_intervention('acknowledge', jsonb_build_object('transaction_id', acknowledge.transaction_id), acknowledge.reason);
+  perform once.record_intervention(
+    'acknowledge', jsonb_build_object('transaction_id', acknowledge.transaction_id), acknowledge.reason);
   perform once.ensure_durable();
   if v_count > 0 then
     update once.global_transaction g
        set (participants, database_ids) = (
-             select coalesce(array_agg(p.name order by p.n), '{}'), coalesce(array_agg(p.database_id order by p.n), '{}')
+             select coalesce(array_agg(p.name order by p.n), '{}'),
+                    coalesce(array_agg(p.database_id order by p.n), '{}')
                from unnest(g.participants, g.database_ids) with ordinality p (name, database_id, n)
               where not exists (select from once.loss l
                                  where l.transaction_id = g.transaction_id and l.kind = 'lost branch'
@@ -3175,9 +3179,9 @@ call once.allow('recover', 'judge_heuristic');
 --! EndIncluded operator/judge_heuristic.sql
 --! Included recovery/recover.sql
 -- A whole round of recovery inside Postgres, for this database: finishes its branches as their homes decided,
--- proves and purges its decisions by the handshake, and now and then compares its evidence with its homes. The same laws
--- and the same functions as the recovery in TypeScript (src/recovery/recovery.ts); both may run at once, and
--- several of each. By pg_cron: see docs/operations.md.
+-- proves and purges its decisions by the handshake, and now and then compares its evidence with its homes. The
+-- same laws and the same functions as the recovery in TypeScript (src/recovery/recovery.ts); both may run at once,
+-- and several of each. By pg_cron: see docs/operations.md.
 --
 -- Everything goes over dblink, this database's own part over a loopback connection: COMMIT PREPARED cannot run
 -- in a function; each reading needs a snapshot newer than the one before; and "proven" must be committed

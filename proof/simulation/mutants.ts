@@ -11,7 +11,7 @@ import { type Mutant, type Search, withMutant } from '../rig/mutants.ts'
 /*
  * Not here, since they change nothing that anybody could see:
  * - Prepared branches rolled back although the home did not confirm that its transaction is over. Where nothing was
- *   decided COMMIT was never sent, so nothing will be; the model says so, too (`redundant-confirmation` in spec/).
+ *   decided COMMIT was never sent, so nothing will be; the model says so, too (`redundant-confirmation` in proof/model/).
  * - A decision row that was refused, and not looked at when COMMIT was answered: the tag of that COMMIT is ROLLBACK.
  * - The tag of COMMIT not looked at: a transaction in which something failed is looked at before COMMIT, which then is
  *   refused. Tag and decision row together are the mutant `decision row ignored`.
@@ -211,7 +211,7 @@ export const mutants: readonly Mutant[] = [
         file: 'src/recovery/finishing.ts',
         find: "if (outcome === 'pending') report.pending += 1",
         replace:
-          "if (outcome === 'pending') report.pending += 1\n    if (report.unfinished.length > 0 || report.pending > 0 || decision === 'aborted') return",
+          "if (outcome === 'pending') report.pending += 1\n    if (report.unfinished.length > 0 || report.pending > 0 || outcome === 'aborted') return",
       },
     ],
   },

@@ -20,15 +20,18 @@ begin
   get diagnostics v_heuristics = row_count;
   if v_count + v_heuristics = 0 then
     raise exception 'transaction % has no loss to acknowledge here', coalesce(acknowledge.transaction_id::text, 'null')
-      using errcode = 'ONARG', detail = 'Only losses that the audit has recorded, and heuristic outcomes, can be acknowledged.',
+      using errcode = 'ONARG',
+            detail = 'Only losses that the audit has recorded, and heuristic outcomes, can be acknowledged.',
             hint = 'select * from once.audit()';
   end if;
-  perform once.record_intervention('acknowledge', jsonb_build_object('transaction_id', acknowledge.transaction_id), acknowledge.reason);
+  perform once.record_intervention(
+    'acknowledge', jsonb_build_object('transaction_id', acknowledge.transaction_id), acknowledge.reason);
   perform once.ensure_durable();
   if v_count > 0 then
     update once.global_transaction g
        set (participants, database_ids) = (
-             select coalesce(array_agg(p.name order by p.n), '{}'), coalesce(array_agg(p.database_id order by p.n), '{}')
+             select coalesce(array_agg(p.name order by p.n), '{}'),
+                    coalesce(array_agg(p.database_id order by p.n), '{}')
                from unnest(g.participants, g.database_ids) with ordinality p (name, database_id, n)
               where not exists (select from once.loss l
                                  where l.transaction_id = g.transaction_id and l.kind = 'lost branch'

@@ -6,7 +6,8 @@ set search_path = ''
 as $$
 begin
   return (select b.outcome
-            from once.branch_outcomes(branch_outcome.home, array[branch_outcome.transaction_id], array[branch_outcome.home_xid]) b);
+            from once.branch_outcomes(branch_outcome.home, array[branch_outcome.transaction_id],
+                                      array[branch_outcome.home_xid]) b);
 end
 $$;
 

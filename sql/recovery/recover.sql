@@ -1,7 +1,7 @@
 -- A whole round of recovery inside Postgres, for this database: finishes its branches as their homes decided,
--- proves and purges its decisions by the handshake, and now and then compares its evidence with its homes. The same laws
--- and the same functions as the recovery in TypeScript (src/recovery/recovery.ts); both may run at once, and
--- several of each. By pg_cron: see docs/operations.md.
+-- proves and purges its decisions by the handshake, and now and then compares its evidence with its homes. The
+-- same laws and the same functions as the recovery in TypeScript (src/recovery/recovery.ts); both may run at once,
+-- and several of each. By pg_cron: see docs/operations.md.
 --
 -- Everything goes over dblink, this database's own part over a loopback connection: COMMIT PREPARED cannot run
 -- in a function; each reading needs a snapshot newer than the one before; and "proven" must be committed

@@ -339,7 +339,7 @@ export async function checkLosses(session: Session, add: Add): Promise<void> {
     session,
     add,
     check,
-    `select count(*)::int4 as n, string_agg(distinct h.kind, ', ') as kinds from once.loss h where h.acknowledged_at is null`,
+    `select count(*)::int4 as n, string_agg(distinct l.kind, ', ') as kinds from once.loss l where l.acknowledged_at is null`,
   )
   if (row === undefined) return
   if (row.n === 0) return add({ check, status: 'ok', found: 'none that is not acknowledged' })

@@ -13,7 +13,7 @@ import { swallowed } from './explain.ts'
 
 export interface BranchSettings {
   readonly transactionId: string
-  /** As {@link Branch.database id}. */
+  /** As {@link Branch.databaseId}. */
   readonly databaseId: string
   /** Milliseconds; 0: none. */
   readonly lockTimeout: number

@@ -9,7 +9,7 @@ import { InvalidInputError } from '../errors.ts'
 
 /** What a global transaction's id says. */
 export interface GlobalId {
-  /** The database id of the home database (`once.database`). */
+  /** The id of the home database (`once.database`). */
   readonly home: string
   /** Random, version 4. */
   readonly transactionId: string

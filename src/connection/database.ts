@@ -27,7 +27,7 @@ export interface Database {
   /** One permit a connection; who holds one never waits long for the connection itself. */
   readonly permits: Semaphore
   /**
-   * The database id of the database (`once.database_id()`), asked once, and again where it is wanted `anew`; where `apart`,
+   * The id of the database (`once.database_id()`), asked once, and again where it is wanted `anew`; where `apart`,
    * over the connection of {@link connectApart}.
    *
    * @throws DatabaseError; AbortedError `CONNECTION_LOST` if there is no answer within `connectTimeout`
@@ -147,7 +147,7 @@ export async function withSession<T>(
 }
 
 /**
- * As {@link withSession}, in a transaction of its own under READ COMMITTED: whoever asks for decisions needs
+ * As {@link withSession}, in a transaction of its own under READ COMMITTED: whoever asks for outcomes needs
  * a new snapshot for each statement, whatever the sessions' default.
  */
 export async function withReadCommitted<T>(
@@ -183,7 +183,7 @@ export async function withReadCommitted<T>(
 }
 
 /**
- * As {@link withReadCommitted}, in the database that has this database id: one that has another by now, or that an
+ * As {@link withReadCommitted}, in the database that has this id: one that has another by now, or that an
  * address leads to by now, is refused (`ONIDN`), since it knows nothing of what is asked or told there.
  *
  * @see sql/recovery/assert_home.sql

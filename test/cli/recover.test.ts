@@ -29,7 +29,7 @@ test('in-doubt shows each branch with the decision of its home, and the line tha
   t.like(shown(pending.gid), { outcome: 'pending', type: null })
 
   const { stdout } = await pgonceCli(['in-doubt', ...named(pair)])
-  t.regex(stdout, /^DATABASE +DECISION +AGE +OWNER +HOME +TRANSACTION$/m)
+  t.regex(stdout, /^DATABASE +OUTCOME +AGE +OWNER +HOME +TRANSACTION$/m)
   t.regex(
     stdout,
     new RegExp(`^billing +committed +\\d+ s +postgres +orders +${committed.transactionId}$`, 'm'),
