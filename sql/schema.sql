@@ -1,4 +1,7 @@
 -- Every object of the schema, in the order in which they depend on each other.
+--!include role/privilege.sql
+--!include role/allow.sql
+--!include database/migration.sql
 --!include database/schema_version.sql
 --!include database/database.sql
 --!include database/intervention.sql
@@ -96,7 +99,7 @@
 --!include operator/heuristics.sql
 --!include operator/audit.sql
 --!include operator/health.sql
---!include role/check_role.sql
+--!include role/grant_kind.sql
 --!include role/grant_app.sql
 --!include role/grant_recover.sql
 --!include role/grant_monitor.sql

@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:dd0280ca8d1d0520756fd8909fbb1ba181c2c782
+--! Hash: sha1:0ca8a25c16aee2f7b0637897407c7aed6983974d
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -14,6 +14,53 @@ $$;
 
 --! Included schema.sql
 -- Every object of the schema, in the order in which they depend on each other.
+--! Included role/privilege.sql
+-- What each kind of role needs, a row for each object. The rows stand beside the objects: each file ends with
+-- `call once.allow(kinds, object)`, and once.grant_app() and its like grant what is here. Row by row it is the
+-- least that works: an application adds keys and never takes one back, a recoverer deletes what is proven.
+create table once.privilege (
+  kind text not null check (kind in ('app', 'recover', 'monitor', 'operator')),
+  object text not null,
+  -- As GRANT has them: `execute`, or `select, insert (scope)`.
+  privileges text not null,
+  primary key (kind, object)
+);
+
+comment on table once.privilege is
+  'What app, recover, monitor and operator may do, object by object: from here once.grant_app and its like grant.';
+--! EndIncluded role/privilege.sql
+--! Included role/allow.sql
+-- Internal: says beside an object which kinds of role need it, as in 'app, recover'; `owner` is nobody else. A routine
+-- is taken from PUBLIC, who by default may execute it.
+create procedure once.allow(kinds text, object text, privileges text default 'execute')
+language plpgsql
+set search_path = ''
+as $$
+begin
+  if allow.privileges = 'execute' then
+    execute format('revoke all on routine once.%I from public', allow.object);
+  end if;
+  insert into once.privilege (kind, object, privileges)
+  select k, allow.object, allow.privileges from regexp_split_to_table(allow.kinds, ', ') k where k <> 'owner'
+      on conflict on constraint privilege_pkey do update set privileges = excluded.privileges;
+end
+$$;
+
+comment on procedure once.allow(text, text, text) is
+  'Internal: notes what kinds of role need of an object, and takes a routine from PUBLIC.';
+call once.allow('owner', 'allow');
+call once.allow('app, recover, monitor', 'privilege', 'select');
+--! EndIncluded role/allow.sql
+--! Included database/migration.sql
+-- What was installed, a row for each file of migrations/committed/: written by the text that installs it.
+create table once.migration (
+  name text primary key,
+  installed_at timestamptz not null default clock_timestamp()
+);
+
+comment on table once.migration is 'The migrations of pgonce that were installed in this database, by name and time.';
+call once.allow('app, recover, monitor', 'migration', 'select');
+--! EndIncluded database/migration.sql
 --! Included database/schema_version.sql
 -- The version of this schema: the number of the newest migration in it. A client compares it with the
 -- version it was written for, so every migration replaces this function.
@@ -24,7 +71,7 @@ as $$ select 1 $$;
 
 comment on function once.schema_version() is
   'The number of the newest pgonce migration installed in this database.';
-revoke all on function once.schema_version() from public;
+call once.allow('app, recover, monitor', 'schema_version');
 --! EndIncluded database/schema_version.sql
 --! Included database/database.sql
 -- One row that names this database. The id stands in every gid, so that a branch can say which database
@@ -48,6 +95,8 @@ select c.system_identifier, d.oid
 
 comment on table once.database is
   'One row: the id of this database in gids, and the fingerprint that tells an original from a copy.';
+call once.allow('app, monitor', 'database', 'select');
+call once.allow('recover', 'database', 'select, update (purged_xid)');
 --! EndIncluded database/database.sql
 --! Included database/intervention.sql
 -- What people did by hand: every function that overrules the protocol writes here first, in the same
@@ -89,7 +138,9 @@ $$;
 
 comment on function once.record_intervention(text, jsonb, text) is
   'Internal: writes a row to once.intervention.';
-revoke all on function once.record_intervention(text, jsonb, text) from public;
+call once.allow('operator', 'record_intervention');
+call once.allow('recover, monitor', 'intervention', 'select');
+call once.allow('operator', 'intervention', 'insert (action, subject, reason)');
 --! EndIncluded database/intervention.sql
 --! Included database/check_name.sql
 -- Names (producer, scope, group, topic, owner) are keys of B-tree indexes, whose entries cannot exceed
@@ -112,7 +163,7 @@ $$;
 
 comment on function once.check_name(text, text) is
   'Internal: raises ONARG unless a name has 1 to 200 characters.';
-revoke all on function once.check_name(text, text) from public;
+call once.allow('app, recover', 'check_name');
 --! EndIncluded database/check_name.sql
 --! Included database/name.sql
 -- The type of names in tables that are updated with every message. A domain checks what is assigned; a CHECK
@@ -140,7 +191,7 @@ end
 $$;
 
 comment on function once.assert_primary() is 'Internal: raises ONSTB on a standby.';
-revoke all on function once.assert_primary() from public;
+call once.allow('app, recover, monitor', 'assert_primary');
 --! EndIncluded database/assert_primary.sql
 --! Included database/database_id.sql
 -- The id of this database, after checking that the database is the one that the id was made for. The
@@ -176,7 +227,7 @@ $$;
 
 comment on function once.database_id() is
   'The id of this database as it stands in gids; raises ONCPY in a copied database.';
-revoke all on function once.database_id() from public;
+call once.allow('app, recover, monitor', 'database_id');
 --! EndIncluded database/database_id.sql
 --! Included ledger/ensure_durable.sql
 -- Whoever claims a message tells somebody (a broker, a webhook's sender) that it is done once the
@@ -195,7 +246,7 @@ $$;
 
 comment on function once.ensure_durable() is
   'Internal: turns synchronous_commit on for the current transaction if it is off.';
-revoke all on function once.ensure_durable() from public;
+call once.allow('app, operator', 'ensure_durable');
 --! EndIncluded ledger/ensure_durable.sql
 --! Included ledger/gap_limit.sql
 -- How many gaps a producer may have: the one setting that operators change in the table itself. A domain, for
@@ -231,6 +282,8 @@ select p.producer, p.epoch, p.watermark,
 
 comment on view once.producers is
   'Per producer: epoch, watermark, how many gaps are open, the highest sequence claimed, the limit of gaps.';
+call once.allow('app', 'producer', 'select, insert (producer, epoch), update (epoch, watermark, ahead)');
+call once.allow('app, monitor', 'producers', 'select');
 --! EndIncluded ledger/producer.sql
 --! Included ledger/claim_run.sql
 -- The fast path of an ordered stream, for one message or a whole batch: the next sequences, from "first" to
@@ -260,7 +313,7 @@ $$;
 
 comment on function once.claim_run(text, bigint, bigint, integer) is
   'Claims the sequences first to last if they follow the producer''s watermark: true if all are claimed, false if none is.';
-revoke all on function once.claim_run(text, bigint, bigint, integer) from public;
+call once.allow('app', 'claim_run');
 --! EndIncluded ledger/claim_run.sql
 --! Included ledger/claim_batch.sql
 -- Claims a batch of sequences of one producer and returns those that are new, once each, ascending.
@@ -394,7 +447,7 @@ $$;
 
 comment on function once.claim_batch(text, bigint[], integer, boolean) is
   'Claims sequences of a producer and returns the new ones, once each: select * from once.claim_batch(''shop-7'', array[41, 42]).';
-revoke all on function once.claim_batch(text, bigint[], integer, boolean) from public;
+call once.allow('app', 'claim_batch');
 --! EndIncluded ledger/claim_batch.sql
 --! Included ledger/claim.sql
 -- Claims one message of an ordered producer. The answer is 'claimed' (process it, in this transaction)
@@ -421,7 +474,7 @@ $$;
 
 comment on function once.claim(text, bigint, integer, boolean) is
   'Claims one message by producer and sequence: select once.claim(''shop-7'', 41) answers claimed or duplicate.';
-revoke all on function once.claim(text, bigint, integer, boolean) from public;
+call once.allow('app', 'claim');
 --! EndIncluded ledger/claim.sql
 --! Included ledger/set_watermark.sql
 -- For operators: counts everything up to a sequence as processed. Closes gaps whose messages will never
@@ -469,7 +522,7 @@ $$;
 
 comment on function once.set_watermark(text, bigint, text) is
   'Operator: counts all sequences of a producer up to this one as processed, and records who and why.';
-revoke all on function once.set_watermark(text, bigint, text) from public;
+call once.allow('owner', 'set_watermark');
 --! EndIncluded ledger/set_watermark.sql
 --! Included ledger/scope.sql
 -- The scopes of the ledger by key, with their retention. The horizon is stored and only moves forward:
@@ -483,6 +536,8 @@ create table once.scope (
 
 comment on table once.scope is
   'Scopes of the key ledger: retention (null: keep for ever) and horizon (older keys are answered expired).';
+call once.allow('app', 'scope', 'select, insert (scope)');
+call once.allow('recover, monitor', 'scope', 'select');
 --! EndIncluded ledger/scope.sql
 --! Included ledger/message.sql
 -- The ledger by key. A key is kept as the first 16 bytes of SHA-256 over scope and key: constant size
@@ -538,6 +593,9 @@ insert into once.message_floor (day) values ('-infinity');
 
 comment on table once.message_floor is
   'One row: the first day whose partition was not dropped; older messages are answered expired.';
+call once.allow('app', 'message', 'select, insert, update (result)');
+call once.allow('app', 'message_timeless', 'select, insert, update (result)');
+call once.allow('app, monitor', 'message_floor', 'select');
 --! EndIncluded ledger/message.sql
 --! Included ledger/expired_claim.sql
 -- Claims that were answered 'expired': messages that came later than their scope remembers keys, so their
@@ -578,6 +636,8 @@ select s.scope,
 
 comment on view once.expired_claims is
   'Scopes of the key ledger whose claims were answered expired within a day: how many, when, the oldest message''s day, and the horizon.';
+call once.allow('app', 'expired_claim', 'insert (scope_id, claims, oldest_day)');
+call once.allow('recover, monitor', 'expired_claims', 'select');
 --! EndIncluded ledger/expired_claim.sql
 --! Included ledger/message_digest.sql
 -- The identity of a key: no text contains a zero byte, so (scope, key) cannot be cut in two ways.
@@ -592,7 +652,7 @@ $$;
 
 comment on function once.message_digest(text, text) is
   'The first 16 bytes of SHA-256 over scope, a zero byte and key: how the ledger remembers a key.';
-revoke all on function once.message_digest(text, text) from public;
+call once.allow('app', 'message_digest');
 --! EndIncluded ledger/message_digest.sql
 --! Included ledger/message_time.sql
 -- The time that a key itself carries: a UUIDv7 (RFC 9562, 5.7) says so in its version bits; a ULID is 26
@@ -626,7 +686,7 @@ $$;
 
 comment on function once.message_time(text) is
   'The time in a UUIDv7 or ULID (2010 to 2100), else null.';
-revoke all on function once.message_time(text) from public;
+call once.allow('app', 'message_time');
 --! EndIncluded ledger/message_time.sql
 --! Included ledger/ensure_partition.sql
 -- Makes sure that the partition of a day exists; false if that day was dropped, so its messages are
@@ -679,7 +739,7 @@ $$;
 
 comment on function once.ensure_partition(date) is
   'Creates the key ledger''s partition of a day if it is missing; false if that day was dropped already.';
-revoke all on function once.ensure_partition(date) from public;
+call once.allow('app', 'ensure_partition');
 --! EndIncluded ledger/ensure_partition.sql
 --! Included ledger/open_scope.sql
 -- Internal: the scope's row, made at first use.
@@ -701,7 +761,7 @@ end
 $$;
 
 comment on function once.open_scope(text) is 'Internal: the row of a scope, created at first use.';
-revoke all on function once.open_scope(text) from public;
+call once.allow('app', 'open_scope');
 --! EndIncluded ledger/open_scope.sql
 --! Included ledger/claim_key_batch.sql
 -- Claims messages by key: webhook deliveries, payments, anything with an id but no order. Answers one
@@ -864,7 +924,7 @@ $$;
 
 comment on function once.claim_key_batch(text, text[], timestamptz[], bytea[]) is
   'Claims messages by key, one answer a key (claimed, duplicate, expired): select * from once.claim_key_batch(''stripe'', array[''evt_1'']).';
-revoke all on function once.claim_key_batch(text, text[], timestamptz[], bytea[]) from public;
+call once.allow('app', 'claim_key_batch');
 --! EndIncluded ledger/claim_key_batch.sql
 --! Included ledger/claim_key.sql
 -- Claims one message by key; see once.claim_key_batch for the answers and why they hold.
@@ -913,7 +973,7 @@ $$;
 
 comment on function once.claim_key(text, text, timestamptz, bytea) is
   'Claims one message by scope and key: select * from once.claim_key(''stripe'', ''evt_1'') answers claimed, duplicate or expired.';
-revoke all on function once.claim_key(text, text, timestamptz, bytea) from public;
+call once.allow('app', 'claim_key');
 --! EndIncluded ledger/claim_key.sql
 --! Included ledger/keep_result.sql
 -- Keeps the result of a message beside its claim, so that a duplicate gets the first one's answer. Kept
@@ -949,7 +1009,7 @@ $$;
 
 comment on function once.keep_result(text, text, jsonb, timestamptz) is
   'Keeps the result of a claimed key for its duplicates; call it in the claiming transaction.';
-revoke all on function once.keep_result(text, text, jsonb, timestamptz) from public;
+call once.allow('app', 'keep_result');
 --! EndIncluded ledger/keep_result.sql
 --! Included ledger/set_retention.sql
 -- How long a scope remembers its keys; null: for ever. Takes effect at the next once.expire(). A longer
@@ -973,7 +1033,7 @@ $$;
 
 comment on function once.set_retention(text, interval) is
   'Sets how long a scope of the key ledger remembers its keys (null: for ever); applied by once.expire().';
-revoke all on function once.set_retention(text, interval) from public;
+call once.allow('owner', 'set_retention');
 --! EndIncluded ledger/set_retention.sql
 --! Included ledger/expire.sql
 -- One bounded step of retention: moves the horizons of scopes that have a retention, deletes a batch of
@@ -1119,7 +1179,7 @@ $$;
 
 comment on function once.expire(integer) is
   'One step of retention (horizons, partitions, timeless keys): select * from once.expire(); again while a row says more.';
-revoke all on function once.expire(integer) from public;
+call once.allow('recover', 'expire');
 --! EndIncluded ledger/expire.sql
 --! Included position/consumer_position.sql
 -- Where each consumer group stands, kept beside the results so that both move in one commit. A position
@@ -1165,6 +1225,15 @@ select o.consumer_group, o.topic, o.partition, o."position", o.token, e.end_posi
 
 comment on view once.lag is
   'Per group and partition: position, reported end, lag in messages, owner, epoch, time since the position moved.';
+call once.allow('app', 'consumer_position',
+  'select, insert (consumer_group, topic, partition, epoch, owner, taken_at),
+   update ("position", token, epoch, owner, taken_at, updated_at)');
+call once.allow('monitor', 'consumer_position', 'select');
+call once.allow('app', 'topic_end',
+  'select, insert (topic, partition, end_position),
+   update (end_position, updated_at)');
+call once.allow('monitor', 'topic_end', 'select');
+call once.allow('app, monitor', 'lag', 'select');
 --! EndIncluded position/consumer_position.sql
 --! Included position/take_partition.sql
 -- Takes a partition for a consumer: bumps the epoch, which fences whoever had it, and returns where to
@@ -1204,7 +1273,7 @@ $$;
 
 comment on function once.take_partition(text, text, integer, text) is
   'Takes a partition: fences the previous owner and returns the new epoch and the position to go on from (null: from the start).';
-revoke all on function once.take_partition(text, text, integer, text) from public;
+call once.allow('app', 'take_partition');
 --! EndIncluded position/take_partition.sql
 --! Included position/explain_position.sql
 -- Internal: says why a position could not be moved. Called after the compare-and-set found no row.
@@ -1247,7 +1316,7 @@ $$;
 
 comment on function once.explain_position(text, text, integer, integer, text, text) is
   'Internal: raises ONTKN, ONFEN or ONCAS for a position that could not be moved.';
-revoke all on function once.explain_position(text, text, integer, integer, text, text) from public;
+call once.allow('app', 'explain_position');
 --! EndIncluded position/explain_position.sql
 --! Included position/advance.sql
 -- Moves a numeric position: compare and set, in the transaction that holds the results. Needs the
@@ -1285,7 +1354,7 @@ $$;
 
 comment on function once.advance(text, text, integer, integer, bigint, bigint) is
   'Moves a position from expected to next (the next message to read) if the epoch is current; else ONFEN, ONCAS or ONTKN.';
-revoke all on function once.advance(text, text, integer, integer, bigint, bigint) from public;
+call once.allow('app', 'advance');
 --! EndIncluded position/advance.sql
 --! Included position/advance_token.sql
 -- Moves an opaque position; as once.advance, but a token has no order, so nothing is said of moving back.
@@ -1320,7 +1389,7 @@ $$;
 
 comment on function once.advance_token(text, text, integer, integer, text, text) is
   'Moves an opaque position from expected to next if the epoch is current; else ONFEN, ONCAS or ONTKN.';
-revoke all on function once.advance_token(text, text, integer, integer, text, text) from public;
+call once.allow('app', 'advance_token');
 --! EndIncluded position/advance_token.sql
 --! Included position/read_position.sql
 -- Reads a position without taking the partition.
@@ -1338,7 +1407,7 @@ $$;
 
 comment on function once.read_position(text, text, integer) is
   'The position, epoch and owner of a partition; no row if it was never taken.';
-revoke all on function once.read_position(text, text, integer) from public;
+call once.allow('app, monitor', 'read_position');
 --! EndIncluded position/read_position.sql
 --! Included position/reset_position.sql
 -- For operators: sets a position by hand, also backwards. Bumps the epoch, so that a consumer which is
@@ -1386,7 +1455,7 @@ $$;
 
 comment on function once.reset_position(text, text, integer, bigint, text, text) is
   'Operator: sets a position by hand, fences the running consumer, records who and why; returns the new epoch.';
-revoke all on function once.reset_position(text, text, integer, bigint, text, text) from public;
+call once.allow('owner', 'reset_position');
 --! EndIncluded position/reset_position.sql
 --! Included position/report_end.sql
 -- Tells where a partition ends, for once.lag. Never moves back, so reports may arrive in any order.
@@ -1413,7 +1482,7 @@ $$;
 
 comment on function once.report_end(text, integer, bigint) is
   'Reports the end of a partition (the position after its last message) for the view once.lag.';
-revoke all on function once.report_end(text, integer, bigint) from public;
+call once.allow('app', 'report_end');
 --! EndIncluded position/report_end.sql
 --! Included commit/global_transaction.sql
 -- The decisions. A row is inserted by the home's own transaction, so it is visible exactly if that
@@ -1441,6 +1510,10 @@ create index global_transaction_confirmed on once.global_transaction (confirmed_
 
 comment on table once.global_transaction is
   'Home: one row a committed global transaction, until every branch is proven to have committed.';
+call once.allow('app', 'global_transaction', 'select, insert (transaction_id, participants, database_ids)');
+call once.allow('recover', 'global_transaction', 'select, update (proven_at, confirmed_at), delete');
+call once.allow('monitor', 'global_transaction', 'select');
+call once.allow('operator', 'global_transaction', 'update (participants, database_ids)');
 --! EndIncluded commit/global_transaction.sql
 --! Included commit/evidence.sql
 -- What a branch leaves behind: inserted in the branch's own transaction, so it exists exactly if the
@@ -1454,6 +1527,9 @@ create table once.evidence (
 
 comment on table once.evidence is
   'Participant: one row a committed branch, until the home has confirmed the transaction.';
+call once.allow('app', 'evidence', 'select, insert (transaction_id, home, participant)');
+call once.allow('recover', 'evidence', 'select, delete');
+call once.allow('monitor', 'evidence', 'select');
 --! EndIncluded commit/evidence.sql
 --! Included recovery/loss.sql
 -- Losses: one side committed, the other did not, and no protocol can repair that any more. Found by the
@@ -1471,6 +1547,9 @@ create table once.loss (
 
 comment on table once.loss is
   'Losses found by the audit. lost branch: the home committed, the participant did not. lost decision: the reverse.';
+call once.allow('recover', 'loss', 'select, insert');
+call once.allow('monitor', 'loss', 'select');
+call once.allow('operator', 'loss', 'update (acknowledged_at)');
 --! EndIncluded recovery/loss.sql
 --! Included operator/heuristic.sql
 -- Heuristic outcomes: branches that a person finished without their home's decision, because the home is gone
@@ -1497,6 +1576,11 @@ create table once.heuristic (
 
 comment on table once.heuristic is
   'Participant: branches finished by hand without a decision (once.force): which way, who, when, why, and what the home said later.';
+call once.allow('recover', 'heuristic', 'select, update (decided, done, judged_at)');
+call once.allow('monitor', 'heuristic', 'select');
+call once.allow('operator', 'heuristic',
+  'insert (gid, transaction_id, home, home_xid, participant, owner, outcome, reason),
+   update (outcome, reason, acknowledged_at)');
 --! EndIncluded operator/heuristic.sql
 --! Included recovery/recovery.sql
 -- When somebody last recovered here: without it, an operator who sees a branch in doubt cannot tell "not yet"
@@ -1513,6 +1597,8 @@ insert into once.recovery default values;
 
 comment on table once.recovery is
   'One row: when a recoverer last looked after this database, and who it was.';
+call once.allow('recover', 'recovery', 'select, update (recovered_at, recovered_by, audited_at)');
+call once.allow('monitor', 'recovery', 'select');
 --! EndIncluded recovery/recovery.sql
 --! Included recovery/peer.sql
 -- How this database reaches the others, for recovery inside Postgres: a foreign server by database id. The user
@@ -1526,6 +1612,10 @@ create table once.peer (
 
 comment on table once.peer is
   'The foreign server by which dblink reaches the database with this id; see once.add_peer.';
+call once.allow('recover, monitor', 'peer', 'select');
+call once.allow('operator', 'peer',
+  'insert (database_id, server),
+   update (server, added_at, added_by), delete');
 --! EndIncluded recovery/peer.sql
 --! Included commit/open.sql
 -- Marks the current transaction as part of a global one and bounds what it may hold up: a coordinator
@@ -1559,7 +1649,7 @@ $$;
 
 comment on procedure once.open(uuid, integer, integer) is
   'First statement of a branch: marks the transaction with its global id and sets its lock and idle timeouts (ms).';
-revoke all on procedure once.open(uuid, integer, integer) from public;
+call once.allow('app', 'open');
 --! EndIncluded commit/open.sql
 --! Included commit/assert_branch.sql
 -- Raises unless the current transaction is the one that once.open marked, still under the role it began
@@ -1593,7 +1683,7 @@ $$;
 
 comment on function once.assert_branch(uuid) is
   'True inside the marked transaction; raises ONEND if it is over, ONROL if the role changed.';
-revoke all on function once.assert_branch(uuid) from public;
+call once.allow('app', 'assert_branch');
 
 -- The last word before a COMMIT in one phase, in one text with it. Deferred triggers have run by then (set constraints
 -- all immediate stands before it, outside of a function, since it runs them under the function's search_path), so
@@ -1610,7 +1700,7 @@ $$;
 
 comment on function once.seal(uuid) is
   'Last statement before COMMIT: as once.assert_branch, and the commit waits for its flush.';
-revoke all on function once.seal(uuid) from public;
+call once.allow('app', 'seal');
 --! EndIncluded commit/assert_branch.sql
 --! Included commit/vote.sql
 -- A participant's vote, right before PREPARE TRANSACTION: false if this branch wrote nothing (commit it
@@ -1653,7 +1743,7 @@ $$;
 
 comment on function once.vote(uuid, uuid, text, uuid) is
   'Participant, before PREPARE: false if it wrote nothing; else inserts the evidence of the branch and returns true.';
-revoke all on function once.vote(uuid, uuid, text, uuid) from public;
+call once.allow('app', 'vote');
 --! EndIncluded commit/vote.sql
 --! Included commit/begin_global.sql
 -- The home's part, right before the others prepare: records the decision that its own COMMIT will make,
@@ -1709,7 +1799,7 @@ $$;
 
 comment on function once.begin_global(uuid, text[], uuid[], uuid) is
   'Home, before the others prepare: inserts the decision row and returns the home''s xid for the gids (null: nothing written).';
-revoke all on function once.begin_global(uuid, text[], uuid[], uuid) from public;
+call once.allow('app', 'begin_global');
 --! EndIncluded commit/begin_global.sql
 --! Included recovery/assert_home.sql
 -- Internal: raises unless this database may answer for a home, now, in this transaction.
@@ -1735,7 +1825,7 @@ $$;
 
 comment on function once.assert_home(uuid) is
   'Internal: raises ONSTB on a standby, ONISO under a frozen snapshot, ONIDN in another database.';
-revoke all on function once.assert_home(uuid) from public;
+call once.allow('app, recover, monitor', 'assert_home');
 --! EndIncluded recovery/assert_home.sql
 --! Included recovery/decode_gid.sql
 -- Takes gids apart, ours and other managers': the only place in SQL that knows gid formats. (Ours is built
@@ -1785,7 +1875,7 @@ $$;
 
 comment on function once.decode_gids(text[]) is
   'Takes gids apart, a row each in no order: manager, global id, participant, and for ours the home; see once.decode_gid.';
-revoke all on function once.decode_gids(text[]) from public;
+call once.allow('app, recover, monitor', 'decode_gids');
 
 create function once.decode_gid(
   gid text,
@@ -1809,7 +1899,7 @@ $$;
 
 comment on function once.decode_gid(text) is
   'Takes a gid apart: manager (pgonce, pgjdbc or psycopg, flink, citus, … or unknown), global id, participant, and for ours the home.';
-revoke all on function once.decode_gid(text) from public;
+call once.allow('app, recover, monitor', 'decode_gid');
 
 -- Internal: the formats of others. Sources:
 --   XA       <format id>_<gtrid>_<bqual>, base64: RecoveredXid of pgjdbc, Xid of psycopg; who manages the
@@ -1888,7 +1978,7 @@ $$;
 
 comment on function once.decode_foreign_gid(text) is
   'Internal: takes the gid of another manager apart; see once.decode_gid.';
-revoke all on function once.decode_foreign_gid(text) from public;
+call once.allow('app, recover, monitor', 'decode_foreign_gid');
 --! EndIncluded recovery/decode_gid.sql
 --! Included recovery/branch_outcomes.sql
 -- What became of global transactions, asked at their home:
@@ -1974,7 +2064,7 @@ $$;
 
 comment on function once.branch_outcomes(uuid, uuid[], xid8[]) is
   'Home: once.branch_outcome for many branches at once.';
-revoke all on function once.branch_outcomes(uuid, uuid[], xid8[]) from public;
+call once.allow('app, recover, monitor', 'branch_outcomes');
 --! EndIncluded recovery/branch_outcomes.sql
 --! Included recovery/branch_outcome.sql
 -- What became of one global transaction, asked at its home: committed, aborted or pending. The law, and why
@@ -1992,7 +2082,7 @@ $$;
 
 comment on function once.branch_outcome(uuid, uuid, xid8) is
   'Home: committed, aborted or pending, for a branch in doubt (arguments from its gid). Conclusive at any moment.';
-revoke all on function once.branch_outcome(uuid, uuid, xid8) from public;
+call once.allow('app, recover, monitor', 'branch_outcome');
 --! EndIncluded recovery/branch_outcome.sql
 --! Included recovery/gid_outcome.sql
 -- For operators at the home: what became of the transaction that a gid, or an application's id, names.
@@ -2016,7 +2106,7 @@ $$;
 
 comment on function once.gid_outcome(text) is
   'Home: committed, aborted or pending for a gid: select once.gid_outcome(''once:1:…''). Elsewhere: see once.ask_home.';
-revoke all on function once.gid_outcome(text) from public;
+call once.allow('recover, monitor', 'gid_outcome');
 --! EndIncluded recovery/gid_outcome.sql
 --! Included recovery/outcome.sql
 -- What became of a global transaction, asked by an application that lost the connection. As once.branch_outcome,
@@ -2040,7 +2130,7 @@ $$;
 
 comment on function once.outcome(uuid, uuid, xid8) is
   'Home: committed, aborted, pending or purged (cleaned up too long ago to tell) for an application''s question.';
-revoke all on function once.outcome(uuid, uuid, xid8) from public;
+call once.allow('app, recover', 'outcome');
 --! EndIncluded recovery/outcome.sql
 --! Included recovery/may_vote.sql
 -- Internal: whether a role can have prepared a branch of ours. Every branch inserted its evidence with
@@ -2055,7 +2145,7 @@ as $$
 $$;
 
 comment on function once.may_vote(name) is 'Internal: whether a role may vote, without which no prepared transaction of it is ours.';
-revoke all on function once.may_vote(name) from public;
+call once.allow('app, recover, monitor', 'may_vote');
 
 -- Internal: whether the current user can finish what a role has prepared: only the owner or a superuser may; a
 -- member must SET ROLE, since 16 a privilege of its own.
@@ -2069,7 +2159,7 @@ as $$
 $$;
 
 comment on function once.may_finish(name) is 'Internal: whether the current user may finish what this role has prepared.';
-revoke all on function once.may_finish(name) from public;
+call once.allow('app, recover, monitor', 'may_finish');
 --! EndIncluded recovery/may_vote.sql
 --! Included recovery/branch.sql
 -- What recovery reads, often, so it is lean: this database's prepared transactions that carry our prefix. The
@@ -2103,6 +2193,7 @@ select p.gid,
 
 comment on view once.branch is
   'Prepared transactions of this database with pgonce''s prefix: gid taken apart, owner, age, whether it is ours and whether you may finish it.';
+call once.allow('app, recover, monitor', 'branch', 'select');
 --! EndIncluded recovery/branch.sql
 --! Included recovery/unproven.sql
 -- Purging, step 1 (home): decisions whose branches are not proven yet, oldest first, a page at a time.
@@ -2131,7 +2222,7 @@ $$;
 
 comment on function once.unproven(integer, timestamptz, uuid) is
   'Home: decisions whose branches are not all proven, oldest first, after the given one.';
-revoke all on function once.unproven(integer, timestamptz, uuid) from public;
+call once.allow('recover, monitor', 'unproven');
 --! EndIncluded recovery/unproven.sql
 --! Included recovery/find_evidence.sql
 -- Purging, step 2 (participant): which of these transactions committed their branch here.
@@ -2148,7 +2239,7 @@ $$;
 
 comment on function once.find_evidence(uuid[]) is
   'Participant: those of the given transactions whose branch committed in this database.';
-revoke all on function once.find_evidence(uuid[]) from public;
+call once.allow('app, recover', 'find_evidence');
 --! EndIncluded recovery/find_evidence.sql
 --! Included recovery/mark_proven.sql
 -- Purging, step 3 (home): every participant's evidence of these transactions was seen.
@@ -2173,7 +2264,7 @@ $$;
 
 comment on function once.mark_proven(uuid[]) is
   'Home: marks decisions whose evidence was seen at every participant; returns how many were new.';
-revoke all on function once.mark_proven(uuid[]) from public;
+call once.allow('recover', 'mark_proven');
 --! EndIncluded recovery/mark_proven.sql
 --! Included recovery/proven.sql
 -- Purging, step 4 (home): proven decisions that nobody is likely to ask about any more, to be confirmed: their
@@ -2208,7 +2299,7 @@ $$;
 
 comment on function once.proven(integer, interval, timestamptz, uuid) is
   'Home: decisions that were proven longer ago than keep (5 minutes), whose evidence is to be confirmed, oldest first, after the given one.';
-revoke all on function once.proven(integer, interval, timestamptz, uuid) from public;
+call once.allow('recover', 'proven');
 --! EndIncluded recovery/proven.sql
 --! Included recovery/mark_confirmed.sql
 -- Purging, step 5 (home): every participant's evidence was seen once more. Must be durable before any evidence
@@ -2235,7 +2326,7 @@ $$;
 
 comment on function once.mark_confirmed(uuid[]) is
   'Home: marks proven decisions whose evidence was seen once more at every participant; returns how many were new.';
-revoke all on function once.mark_confirmed(uuid[]) from public;
+call once.allow('recover', 'mark_confirmed');
 --! EndIncluded recovery/mark_confirmed.sql
 --! Included recovery/confirmed.sql
 -- Purging, step 6 (home): decisions that were confirmed a while ago, whose evidence may be deleted. Not at once: a
@@ -2269,7 +2360,7 @@ $$;
 
 comment on function once.confirmed(integer, interval, timestamptz, uuid) is
   'Home: decisions that were confirmed longer ago than keep (5 minutes), whose evidence may be deleted, oldest first, after the given one.';
-revoke all on function once.confirmed(integer, interval, timestamptz, uuid) from public;
+call once.allow('recover', 'confirmed');
 --! EndIncluded recovery/confirmed.sql
 --! Included recovery/delete_evidence.sql
 -- Purging, step 7 (participant): the home has confirmed these. Durable, or the evidence could come
@@ -2301,7 +2392,7 @@ $$;
 
 comment on function once.delete_evidence(uuid, uuid[]) is
   'Participant: deletes evidence of transactions that their home has confirmed.';
-revoke all on function once.delete_evidence(uuid, uuid[]) from public;
+call once.allow('recover', 'delete_evidence');
 --! EndIncluded recovery/delete_evidence.sql
 --! Included recovery/purge.sql
 -- Purging, step 8 (home): the evidence is gone everywhere, so is the row. Raises the mark that makes
@@ -2333,7 +2424,7 @@ $$;
 
 comment on function once.purge(uuid[]) is
   'Home: deletes confirmed decisions, whose evidence is gone; returns how many.';
-revoke all on function once.purge(uuid[]) from public;
+call once.allow('recover', 'purge');
 --! EndIncluded recovery/purge.sql
 --! Included recovery/evidence_page.sql
 -- The audit's page of evidence (participant): every branch that committed here and is not purged.
@@ -2361,7 +2452,7 @@ $$;
 
 comment on function once.evidence_page(integer, uuid) is
   'Participant: a page of the evidence in this database, by transaction id.';
-revoke all on function once.evidence_page(integer, uuid) from public;
+call once.allow('recover', 'evidence_page');
 --! EndIncluded recovery/evidence_page.sql
 --! Included recovery/find_decisions.sql
 -- The audit's question to a home: which of these decisions do you still have, are they proven, and confirmed?
@@ -2380,7 +2471,7 @@ $$;
 
 comment on function once.find_decisions(uuid[]) is
   'Home: those of the given transactions that have a decision row here, and whether it is proven, and confirmed.';
-revoke all on function once.find_decisions(uuid[]) from public;
+call once.allow('recover', 'find_decisions');
 --! EndIncluded recovery/find_decisions.sql
 --! Included recovery/record_loss.sql
 -- Records a loss that the audit found; once, however many auditors find it. True if it is new.
@@ -2414,7 +2505,7 @@ $$;
 
 comment on function once.record_loss(uuid, text, uuid, text) is
   'Records that a decision (lost decision) or a branch (lost branch) was lost; true if it was not known yet.';
-revoke all on function once.record_loss(uuid, text, uuid, text) from public;
+call once.allow('recover', 'record_loss');
 --! EndIncluded recovery/record_loss.sql
 --! Included recovery/acknowledge.sql
 -- For operators: acknowledges a loss or a heuristic outcome after it was looked into, so that the audit is silent
@@ -2470,7 +2561,7 @@ $$;
 
 comment on function once.acknowledge(uuid, text) is
   'Operator: acknowledges a recorded loss or a heuristic outcome, removes what is left of it here, records who and why.';
-revoke all on function once.acknowledge(uuid, text) from public;
+call once.allow('operator', 'acknowledge');
 --! EndIncluded recovery/acknowledge.sql
 --! Included database/renew_database_id.sql
 -- For a copy of a database whose original lives on: takes a new id. Decisions and evidence in the copy
@@ -2512,7 +2603,7 @@ $$;
 
 comment on function once.renew_database_id(text) is
   'Gives a copied database an id of its own and drops the original''s decisions and evidence from it.';
-revoke all on function once.renew_database_id(text) from public;
+call once.allow('owner', 'renew_database_id');
 --! EndIncluded database/renew_database_id.sql
 --! Included database/adopt_database_id.sql
 -- For a database that replaces its original for good (dump and restore, pg_upgrade): keeps the id, so
@@ -2538,7 +2629,7 @@ $$;
 
 comment on function once.adopt_database_id(text) is
   'Keeps the database id in a database that has replaced its original for good (dump and restore, pg_upgrade).';
-revoke all on function once.adopt_database_id(text) from public;
+call once.allow('owner', 'adopt_database_id');
 --! EndIncluded database/adopt_database_id.sql
 --! Included recovery/stamp_recovery.sql
 -- A recoverer looks several times a second; this writes every few seconds at most, and does not wait for the
@@ -2567,7 +2658,7 @@ $$;
 
 comment on function once.stamp_recovery(text, boolean) is
   'Recoverer: notes in once.recovery that it looked after this database; writes every 5 seconds at most.';
-revoke all on function once.stamp_recovery(text, boolean) from public;
+call once.allow('recover', 'stamp_recovery');
 --! EndIncluded recovery/stamp_recovery.sql
 --! Included recovery/dblink_schema.sql
 -- Internal: the schema that dblink was installed into, quoted. It may be any, and ours are called with an empty
@@ -2593,7 +2684,7 @@ end
 $$;
 
 comment on function once.dblink_schema() is 'Internal: the schema of the extension dblink; raises ONEXT if it is not installed.';
-revoke all on function once.dblink_schema() from public;
+call once.allow('recover', 'dblink_schema');
 --! EndIncluded recovery/dblink_schema.sql
 --! Included recovery/remote.sql
 -- Internal: runs a query over a dblink connection. It must return one column of type text, so that one
@@ -2624,7 +2715,7 @@ $$;
 
 comment on function once.remote(text, text) is
   'Internal: a query with one column of type text over a dblink connection.';
-revoke all on function once.remote(text, text) from public;
+call once.allow('recover', 'remote');
 --! EndIncluded recovery/remote.sql
 --! Included recovery/remote_exec.sql
 -- Internal: runs a statement over a dblink connection, in no transaction block: so it may be COMMIT PREPARED.
@@ -2651,7 +2742,7 @@ end
 $$;
 
 comment on function once.remote_exec(text, text) is 'Internal: a statement over a dblink connection; returns its command tag.';
-revoke all on function once.remote_exec(text, text) from public;
+call once.allow('recover', 'remote_exec');
 --! EndIncluded recovery/remote_exec.sql
 --! Included recovery/disconnect.sql
 -- Internal: closes a dblink connection if it is open.
@@ -2671,7 +2762,7 @@ end
 $$;
 
 comment on function once.disconnect(text) is 'Internal: closes a dblink connection if it is open.';
-revoke all on function once.disconnect(text) from public;
+call once.allow('recover', 'disconnect');
 --! EndIncluded recovery/disconnect.sql
 --! Included recovery/prepare_connection.sql
 -- Internal: what every connection of ours begins with. Names mean what they mean here; each statement sees what
@@ -2695,7 +2786,7 @@ end
 $$;
 
 comment on function once.prepare_connection(text) is 'Internal: session settings of a dblink connection.';
-revoke all on function once.prepare_connection(text) from public;
+call once.allow('recover', 'prepare_connection');
 --! EndIncluded recovery/prepare_connection.sql
 --! Included recovery/quote_conninfo.sql
 -- Internal: quotes a value for a libpq connection string. No backslash is written as such: in a literal it means
@@ -2708,7 +2799,7 @@ as $$
 $$;
 
 comment on function once.quote_conninfo(text) is 'Internal: quotes a value for a libpq connection string.';
-revoke all on function once.quote_conninfo(text) from public;
+call once.allow('recover', 'quote_conninfo');
 --! EndIncluded recovery/quote_conninfo.sql
 --! Included recovery/connect.sql
 -- Internal: opens a dblink connection to a database by its id, and returns its name. In this order: the foreign
@@ -2828,7 +2919,7 @@ end
 $$;
 
 comment on function once.connect(uuid) is 'Internal: opens a dblink connection to the database with this id; returns its name.';
-revoke all on function once.connect(uuid) from public;
+call once.allow('recover', 'connect');
 --! EndIncluded recovery/connect.sql
 --! Included recovery/add_peer.sql
 -- Names the foreign server that leads to another database of pgonce, and asks that database who it is.
@@ -2876,7 +2967,7 @@ $$;
 
 comment on function once.add_peer(text) is
   'Names the foreign server that leads to another database with schema once; returns its database id: select once.add_peer(''billing'').';
-revoke all on function once.add_peer(text) from public;
+call once.allow('operator', 'add_peer');
 --! EndIncluded recovery/add_peer.sql
 --! Included recovery/finish_remote.sql
 -- Internal: runs a statement of once.apply over a loopback connection: COMMIT PREPARED cannot run in a
@@ -2928,7 +3019,7 @@ $$;
 
 comment on function once.finish_remote(text, text, name) is
   'Internal: COMMIT or ROLLBACK PREPARED over a connection; null when done, gone, or why not.';
-revoke all on function once.finish_remote(text, text, name) from public;
+call once.allow('recover', 'finish_remote');
 --! EndIncluded recovery/finish_remote.sql
 --! Included operator/judge_heuristic.sql
 -- The home of a forced branch has come back: puts its decision beside what was done. What was done shows in the
@@ -2964,7 +3055,7 @@ $$;
 
 comment on function once.judge_heuristic(uuid, text) is
   'Recoverer: notes what the home of a forced branch decided, once it can be asked again.';
-revoke all on function once.judge_heuristic(uuid, text) from public;
+call once.allow('recover', 'judge_heuristic');
 --! EndIncluded operator/judge_heuristic.sql
 --! Included operator/find_acknowledged.sql
 -- The audit's question to a home: which of these transactions did somebody acknowledge?
@@ -2984,7 +3075,7 @@ $$;
 
 comment on function once.find_acknowledged(uuid[]) is
   'Home: those of the given transactions that somebody has acknowledged (once.acknowledge).';
-revoke all on function once.find_acknowledged(uuid[]) from public;
+call once.allow('recover', 'find_acknowledged');
 --! EndIncluded operator/find_acknowledged.sql
 --! Included recovery/read_messages.sql
 -- Internal: reads what a courier brings, one question or a list of answers. Whatever is not one is refused:
@@ -3042,7 +3133,7 @@ $$;
 
 comment on function once.read_messages(text) is
   'Internal: takes a question of once.ask, or a list of answers of once.answer, apart; else raises ONARG.';
-revoke all on function once.read_messages(text) from public;
+call once.allow('recover', 'read_messages');
 --! EndIncluded recovery/read_messages.sql
 --! Included recovery/ask.sql
 -- Recovery, step 1 (every database): what this database wants to know, and from which other. It returns JSON,
@@ -3172,7 +3263,7 @@ $$;
 
 comment on function once.ask(text) is
   'Recovery, step 1: what this database wants to know from which other, in JSON, for couriers to carry.';
-revoke all on function once.ask(text) from public;
+call once.allow('recover', 'ask');
 --! EndIncluded recovery/ask.sql
 --! Included recovery/answer.sql
 -- Recovery, step 2 (the database that a question is for): answers it. Only a primary answers, only the
@@ -3226,7 +3317,7 @@ $$;
 
 comment on function once.answer(text) is
   'Recovery, step 2: answers a question of once.ask that is for this database.';
-revoke all on function once.answer(text) from public;
+call once.allow('recover', 'answer');
 --! EndIncluded recovery/answer.sql
 --! Included recovery/finish_statements.sql
 -- Internal: what a home's outcomes mean for the branches in doubt here: the statement that finishes each, or
@@ -3268,7 +3359,7 @@ $$;
 
 comment on function once.finish_statements(uuid, uuid[], xid8[], text[]) is
   'Internal: what to do with each branch here whose home has answered: a statement, or why there is none.';
-revoke all on function once.finish_statements(uuid, uuid[], xid8[], text[]) from public;
+call once.allow('recover', 'finish_statements');
 --! EndIncluded recovery/finish_statements.sql
 --! Included recovery/apply.sql
 -- Recovery, step 3 (the database that asked): applies the answers of a batch. It marks, purges and records by
@@ -3375,7 +3466,7 @@ $$;
 
 comment on function once.apply(text) is
   'Recovery, step 3: applies answers of once.answer here; returns as JSON what to run, and what to report.';
-revoke all on function once.apply(text) from public;
+call once.allow('recover', 'apply');
 --! EndIncluded recovery/apply.sql
 --! Included recovery/carry.sql
 -- Internal: carries a question to the database that it is for, through dblink, or answers it here if it is
@@ -3406,7 +3497,7 @@ $$;
 
 comment on function once.carry(text) is
   'Internal: brings a question to the database that it is for, through dblink; returns the answer.';
-revoke all on function once.carry(text) from public;
+call once.allow('recover', 'carry');
 --! EndIncluded recovery/carry.sql
 --! Included recovery/consult.sql
 -- Internal: a courier within the caller's transaction, for people at psql: asks here, carries each question,
@@ -3435,7 +3526,7 @@ $$;
 
 comment on function once.consult(text) is
   'Internal: asks, carries through dblink and applies, to finish or to judge; returns what once.apply does.';
-revoke all on function once.consult(text) from public;
+call once.allow('recover', 'consult');
 --! EndIncluded recovery/consult.sql
 --! Included recovery/ask_home.sql
 -- Asks the home of a branch, wherever it is: this database, or another through dblink.
@@ -3456,7 +3547,7 @@ $$;
 
 comment on function once.ask_home(text) is
   'Committed, aborted or pending for a gid, asked at its home through dblink: select once.ask_home(''once:1:...'').';
-revoke all on function once.ask_home(text) from public;
+call once.allow('recover', 'ask_home');
 --! EndIncluded recovery/ask_home.sql
 --! Included recovery/recover.sql
 -- A whole round of recovery inside Postgres, for this database: a courier over dblink. What it carries comes
@@ -3552,7 +3643,7 @@ $$;
 
 comment on function once.recover(interval, interval) is
   'Recovers this database from within, through dblink; says what it did: select * from once.recover();';
-revoke all on function once.recover(interval, interval) from public;
+call once.allow('recover', 'recover');
 --! EndIncluded recovery/recover.sql
 --! Included operator/known_outcomes.sql
 -- Internal: the outcomes of branches as far as this database knows them, in words where it does not. It
@@ -3601,7 +3692,7 @@ $$;
 
 comment on function once.known_outcomes(uuid[], uuid[], text[]) is
   'Internal: committed, aborted or pending for transactions whose home is this database; else why it is unknown here.';
-revoke all on function once.known_outcomes(uuid[], uuid[], text[]) from public;
+call once.allow('app, recover, monitor', 'known_outcomes');
 --! EndIncluded operator/known_outcomes.sql
 --! Included operator/inspect.sql
 -- What an operator wants to know at three in the morning: every prepared transaction of this database, ours
@@ -3764,7 +3855,7 @@ end
 $$;
 
 comment on function once.inspect() is 'Internal: the rows of the view once.in_doubt.';
-revoke all on function once.inspect() from public;
+call once.allow('app, recover, monitor', 'inspect');
 --! EndIncluded operator/inspect.sql
 --! Included operator/in_doubt.sql
 -- What an operator wants to know at three in the morning, in one query; how it is found: once.inspect.
@@ -3782,6 +3873,7 @@ comment on column once.in_doubt.xid_age is 'How many transactions ago it began: 
 comment on column once.in_doubt.locks is 'Relations that it locks, each with the mode; its row locks show only in who waits.';
 comment on column once.in_doubt.blocks is 'How many sessions wait for it, directly or behind others that do.';
 comment on column once.in_doubt.outcome is 'committed, aborted, pending; or where to ask.';
+call once.allow('app, recover, monitor', 'in_doubt', 'select');
 --! EndIncluded operator/in_doubt.sql
 --! Included operator/blocked.sql
 -- The sessions that hang because of a prepared transaction. The query's text shows to members of
@@ -3820,6 +3912,7 @@ select b.pid,
 
 comment on view once.blocked is
   'Session by session: who waits for which prepared transaction, for how long, for which relation, behind whom, and its query.';
+call once.allow('recover, monitor', 'blocked', 'select');
 --! EndIncluded operator/blocked.sql
 --! Included operator/in_doubt_elsewhere.sql
 -- Prepared transactions of the cluster's other databases. They lock nothing here, but hold vacuum back here
@@ -3843,6 +3936,7 @@ select p.database,
 
 comment on view once.in_doubt_elsewhere is
   'Prepared transactions of the cluster''s other databases, which hold vacuum back here too; finish them from their own database.';
+call once.allow('recover, monitor', 'in_doubt_elsewhere', 'select');
 --! EndIncluded operator/in_doubt_elsewhere.sql
 --! Included operator/resolve.sql
 -- The statements that finish what is decided, for psql to run: select once.resolve() \gexec
@@ -3894,7 +3988,7 @@ $$;
 
 comment on function once.resolve() is
   'The statements that finish every decided branch of ours here; in psql: select once.resolve() \gexec';
-revoke all on function once.resolve() from public;
+call once.allow('recover', 'resolve');
 --! EndIncluded operator/resolve.sql
 --! Included operator/force.sql
 -- Finishes a branch without its home: for a home that is gone for good, and only for that. Records who, when and
@@ -3959,7 +4053,7 @@ $$;
 
 comment on function once.force(text, text, text) is
   'Operator: records a heuristic outcome (commit or rollback) for a branch whose home is gone for good, and returns the line to type.';
-revoke all on function once.force(text, text, text) from public;
+call once.allow('operator', 'force');
 --! EndIncluded operator/force.sql
 --! Included operator/heuristics.sql
 -- Forced branches in the words of the XA specification (X/Open, Distributed TP: The XA Specification, 1991,
@@ -3975,6 +4069,7 @@ select f.gid, f.transaction_id, f.participant, f.home,
 
 comment on view once.heuristics is
   'Forced branches: heuristic commit or rollback (as the home decided), mixed (the reverse), or hazard (the home has not been asked again).';
+call once.allow('recover, monitor', 'heuristics', 'select');
 --! EndIncluded operator/heuristics.sql
 --! Included operator/audit.sql
 -- What does not add up, with what it means and what to do. Losses that recovery has recorded, forced branches,
@@ -4126,7 +4221,7 @@ $$;
 
 comment on function once.audit() is
   'What does not add up: losses, forced branches, evidence without decision, decisions without evidence; each with its meaning and what to do.';
-revoke all on function once.audit() from public;
+call once.allow('recover', 'audit');
 --! EndIncluded operator/audit.sql
 --! Included operator/health.sql
 -- One row a check, for people and for alarms (pgonce metrics). A check that looks at something that is not in
@@ -4247,77 +4342,52 @@ select f.name,
 
 comment on view once.health is
   'One row a check: name, ok, warn or critical, the value (null: nothing to look at), the thresholds, and what to type.';
+call once.allow('recover, monitor', 'health', 'select');
 --! EndIncluded operator/health.sql
---! Included role/check_role.sql
--- Internal: raises unless a role of this name exists.
-create function once.check_role(role text) returns void
-language plpgsql stable
+--! Included role/grant_kind.sql
+-- Internal: grants what once.privilege has for a kind of role.
+create function once.grant_kind(kind text, role text) returns void
+language plpgsql volatile
 set search_path = ''
 as $$
+declare
+  v_statement text;
 begin
-  if not exists (select from pg_catalog.pg_roles r where r.rolname = check_role.role) then
-    raise exception 'no role named %', coalesce(quote_literal(check_role.role), 'null')
+  if not exists (select from pg_catalog.pg_roles r where r.rolname = grant_kind.role) then
+    raise exception 'no role named %', coalesce(quote_literal(grant_kind.role), 'null')
       using errcode = 'ONARG', detail = 'Expected the name of an existing role, without quotes.',
-            hint = format('create role %I login', coalesce(check_role.role, 'shop'));
+            hint = format('create role %I login', coalesce(grant_kind.role, 'shop'));
   end if;
+  execute format('grant usage on schema once to %I', grant_kind.role);
+  for v_statement in
+    select format('grant %s on %s %s to %I', p.privileges,
+                  case p.privileges when 'execute' then 'routine' else 'table' end,
+                  string_agg(format('once.%I', p.object), ', '), grant_kind.role)
+      from once.privilege p
+     where p.kind = grant_kind.kind
+     group by p.privileges
+  loop
+    execute v_statement;
+  end loop;
 end
 $$;
 
-comment on function once.check_role(text) is 'Internal: raises ONARG unless the role exists.';
-revoke all on function once.check_role(text) from public;
---! EndIncluded role/check_role.sql
+comment on function once.grant_kind(text, text) is
+  'Internal: grants a role what once.privilege has for app, recover, monitor or operator.';
+call once.allow('owner', 'grant_kind');
+--! EndIncluded role/grant_kind.sql
 --! Included role/grant_app.sql
 -- What an application needs to claim, to move positions and to take part in global transactions. It can add
 -- keys, never take one back, and cannot touch anybody's decisions; the counters of producers and positions
 -- it must be trusted with, since it updates them.
 create function once.grant_app(role text) returns void
-language plpgsql volatile
+language sql volatile
 set search_path = ''
-as $$
-begin
-  perform once.check_role(grant_app.role);
-  execute format($grant$
-    grant usage on schema once to %1$I;
-    grant select on once.database, once.scope, once.message_floor, once.global_transaction, once.evidence,
-                    once.producers, once.lag, once.branch, once.in_doubt to %1$I;
-    grant select, insert (producer, epoch), update (epoch, watermark, ahead) on once.producer to %1$I;
-    grant select, insert (consumer_group, topic, partition, epoch, owner, taken_at),
-          update ("position", token, epoch, owner, taken_at, updated_at) on once.consumer_position to %1$I;
-    grant select, insert (topic, partition, end_position), update (end_position, updated_at)
-          on once.topic_end to %1$I;
-    grant select, insert on once.message, once.message_timeless to %1$I;
-    grant update (result) on once.message, once.message_timeless to %1$I;
-    grant insert (scope) on once.scope to %1$I;
-    grant insert (scope_id, claims, oldest_day) on once.expired_claim to %1$I;
-    grant insert (transaction_id, participants, database_ids) on once.global_transaction to %1$I;
-    grant insert (transaction_id, home, participant) on once.evidence to %1$I;
-    grant execute on routine
-      once.schema_version(), once.database_id(), once.assert_primary(), once.check_name(text, text),
-      once.ensure_durable(),
-      once.claim(text, bigint, integer, boolean), once.claim_batch(text, bigint[], integer, boolean),
-      once.claim_run(text, bigint, bigint, integer),
-      once.message_digest(text, text), once.message_time(text), once.ensure_partition(date), once.open_scope(text),
-      once.claim_key(text, text, timestamptz, bytea), once.claim_key_batch(text, text[], timestamptz[], bytea[]),
-      once.keep_result(text, text, jsonb, timestamptz),
-      once.take_partition(text, text, integer, text), once.read_position(text, text, integer),
-      once.explain_position(text, text, integer, integer, text, text),
-      once.advance(text, text, integer, integer, bigint, bigint),
-      once.advance_token(text, text, integer, integer, text, text), once.report_end(text, integer, bigint),
-      once.open(uuid, integer, integer), once.assert_branch(uuid), once.seal(uuid),
-      once.vote(uuid, uuid, text, uuid),
-      once.begin_global(uuid, text[], uuid[], uuid),
-      once.assert_home(uuid), once.branch_outcomes(uuid, uuid[], xid8[]), once.branch_outcome(uuid, uuid, xid8),
-      once.outcome(uuid, uuid, xid8), once.find_evidence(uuid[]), once.decode_gid(text),
-      once.decode_gids(text[]), once.decode_foreign_gid(text), once.may_vote(name), once.may_finish(name),
-      once.inspect(), once.known_outcomes(uuid[], uuid[], text[])
-    to %1$I
-  $grant$, grant_app.role);
-end
-$$;
+as $$ select once.grant_kind('app', grant_app.role) $$;
 
 comment on function once.grant_app(text) is
   'Lets a role claim, move positions and take part in global transactions: select once.grant_app(''shop'').';
-revoke all on function once.grant_app(text) from public;
+call once.allow('owner', 'grant_app');
 --! EndIncluded role/grant_app.sql
 --! Included role/grant_recover.sql
 -- What a recoverer needs: to see branches in doubt, ask for outcomes, purge by the handshake, audit,
@@ -4325,107 +4395,39 @@ revoke all on function once.grant_app(text) from public;
 -- rule), so grant it those: grant shop to recoverer. Make it NOINHERIT, or from 16 on grant WITH INHERIT FALSE:
 -- then it has the application's rights only where it takes on the role to finish a branch.
 create function once.grant_recover(role text) returns void
-language plpgsql volatile
+language sql volatile
 set search_path = ''
-as $$
-begin
-  perform once.check_role(grant_recover.role);
-  execute format($grant$
-    grant usage on schema once to %1$I;
-    grant select on once.database, once.scope, once.expired_claims, once.global_transaction, once.evidence,
-                    once.loss, once.heuristic, once.heuristics, once.branch, once.in_doubt,
-                    once.in_doubt_elsewhere, once.blocked, once.health, once.peer, once.recovery, once.intervention to %1$I;
-    grant update (purged_xid) on once.database to %1$I;
-    grant update (proven_at, confirmed_at), delete on once.global_transaction to %1$I;
-    grant delete on once.evidence to %1$I;
-    grant insert on once.loss to %1$I;
-    grant update (recovered_at, recovered_by, audited_at) on once.recovery to %1$I;
-    grant update (decided, done, judged_at) on once.heuristic to %1$I;
-    grant execute on function
-      once.schema_version(), once.database_id(), once.assert_primary(), once.assert_home(uuid),
-      once.branch_outcome(uuid, uuid, xid8), once.outcome(uuid, uuid, xid8),
-      once.unproven(integer, timestamptz, uuid), once.find_evidence(uuid[]), once.mark_proven(uuid[]),
-      once.proven(integer, interval, timestamptz, uuid), once.mark_confirmed(uuid[]),
-      once.confirmed(integer, interval, timestamptz, uuid), once.delete_evidence(uuid, uuid[]), once.purge(uuid[]),
-      once.evidence_page(integer, uuid), once.find_decisions(uuid[]),
-      once.record_loss(uuid, text, uuid, text), once.expire(integer), once.check_name(text, text),
-      once.decode_gid(text), once.decode_gids(text[]), once.decode_foreign_gid(text), once.may_vote(name),
-      once.may_finish(name), once.inspect(),
-      once.known_outcomes(uuid[], uuid[], text[]), once.branch_outcomes(uuid, uuid[], xid8[]), once.gid_outcome(text),
-      once.stamp_recovery(text, boolean), once.judge_heuristic(uuid, text), once.find_acknowledged(uuid[]),
-      once.dblink_schema(), once.remote(text, text), once.remote_exec(text, text), once.disconnect(text),
-      once.prepare_connection(text), once.quote_conninfo(text), once.connect(uuid), once.ask(text), once.answer(text),
-      once.apply(text), once.read_messages(text), once.finish_statements(uuid, uuid[], xid8[], text[]), once.carry(text),
-      once.consult(text), once.ask_home(text), once.finish_remote(text, text, name), once.recover(interval, interval),
-      once.resolve(), once.audit()
-    to %1$I
-  $grant$, grant_recover.role);
-end
-$$;
+as $$ select once.grant_kind('recover', grant_recover.role) $$;
 
 comment on function once.grant_recover(text) is
   'Lets a role recover, purge by the handshake, audit and expire keys: select once.grant_recover(''recoverer'').';
-revoke all on function once.grant_recover(text) from public;
+call once.allow('owner', 'grant_recover');
 --! EndIncluded role/grant_recover.sql
 --! Included role/grant_monitor.sql
 -- What a dashboard needs: to look, at everything but payload hashes and results. The queries of other roles'
 -- sessions show in once.blocked to members of pg_read_all_stats only, which is Postgres's to grant.
 create function once.grant_monitor(role text) returns void
-language plpgsql volatile
+language sql volatile
 set search_path = ''
-as $$
-begin
-  perform once.check_role(grant_monitor.role);
-  execute format($grant$
-    grant usage on schema once to %1$I;
-    grant select on once.database, once.producers, once.scope, once.expired_claims, once.message_floor,
-                    once.consumer_position, once.topic_end, once.lag, once.branch, once.in_doubt,
-                    once.in_doubt_elsewhere, once.blocked, once.health, once.global_transaction, once.evidence, once.loss, once.heuristic,
-                    once.heuristics, once.intervention, once.recovery, once.peer to %1$I;
-    grant execute on function
-      once.schema_version(), once.database_id(), once.read_position(text, text, integer),
-      once.unproven(integer, timestamptz, uuid), once.assert_primary(), once.assert_home(uuid),
-      once.branch_outcomes(uuid, uuid[], xid8[]), once.branch_outcome(uuid, uuid, xid8), once.gid_outcome(text),
-      once.decode_gid(text), once.decode_gids(text[]), once.decode_foreign_gid(text), once.may_vote(name),
-      once.may_finish(name), once.inspect(),
-      once.known_outcomes(uuid[], uuid[], text[])
-    to %1$I
-  $grant$, grant_monitor.role);
-end
-$$;
+as $$ select once.grant_kind('monitor', grant_monitor.role) $$;
 
 comment on function once.grant_monitor(text) is
   'Lets a role look at the database id, ledgers, positions, branches in doubt and losses: select once.grant_monitor(''grafana'').';
-revoke all on function once.grant_monitor(text) from public;
+call once.allow('owner', 'grant_monitor');
 --! EndIncluded role/grant_monitor.sql
 --! Included role/grant_operator.sql
 -- What the person on call needs: all that a recoverer and a monitor may, and to overrule: to name peers, to force
 -- an outcome, to acknowledge losses. When and by whom is filled in by the tables, so nobody can say it was
 -- somebody else. As for a recoverer: grant it the roles whose branches it is to finish.
 create function once.grant_operator(role text) returns void
-language plpgsql volatile
+language sql volatile
 set search_path = ''
 as $$
-begin
-  perform once.grant_recover(grant_operator.role);
-  perform once.grant_monitor(grant_operator.role);
-  execute format($grant$
-    grant insert (action, subject, reason) on once.intervention to %1$I;
-    grant insert (gid, transaction_id, home, home_xid, participant, owner, outcome, reason),
-          update (outcome, reason, acknowledged_at) on once.heuristic to %1$I;
-    grant update (acknowledged_at) on once.loss to %1$I;
-    grant update (participants, database_ids) on once.global_transaction to %1$I;
-    grant insert (database_id, server), update (server, added_at, added_by), delete on once.peer to %1$I;
-    grant execute on function
-      once.record_intervention(text, jsonb, text), once.ensure_durable(), once.add_peer(text),
-      once.force(text, text, text), once.acknowledge(uuid, text)
-    to %1$I
-  $grant$, grant_operator.role);
-end
+  select once.grant_kind(k, grant_operator.role) from unnest(array['recover', 'monitor', 'operator']) k
 $$;
 
 comment on function once.grant_operator(text) is
   'Lets a role look, recover, force outcomes and acknowledge losses: select once.grant_operator(''oncall'').';
-revoke all on function once.grant_operator(text) from public;
+call once.allow('owner', 'grant_operator');
 --! EndIncluded role/grant_operator.sql
 --! EndIncluded schema.sql

@@ -1,4 +1,6 @@
 /** What goes wrong: each fault of a plan strikes at its point, once it has been passed so many times. */
+
+import type { Random } from '../rig/random.ts'
 import { cutWire, dropConnections, killProcess } from './network.ts'
 import { hasGraveFault } from './plan.ts'
 import { isBegun, points } from './points.ts'
@@ -22,7 +24,6 @@ import {
   superuser,
   write,
 } from './postgres/server.ts'
-import type { Random } from './random.ts'
 import { recoverOnce } from './recoverers.ts'
 import { addProcess, type Strike, type World } from './world.ts'
 

@@ -4,7 +4,6 @@
  * without. Each is a copy of the sources with one place replaced, run until an invariant is violated.
  */
 import { execFile } from 'node:child_process'
-import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { type Edit, withEdited } from '../../test/support/mutated.ts'

@@ -3,6 +3,7 @@
  * the connection, or arrive after its sender has died. Behind a pooler each transaction may get another backend.
  */
 
+import { type Random, random } from '../rig/random.ts'
 import { pointsOf } from './points.ts'
 import {
   type Backend,

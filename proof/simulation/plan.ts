@@ -5,7 +5,6 @@
  */
 import type { DriverPlan, ForeignDriver } from './drivers.ts'
 import { type Kind, kinds, points, reachable, sidesOf } from './points.ts'
-import { type Random, random } from './random.ts'
 
 export interface Plan {
   readonly seed: number

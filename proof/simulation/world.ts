@@ -19,7 +19,6 @@ import {
   type Server,
   type SimulatedDatabase,
 } from './postgres/server.ts'
-import { type Random, random } from './random.ts'
 import { type Process, scheduler } from './scheduler.ts'
 
 export interface Running extends ClientProcess {

@@ -147,4 +147,4 @@ $$;
 
 comment on function once.audit() is
   'What does not add up: losses, forced branches, evidence without decision, decisions without evidence; each with its meaning and what to do.';
-revoke all on function once.audit() from public;
+call once.allow('recover', 'audit');

@@ -60,4 +60,4 @@ $$;
 
 comment on function once.force(text, text, text) is
   'Operator: records a heuristic outcome (commit or rollback) for a branch whose home is gone for good, and returns the line to type.';
-revoke all on function once.force(text, text, text) from public;
+call once.allow('operator', 'force');

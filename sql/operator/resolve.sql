@@ -47,4 +47,4 @@ $$;
 
 comment on function once.resolve() is
   'The statements that finish every decided branch of ours here; in psql: select once.resolve() \gexec';
-revoke all on function once.resolve() from public;
+call once.allow('recover', 'resolve');

@@ -43,4 +43,4 @@ $$;
 
 comment on function once.add_peer(text) is
   'Names the foreign server that leads to another database with schema once; returns its database id: select once.add_peer(''billing'').';
-revoke all on function once.add_peer(text) from public;
+call once.allow('operator', 'add_peer');

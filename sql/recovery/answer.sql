@@ -49,4 +49,4 @@ $$;
 
 comment on function once.answer(text) is
   'Recovery, step 2: answers a question of once.ask that is for this database.';
-revoke all on function once.answer(text) from public;
+call once.allow('recover', 'answer');

@@ -102,4 +102,4 @@ $$;
 
 comment on function once.apply(text) is
   'Recovery, step 3: applies answers of once.answer here; returns as JSON what to run, and what to report.';
-revoke all on function once.apply(text) from public;
+call once.allow('recover', 'apply');

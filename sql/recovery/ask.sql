@@ -125,4 +125,4 @@ $$;
 
 comment on function once.ask(text) is
   'Recovery, step 1: what this database wants to know from which other, in JSON, for couriers to carry.';
-revoke all on function once.ask(text) from public;
+call once.allow('recover', 'ask');

@@ -26,4 +26,4 @@ $$;
 
 comment on function once.carry(text) is
   'Internal: brings a question to the database that it is for, through dblink; returns the answer.';
-revoke all on function once.carry(text) from public;
+call once.allow('recover', 'carry');

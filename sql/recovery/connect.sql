@@ -115,4 +115,4 @@ end
 $$;
 
 comment on function once.connect(uuid) is 'Internal: opens a dblink connection to the database with this id; returns its name.';
-revoke all on function once.connect(uuid) from public;
+call once.allow('recover', 'connect');

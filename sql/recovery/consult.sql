@@ -24,4 +24,4 @@ $$;
 
 comment on function once.consult(text) is
   'Internal: asks, carries through dblink and applies, to finish or to judge; returns what once.apply does.';
-revoke all on function once.consult(text) from public;
+call once.allow('recover', 'consult');

@@ -47,4 +47,4 @@ $$;
 
 comment on function once.finish_remote(text, text, name) is
   'Internal: COMMIT or ROLLBACK PREPARED over a connection; null when done, gone, or why not.';
-revoke all on function once.finish_remote(text, text, name) from public;
+call once.allow('recover', 'finish_remote');

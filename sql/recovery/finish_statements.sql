@@ -37,4 +37,4 @@ $$;
 
 comment on function once.finish_statements(uuid, uuid[], xid8[], text[]) is
   'Internal: what to do with each branch here whose home has answered: a statement, or why there is none.';
-revoke all on function once.finish_statements(uuid, uuid[], xid8[], text[]) from public;
+call once.allow('recover', 'finish_statements');

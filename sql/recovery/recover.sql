@@ -91,4 +91,4 @@ $$;
 
 comment on function once.recover(interval, interval) is
   'Recovers this database from within, through dblink; says what it did: select * from once.recover();';
-revoke all on function once.recover(interval, interval) from public;
+call once.allow('recover', 'recover');

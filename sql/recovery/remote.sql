@@ -26,4 +26,4 @@ $$;
 
 comment on function once.remote(text, text) is
   'Internal: a query with one column of type text over a dblink connection.';
-revoke all on function once.remote(text, text) from public;
+call once.allow('recover', 'remote');

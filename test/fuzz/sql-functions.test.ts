@@ -19,6 +19,8 @@ const exempt: Readonly<Record<string, string>> = {
   'once.prepare_connection(text)':
     'takes the name of a dblink connection, or else, as dblink does, a connection string',
   'once.finish_remote(text,text,name)': 'as once.prepare_connection; its callers are called here',
+  'once.allow(text,text,text)':
+    'for the installation alone: takes the name of a routine that it has just made',
   'once.recover(interval,interval)': 'works outside of the caller’s transaction: has a test of its own below',
 }
 

@@ -8,13 +8,12 @@ const functions = (condition: string) =>
     shared().sql,
     `select p.oid::regprocedure::text from pg_proc p where p.pronamespace = 'once'::regnamespace and (${condition}) order by 1`,
   )
-/** Ours: the two tables of the installer's bookkeeping are Kysely's. */
 const relations = (condition: string) =>
   rowsOf(
     shared().sql,
     `select c.relname from pg_class c
       where c.relnamespace = 'once'::regnamespace and c.relkind in ('r', 'p', 'v', 'm', 'S')
-        and c.relname not in ('migration', 'migration_lock') and (${condition}) order by 1`,
+        and (${condition}) order by 1`,
   )
 
 /** What runs with its owner's rights, and why is said in each file. */

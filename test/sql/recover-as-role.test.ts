@@ -3,7 +3,7 @@
  * between two servers. It is set up by the lines of docs/operations.md.
  */
 import test, { type ExecutionContext } from 'ava'
-import type { EmbeddedServer } from '../../src/embedded.ts'
+import type { EmbeddedServer } from '../../src/embedded/server.ts'
 import { pgonce } from '../../src/index.ts'
 import { connect, fileContext, ownServer } from '../support/database.ts'
 import { runStatements } from '../support/documents.ts'

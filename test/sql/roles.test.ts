@@ -29,6 +29,7 @@ async function allForbidden(t: ExecutionContext, url: string, statements: readon
 }
 
 const tables = [
+  'privilege',
   'database',
   'intervention',
   'producer',
@@ -77,7 +78,8 @@ const operators = [
   `select once.grant_app('postgres')`,
   `select once.grant_recover('postgres')`,
   `select once.grant_monitor('postgres')`,
-  `select once.check_role('postgres')`,
+  `select once.grant_kind('app', 'postgres')`,
+  `call once.allow('app', 'expire')`,
 ]
 
 test('A login that was granted nothing can do nothing', async (t) => {

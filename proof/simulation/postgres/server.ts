@@ -8,7 +8,7 @@
  * @see https://github.com/postgres/postgres/blob/master/src/backend/access/transam/twophase.c
  * @see https://github.com/postgres/postgres/blob/master/src/backend/access/transam/xact.c
  */
-import type { Random } from '../random.ts'
+import type { Random } from '../../rig/random.ts'
 
 /** A row is never changed, only replaced. */
 interface Tables {

@@ -6,6 +6,7 @@
  */
 import test from 'ava'
 import postgres from 'postgres'
+import { type Random, random } from '../../../proof/rig/random.ts'
 import { type Backend, openBackend, receive } from '../../../proof/simulation/postgres/backend.ts'
 import {
   type Answer,
@@ -18,7 +19,6 @@ import {
   type SimulatedDatabase,
 } from '../../../proof/simulation/postgres/server.ts'
 import { plainTexts, statementOf } from '../../../proof/simulation/postgres/statements.ts'
-import { type Random, random } from '../../../proof/simulation/random.ts'
 import { scheduler } from '../../../proof/simulation/scheduler.ts'
 import { installSchema, ownServer } from '../../support/database.ts'
 

@@ -7,8 +7,8 @@ import { readFile } from 'node:fs/promises'
 import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
 import { createInterface } from 'node:readline'
-import { show } from '../check.ts'
-import { InvalidInputError } from '../errors.ts'
+import { show } from '../src/check.ts'
+import { InvalidInputError } from '../src/errors.ts'
 import { type DatabaseName, databaseNames, type Message, type Place } from './plan.ts'
 
 export interface InputOptions {
@@ -47,7 +47,7 @@ interface Flight {
 }
 
 async function readFlights(): Promise<Message[]> {
-  const folder = locateFlights()
+  const folder = join(dirname(dirname(createRequire(import.meta.url).resolve('vega-datasets'))), 'data')
   const [flights, airports] = await Promise.all([
     readFile(join(folder, 'flights-20k.json'), 'utf8'),
     readFile(join(folder, 'airports.csv'), 'utf8'),
@@ -72,25 +72,6 @@ function regionsOf(airports: string): Map<string, DatabaseName> {
     if (code !== '') regions.set(code, longitude < -104 ? 'west' : longitude < -84 ? 'central' : 'east')
   }
   return regions
-}
-
-function locateFlights(): string {
-  // From this file first; from the caller's folder for a pgonce that is linked or installed globally.
-  for (const place of [import.meta.url, join(process.cwd(), 'package.json')]) {
-    try {
-      const entry = createRequire(place).resolve('vega-datasets')
-      return join(dirname(dirname(entry)), 'data')
-    } catch {
-      // Not there.
-    }
-  }
-  throw new InvalidInputError(
-    'ONARG',
-    'The npm package vega-datasets, which carries the flights, is not installed',
-    {
-      hint: 'npm install --save-dev vega-datasets; or use a file of your own: pgonce demo --input FILE.ndjson',
-    },
-  )
 }
 
 // ---------------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ import {
   type ProxyOptions,
   startProxy,
   type Proxy as TcpProxy,
-} from '../../../proof/chaos/proxy/index.ts'
-import { conversation, type Direction } from '../../../proof/chaos/proxy/protocol.ts'
+} from '../../../proof/rig/proxy/index.ts'
+import { conversation, type Direction } from '../../../proof/rig/proxy/protocol.ts'
 import { connect } from '../../support/database.ts'
 import { type EffectsDatabase, effectsDatabase } from '../../support/effects.ts'
 import { until } from '../../support/until.ts'
@@ -22,10 +22,9 @@ interface Between {
 
 async function between(t: ExecutionContext, options: Partial<ProxyOptions> = {}): Promise<Between> {
   const database = await effectsDatabase(t)
-  const { hostname, port } = new URL(database.url)
   const messages: Message[] = []
   const proxy = await startProxy({
-    target: { host: hostname, port: Number(port) },
+    target: database.url,
     observe: (message) => messages.push(message),
     ...options,
   })
@@ -94,10 +93,9 @@ test('Statements that are sent ahead are told apart, also behind one that fails'
 
 test('However the stream is cut into chunks, the messages are the same', async (t) => {
   const { database } = await between(t)
-  const { hostname, port } = new URL(database.url)
   const recorded: Message[] = []
   await using proxy = await startProxy({
-    target: { host: hostname, port: Number(port) },
+    target: database.url,
     observe: (message) => recorded.push(message),
   })
   const sql = postgres(proxy.url(database.url), { max: 1, fetch_types: false })

@@ -3,8 +3,8 @@
  * recovery running. It is the only process of a run that is not killed.
  */
 import { setTimeout as sleep } from 'node:timers/promises'
-import { pgonce } from '../client.ts'
-import type { Recovery } from '../recovery/recovery.ts'
+import { pgonce } from '../src/client.ts'
+import type { Recovery } from '../src/recovery/recovery.ts'
 import { type Environment, home, startEnvironment } from './environment.ts'
 import { type InputOptions, readMessages } from './input.ts'
 import { type Message, makePlan, type PlanOptions } from './plan.ts'

@@ -5,27 +5,31 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import test from 'ava'
-import { type Message, makePlan } from '../../src/demo/plan.ts'
-import { count } from '../../src/demo/tally.ts'
-import { compare, type Truth } from '../../src/demo/verification.ts'
-import { cliProgram, pgonceCli } from '../support/cli.ts'
-import type { TestContext } from '../support/database.ts'
-import { chosenVersion, packageOf } from '../support/postgres-version.ts'
+import { type Message, makePlan } from '../demo/plan.ts'
+import { count } from '../demo/tally.ts'
+import { compare, type Truth } from '../demo/verification.ts'
+import { chosenVersion, packageOf } from '../proof/rig/postgres-version.ts'
+import { runScript } from './support/cli.ts'
+import type { TestContext } from './support/database.ts'
 
-const demo = ['demo', '--package', packageOf(chosenVersion())]
+const program = join(import.meta.dirname, '../demo/main.ts')
+const binaries = ['--package', packageOf(chosenVersion())]
+
+/** `npm run demo --` with these arguments. */
+const demo = (...args: string[]) => runScript(program, [...binaries, ...args])
 
 test('every flight takes effect once while workers and servers are killed', async (t) => {
   const args = ['--messages', '400', '--seed', '7', '--kills', '5', '--server-kills', '1', '--json']
-  const { exitCode, stdout, stderr } = await pgonceCli([...demo, ...args])
+  const { exitCode, stdout, stderr } = await demo(...args)
   t.is(exitCode, 0, stderr)
   const { recovered, seconds, ...report } = JSON.parse(stdout.trim().split('\n').at(-1) ?? '')
   t.deepEqual(report, {
     seed: 7,
     messages: 400,
     // From the seed, so always the same.
-    deliveries: 432,
+    deliveries: 451,
     processed: 400,
-    duplicates: 32,
+    duplicates: 51,
     lost: 0,
     doubled: 0,
     workerKills: 5,
@@ -44,7 +48,7 @@ test("the user's own messages, with any strings and numbers as keys, are split o
   const lines = keys.slice(1).map((key) => JSON.stringify({ payer: key, payee: keys[2], amount: 3 }))
   const file = await input(t, `\uFEFF${lines.join('\r\n')}\r\n\r\n`)
   const args = ['--input', file, '--from', 'payer', '--to', 'payee', '--kills', '1', '--server-kills', '0']
-  const { exitCode, stdout, stderr } = await pgonceCli([...demo, ...args])
+  const { exitCode, stdout, stderr } = await demo(...args)
   t.is(exitCode, 0, stderr)
   t.regex(stdout, /^8 messages/m)
   t.regex(stdout, /took effect +8$/m)
@@ -64,7 +68,7 @@ test('a bad line is refused with its number and what was expected, before anythi
     [`{"origin":"${'a'.repeat(201)}","destination":"JFK"}`, /line 1: expected field "origin".*1 to 200/],
     ['\n', /at least one line/],
   ] as const) {
-    const { exitCode, stdout, stderr } = await pgonceCli([...demo, '--input', await input(t, text)])
+    const { exitCode, stdout, stderr } = await demo('--input', await input(t, text))
     t.is(exitCode, 2, stderr)
     t.regex(stderr, said)
     t.is(stdout, '')
@@ -80,7 +84,7 @@ test('bad options are refused with what was expected', async (t) => {
     [['--input', join(tmpdir(), 'pgonce-no-such-file')], /Cannot read .*ENOENT/],
     [['--input', tmpdir()], /Cannot read .*EISDIR/],
   ] as const) {
-    const { exitCode, stderr } = await pgonceCli([...demo, ...args])
+    const { exitCode, stderr } = await demo(...args)
     t.is(exitCode, 2, stderr)
     t.regex(stderr, said)
   }
@@ -88,7 +92,7 @@ test('bad options are refused with what was expected', async (t) => {
 
 test('Ctrl-C stops the demo and leaves nothing behind', async (t) => {
   const folder = await temporaryFolder(t)
-  const child = spawn(process.execPath, [cliProgram, ...demo], {
+  const child = spawn(process.execPath, [program, ...binaries], {
     stdio: ['ignore', 'ignore', 'pipe'],
     env: { ...process.env, TMPDIR: folder },
   })

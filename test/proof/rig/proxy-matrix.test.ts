@@ -19,7 +19,7 @@ import {
   type MessageName,
   startProxy,
   type Proxy as TcpProxy,
-} from '../../../proof/chaos/proxy/index.ts'
+} from '../../../proof/rig/proxy/index.ts'
 import { environment, replaceEnvironment } from '../../../src/environment.ts'
 import { OutcomeUnknownError, type Pgonce, pgonce, type TransactionOptions } from '../../../src/index.ts'
 import { kyselyOnPg } from '../../support/client.ts'
@@ -199,9 +199,8 @@ async function makeStage(): Promise<Stage> {
   const [a, b] = await Promise.all([effectsDatabase(file, 'a'), effectsDatabase(file, 'b')])
   const seen: Recorded[] = []
   const proxyTo = async ({ url }: EffectsDatabase, side: Name) => {
-    const { hostname, port } = new URL(url)
     const proxy = await startProxy({
-      target: { host: hostname, port: Number(port) },
+      target: url,
       observe({ direction, name, statement }) {
         const nth = seen.filter((one) => one.side === side && one.direction === direction).length + 1
         seen.push({ side, direction, nth, name, statement })

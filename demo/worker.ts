@@ -4,8 +4,8 @@
  */
 import { once as nextEvent } from 'node:events'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { pgonce } from '../client.ts'
-import { AbortedError, codeOf, OutcomeUnknownError } from '../errors.ts'
+import { pgonce } from '../src/client.ts'
+import { AbortedError, codeOf, OutcomeUnknownError } from '../src/errors.ts'
 import { home } from './environment.ts'
 import { type Delivery, databaseNames, type Message } from './plan.ts'
 import { type FromWorker, group, producerOf, type ToWorker, topic } from './protocol.ts'
