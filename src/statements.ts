@@ -285,13 +285,8 @@ export const noteXid = () =>
  * a handler may have left in it is taken back. `reset all` takes our own setting away, so it is put up again; all of
  * this is undone if the transaction is, but for the advisory locks of the session.
  */
-const settle = [
-  'set constraints all immediate',
-  'reset session authorization',
-  'reset all',
-  'set default_transaction_read_only = on',
-  'select pg_catalog.pg_advisory_unlock_all()',
-]
+const reset = ['reset session authorization', 'reset all', 'select pg_catalog.pg_advisory_unlock_all()']
+const settle = ['set constraints all immediate', ...reset, 'set default_transaction_read_only = on']
 /** None of these may stand before PREPARE; what they take away, PREPARE refuses. */
 const tidy = ['close all', 'discard temp', 'unlisten *']
 
@@ -315,10 +310,25 @@ export const commitDirect = (level: string | undefined) =>
     tagged('COMMIT'),
   )
 
-export const commit = (transactionId: string) =>
+/** A session of ours that we share with a pooler's other clients, or that an operator has made read-only. */
+export interface Shared {
+  /** Its `synchronous_commit`. */
+  readonly level: string | undefined
+}
+
+/** Behind the question whether the transaction is ours, whose mark these take away; nothing of a caller's is reset. */
+const resetShared = (shared: Shared | undefined, statements: readonly string[]) =>
+  shared === undefined ? [] : [...reset, ...statements]
+
+export const commit = (transactionId: string, shared?: Shared) =>
   script(
     'commit',
-    ['set constraints all immediate', `select once.seal('${transactionId}')`, 'commit'],
+    [
+      'set constraints all immediate',
+      `select once.seal('${transactionId}')`,
+      ...resetShared(shared, [...tidy, durable(shared?.level)]),
+      'commit',
+    ],
     [transactionId],
     tagged('COMMIT'),
   )
@@ -363,12 +373,13 @@ export const prepareDirect = (
     tagged('PREPARE TRANSACTION'),
   )
 
-export const prepare = (global: GlobalId, { name, databaseId }: Participant, gid: string) =>
+export const prepare = (global: GlobalId, { name, databaseId }: Participant, gid: string, shared?: Shared) =>
   script(
     'prepare',
     [
       'set constraints all immediate',
       `select once.vote('${global.transactionId}', '${global.home}', '${name}', '${databaseId}')`,
+      ...resetShared(shared, [decisive(shared?.level)]),
       `prepare transaction ${literal(gid)}`,
     ],
     [global.transactionId, global.home, global.homeXid, name, databaseId, gid],
@@ -406,13 +417,14 @@ export const decideDirect = (
   )
 }
 
-export const decide = (global: GlobalId, participants: readonly Participant[]) => {
+export const decide = (global: GlobalId, participants: readonly Participant[], shared?: Shared) => {
   const [names, ids] = arrays(participants)
   return script(
     'decide',
     [
       'set constraints all immediate',
       `select once.begin_global('${global.transactionId}', '${names}', '${ids}', '${global.home}')`,
+      ...resetShared(shared, [...tidy, decisive(shared?.level)]),
       'commit',
     ],
     [global.transactionId, global.home, global.homeXid, names, ids],
@@ -420,7 +432,7 @@ export const decide = (global: GlobalId, participants: readonly Participant[]) =
   )
 }
 
-/** Link-level advisory locks outlive a rollback; all else that a handler set goes with it. */
+/** Session-level advisory locks outlive a rollback; all else that a handler set goes with it. */
 export const rollbackDirect = () =>
   script('rollback_direct', ['rollback', 'select pg_catalog.pg_advisory_unlock_all()'], [], nothing)
 
