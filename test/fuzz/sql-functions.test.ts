@@ -339,8 +339,6 @@ const found: readonly [statement: string, code: string][] = [
   [`select once.begin_global(${id}, '{billing}', array[null]::uuid[])`, 'ONARG'],
   [`select once.begin_global(${id}, array[null], array[${id}::uuid])`, 'ONARG'],
   [`select once.begin_global(${id}, '{{a},{b}}', array[${id}, ${id}]::uuid[])`, 'ONARG'],
-  [`select once.narrow_global(${id}, '{billing}', '{}')`, 'ONARG'],
-  [`select once.narrow_global(${id}, '{billing}', array[null]::uuid[])`, 'ONARG'],
   [`select once.vote(${id}, null, 'billing')`, 'ONARG'],
   [`select once.vote(${id}, ${id}, null)`, 'ONARG'],
   [`select once.record_loss(${id}, 'billing', ${id}, 'lost')`, 'ONARG'],

@@ -17,11 +17,7 @@ const relations = (condition: string) =>
   )
 
 /** What runs with its owner's rights, and why is said in each file. */
-const definers = [
-  ['once.ensure_partition(date)'],
-  ['once.expire(integer)'],
-  ['once.narrow_global(uuid,text[],uuid[])'],
-]
+const definers = [['once.ensure_partition(date)'], ['once.expire(integer)']]
 
 test('There are functions and tables to look at', async (t) => {
   t.true((await functions('true')).length > 40)
