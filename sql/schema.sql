@@ -15,6 +15,7 @@
 --!include ledger/claim_run.sql
 --!include ledger/claim_batch.sql
 --!include ledger/claim.sql
+--!include ledger/take_effect.sql
 --!include ledger/set_watermark.sql
 --!include ledger/scope.sql
 --!include ledger/message.sql

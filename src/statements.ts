@@ -477,10 +477,13 @@ export interface Claim {
 
 const claimed = oneOf('claimed', 'duplicate')
 
+const claimSequenceCall = 'once.claim($1, $2::pg_catalog.int8, $3::pg_catalog.int4, $4::pg_catalog.bool)'
+const claimKeyCall = '(once.claim_key($1, $2, $3::pg_catalog.timestamptz, $4::pg_catalog.bytea)).status'
+
 export const claimSequence = (producer: string, sequence: bigint, epoch: number, strict: boolean) =>
   query(
     'claim_sequence',
-    'select once.claim($1, $2::pg_catalog.int8, $3::pg_catalog.int4, $4::pg_catalog.bool)',
+    `select ${claimSequenceCall}`,
     [producer, sequence, epoch, strict],
     (answer): Claim => ({ status: claimed(answer), result: undefined }),
   )
@@ -539,6 +542,15 @@ export const claimKeys = (
         ? found.map(claimOf)
         : refuseAnswer(found.length, `${keys.length} answers`)
     },
+  )
+
+/** Claim and effects in one round trip: the statements run if the claim is new. */
+export const withEffects = (claim: Statement<Claim>) => (statements: readonly string[]) =>
+  query(
+    `${claim.name}_with_effects`,
+    `select once.take_effect(${claim.name === 'claim_key' ? claimKeyCall : claimSequenceCall}, $${claim.values.length + 1}::pg_catalog.text[])`,
+    [...claim.values, arrayLiteral(statements)],
+    (answer): Claim => ({ status: oneOf('claimed', 'duplicate', 'expired')(answer), result: undefined }),
   )
 
 export const keepResult = (scope: string, key: string, result: string, at: string | null) =>

@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:0ca8a25c16aee2f7b0637897407c7aed6983974d
+--! Hash: sha1:1082afdf7e7ca8b63013f240ce1f83bfb1fac072
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -476,6 +476,29 @@ comment on function once.claim(text, bigint, integer, boolean) is
   'Claims one message by producer and sequence: select once.claim(''shop-7'', 41) answers claimed or duplicate.';
 call once.allow('app', 'claim');
 --! EndIncluded ledger/claim.sql
+--! Included ledger/take_effect.sql
+-- The effects of a message in the same round trip as its claim: runs statements if the claim is new, and hands on the
+-- answer of the claim. Their names are the caller's, so it has no search_path of its own, and names what it uses with
+-- its schema.
+create function once.take_effect(status text, statements text[]) returns text
+language plpgsql volatile
+as $$
+declare
+  v_statement pg_catalog.text;
+begin
+  if take_effect.status operator(pg_catalog.=) 'claimed'::pg_catalog.text then
+    foreach v_statement in array take_effect.statements loop
+      execute v_statement;
+    end loop;
+  end if;
+  return take_effect.status;
+end
+$$;
+
+comment on function once.take_effect(text, text[]) is
+  'Runs statements if a claim is new, in one round trip: select once.take_effect(once.claim(''shop-7'', 41), array[''update ...'']).';
+call once.allow('app', 'take_effect');
+--! EndIncluded ledger/take_effect.sql
 --! Included ledger/set_watermark.sql
 -- For operators: counts everything up to a sequence as processed. Closes gaps whose messages will never
 -- come, and starts a stream in the middle. Never moves back: a message that was processed stays so.
