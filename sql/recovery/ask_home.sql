@@ -26,5 +26,5 @@ end
 $$;
 
 comment on function once.ask_home(text) is
-  'Committed, aborted or pending for a gid, asked at its home through dblink: select once.ask_home(''once:1:…'').';
+  'Committed, aborted or pending for a gid, asked at its home through dblink: select once.ask_home(''once:1:...'').';
 revoke all on function once.ask_home(text) from public;

@@ -68,7 +68,7 @@ end
 $$;
 
 comment on function once.decode_gid(text) is
-  'Takes a gid apart: manager (pgonce, pgjdbc or psycopg, flink, citus, … or unknown), global id, participant, and for ours the home.';
+  'Takes a gid apart: manager (pgonce, pgjdbc or psycopg, flink, citus, ... or unknown), global id, participant, and for ours the home.';
 revoke all on function once.decode_gid(text) from public;
 
 -- Internal: the formats of others. Sources:

@@ -9,24 +9,31 @@ begin
   perform once.check_role(grant_app.role);
   execute format($grant$
     grant usage on schema once to %1$I;
-    grant select on once.database, once.scope, once.message_floor, once.global_transaction, once.evidence,
+    grant select on once.database, once.scope, once.global_transaction, once.evidence,
                     once.producers, once.lag, once.branch, once.in_doubt to %1$I;
-    grant select, insert (producer, epoch), update (epoch, watermark, ahead) on once.producer to %1$I;
+    grant select, insert (producer, epoch, watermark), update (epoch, watermark, gaps) on once.producer to %1$I;
+    grant select, insert, update (last), delete on once.claimed_ahead to %1$I;
     grant select, insert (consumer_group, topic, partition, epoch, owner, taken_at),
           update ("position", token, epoch, owner, taken_at, updated_at) on once.consumer_position to %1$I;
     grant select, insert (topic, partition, end_position), update (end_position, updated_at)
           on once.topic_end to %1$I;
-    grant select, insert on once.message, once.message_timeless to %1$I;
-    grant update (result) on once.message, once.message_timeless to %1$I;
+    grant select, insert, update (result) on once.message to %1$I;
     grant insert (scope) on once.scope to %1$I;
     grant insert (scope_id, claims, oldest_day) on once.expired_claim to %1$I;
     grant insert (transaction_id, participants, database_ids) on once.global_transaction to %1$I;
     grant insert (transaction_id, home, participant) on once.evidence to %1$I;
     grant execute on routine
-      once.schema_version(), once.database_id(), once.assert_primary(), once.check_name(text, text), once.ensure_durable(),
-      once.claim(text, bigint, integer, boolean), once.claim_batch(text, bigint[], integer, boolean),
-      once.claim_run(text, bigint, bigint, integer),
-      once.message_digest(text, text), once.message_time(text), once.ensure_partition(date), once.open_scope(text),
+      once.schema_version(), once.database_id(), once.explain_no_database(), once.assert_primary(), once.check_name(text, text), once.ensure_durable(),
+      once.claim(text, bigint, integer, boolean, bigint), once.claim_batch(text, bigint[], integer, boolean, bigint),
+      once.claim_ranges(text, int8multirange, integer, boolean, bigint),
+      once.claim_out_of_order(text, int8multirange, integer, boolean, bigint),
+      once.ranges_near(text, int8multirange),
+      once.assert_sequences(text, int8multirange, integer, boolean, bigint),
+      once.assert_gaps(once.producer, int8multirange, int8multirange, bigint, bigint, boolean),
+      once.message_digest(text, text, timestamptz), once.message_time(text), once.open_scope(text),
+      once.assert_keys(text[], timestamptz[], bytea[], timestamptz[]),
+      once.answer_keys(once.scope, text[], uuid[], timestamptz[], bytea[], uuid[]),
+      once.claim_keys(text, text[], timestamptz[], bytea[]),
       once.claim_key(text, text, timestamptz, bytea), once.claim_key_batch(text, text[], timestamptz[], bytea[]),
       once.keep_result(text, text, jsonb, timestamptz),
       once.take_partition(text, text, integer, text), once.read_position(text, text, integer),

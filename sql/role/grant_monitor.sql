@@ -8,12 +8,12 @@ begin
   perform once.check_role(grant_monitor.role);
   execute format($grant$
     grant usage on schema once to %1$I;
-    grant select on once.database, once.producers, once.scope, once.expired_claims, once.message_floor,
+    grant select on once.database, once.producers, once.scope, once.expired_claims, once.expiry,
                     once.consumer_position, once.topic_end, once.lag, once.branch, once.in_doubt,
                     once.in_doubt_elsewhere, once.blocked, once.health, once.global_transaction, once.evidence, once.loss, once.heuristic,
                     once.heuristics, once.intervention, once.recovery, once.peer to %1$I;
     grant execute on function
-      once.schema_version(), once.database_id(), once.read_position(text, text, integer),
+      once.schema_version(), once.database_id(), once.explain_no_database(), once.read_position(text, text, integer),
       once.unproven(integer, timestamptz, uuid), once.assert_primary(), once.assert_home(uuid),
       once.branch_outcomes(uuid, uuid[], xid8[]), once.branch_outcome(uuid, uuid, xid8), once.gid_outcome(text),
       once.decode_gid(text), once.decode_gids(text[]), once.decode_foreign_gid(text), once.may_vote(name),

@@ -20,7 +20,7 @@ begin
     grant update (recovered_at, recovered_by, audited_at) on once.recovery to %1$I;
     grant update (decided, done, judged_at) on once.heuristic to %1$I;
     grant execute on function
-      once.schema_version(), once.database_id(), once.assert_primary(), once.assert_home(uuid),
+      once.schema_version(), once.database_id(), once.explain_no_database(), once.assert_primary(), once.assert_home(uuid),
       once.branch_outcome(uuid, uuid, xid8), once.outcome(uuid, uuid, xid8),
       once.unproven(integer, timestamptz, uuid), once.find_evidence(uuid[]), once.mark_proven(uuid[]),
       once.proven(integer, interval, timestamptz, uuid), once.mark_confirmed(uuid[]),

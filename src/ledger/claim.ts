@@ -143,9 +143,7 @@ export async function claim(branch: Branch, message: Message): Promise<Claim> {
   if (isSequenced(message)) {
     const { rows } = await run<{ status: ClaimStatus }>(
       branch,
-      `select case when once.claim_run($1, $2::text::bigint, $2::text::bigint, $3::int) then 'claimed'
-                   else (select c.status from once.claim($1, $2::text::bigint, $3::int, $4::boolean) c) end as status,
-              once.assert_branch($5::uuid)`,
+      `select once.claim($1, $2::text::bigint, $3::int, $4::boolean) as status, once.assert_branch($5::uuid)`,
       [
         checkName('producer', message.producer),
         String(checkSequence(message.sequence)),
@@ -178,28 +176,30 @@ export async function claimSequences(branch: Branch, batch: SequencedBatch): Pro
   const producer = checkName('producer', batch.producer)
   // Not map, which skips what a sparse array lacks.
   const sequences = Array.from(checkArray('sequences', batch.sequences), checkSequence)
-  const common = [producer, checkEpoch(batch.epoch ?? 0), checkBoolean('strict', batch.strict, false)]
   const [first, last] = [sequences[0], sequences.at(-1)]
   const isRun =
     first !== undefined && sequences.every((sequence, index) => sequence === first + BigInt(index))
-  const { rows } = isRun
-    ? // The rule: the batch is the next piece of its stream, and all new. Two numbers say so, and one word.
-      await run<{ fresh: string | null }>(
-        branch,
-        `select case when once.claim_run($1, $4::text::bigint, $5::text::bigint, $2::int) then null
-                     else array(select c from once.claim_batch(
-                                  $1, array(select generate_series($4::text::bigint, $5::text::bigint)), $2::int, $3::boolean
-                                ) c)::text end as fresh, once.assert_branch($6::uuid)`,
-        [...common, String(first), String(last), branch.transactionId],
-      )
-    : await run<{ fresh: string | null }>(
-        branch,
-        'select array(select c from once.claim_batch($1, $4::text::bigint[], $2::int, $3::boolean) c)::text as fresh, once.assert_branch($5::uuid)',
-        [...common, `{${sequences.join(',')}}`, branch.transactionId],
-      )
-  const fresh = rows[0]?.fresh
-  if (fresh == null) return sequences
-  const left = new Set(fresh.slice(1, -1).split(',').filter(Boolean).map(BigInt))
+  // The rule is a run, and two numbers say it.
+  const ranges = isRun ? [`[${first},${last}]`] : sequences.map((sequence) => `[${sequence},${sequence}]`)
+  const { rows } = await run<{ fresh: string }>(
+    branch,
+    `select once.claim_ranges($1, $2::text::int8multirange, $3::int, $4::boolean)::text as fresh,
+            once.assert_branch($5::uuid)`,
+    [
+      producer,
+      `{${ranges.join(',')}}`,
+      checkEpoch(batch.epoch ?? 0),
+      checkBoolean('strict', batch.strict, false),
+      branch.transactionId,
+    ],
+  )
+  const fresh = Array.from((rows[0]?.fresh ?? '').matchAll(/\[(\d+),(\d+)\)/g), ([, from, to]) => ({
+    from: BigInt(from ?? ''),
+    to: BigInt(to ?? ''),
+  }))
+  if (isRun && fresh[0]?.from === first && fresh[0].to === (last ?? 0n) + 1n) return sequences
+  const left = new Set<bigint>()
+  for (const { from, to } of fresh) for (let one = from; one < to; one += 1n) left.add(one)
   return sequences.filter((sequence) => left.delete(sequence))
 }
 
@@ -228,23 +228,25 @@ export async function claimKeys(branch: Branch, batch: KeyedBatch): Promise<KeyC
     at: time(message),
     hash: hash(message),
   }))
-  const { rows } = await run<{ status: ClaimStatus; result: string | null }>(
+  const { rows } = await run<{ answer: string }>(
     branch,
-    `select c.status, c.result::text as result, once.assert_branch($3::uuid)
+    `select once.claim_keys($1, i.keys, i.times, i.hashes) as answer, once.assert_branch($3::uuid)
        from (select coalesce(array_agg(m.key order by n), '{}') as keys,
                     array_agg(m.at order by n) as times,
                     array_agg(decode(m.hash, 'hex') order by n) as hashes
                from jsonb_array_elements($2::text::jsonb) with ordinality e (value, n)
-              cross join lateral jsonb_to_record(e.value) as m (key text, at timestamptz, hash text)) i
-      cross join lateral once.claim_key_batch($1, i.keys, i.times, i.hashes) c
-      order by c.ordinal`,
+              cross join lateral jsonb_to_record(e.value) as m (key text, at timestamptz, hash text)) i`,
     [checkName('scope', batch.scope), JSON.stringify(input), branch.transactionId],
   )
-  return rows.map(({ status, result }, index) => ({
-    key: input[index]?.key ?? '',
-    status,
-    result: result === null ? undefined : JSON.parse(result),
-  }))
+  const answer = rows[0]?.answer ?? ''
+  const answers: (ClaimStatus | { result: unknown })[] | undefined =
+    answer === 'claimed' ? undefined : JSON.parse(answer)
+  return input.map(({ key }, index) => {
+    const one = answers === undefined ? 'claimed' : (answers[index] ?? 'duplicate')
+    return typeof one === 'string'
+      ? { key, status: one, result: undefined }
+      : { key, status: 'duplicate', result: one.result }
+  })
 }
 
 /** Keeps the handler's result beside the claim; travels with the commit. */
@@ -302,12 +304,12 @@ function time({ occurredAt }: { readonly occurredAt?: Date }): string | null {
       `Expected \`occurredAt\` to be a valid Date, got ${show(occurredAt)}`,
     )
   }
-  // As sql/ledger/claim_key_batch.sql has it; Postgres cannot read how JavaScript writes years of six digits.
+  // Its upper bound is for Postgres to check (now and two days); it cannot read how JavaScript writes years of six digits.
   const year = occurredAt.getUTCFullYear()
-  if (year < 1970 || year >= 2100) {
+  if (year < 2000 || year >= 2100) {
     throw new InvalidInputError(
       'ONARG',
-      `Expected \`occurredAt\` to be a time between 1970 and 2100, got ${occurredAt.toISOString()}`,
+      `Expected \`occurredAt\` to be a time between 2000 and 2100, got ${occurredAt.toISOString()}`,
       { hint: 'Is the time in milliseconds where seconds were meant, or the reverse?' },
     )
   }
