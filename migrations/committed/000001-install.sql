@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:70dd8668f0955d943fc4ddfebbd2ff5a4992b6bd
+--! Hash: sha1:0f09bddf2ec5449b7d8a7f904ba56a334794b127
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -4465,14 +4465,18 @@ with prepared as materialized (
     from once.scope s, once.database i where s.retention is not null
   union all
   select 'expiry_age_seconds',
-         extract(epoch from clock_timestamp() - greatest(e.finished_on::timestamp at time zone 'UTC', i.created_at)),
+         case when exists (select from once.scope s where s.horizon is not null)
+              then extract(epoch from clock_timestamp()
+                                      - greatest(e.finished_on::timestamp at time zone 'UTC', i.created_at)) end,
          259200, 864000,
          'keys past their horizon are not deleted: pgonce expire, or select * from once.expire() until no row says more'
-    from once.expiry e, once.database i where exists (select from once.scope s where s.horizon is not null)
+    from once.expiry e, once.database i
   union all
-  select 'expiry_waits_seconds', extract(epoch from clock_timestamp() - e.begun_at), 86400, 604800,
-         'keys past their horizon cannot be deleted: select * from once.expire() names the transactions that are in the way'
-    from once.expiry e where e.waits_for <> '{}'
+  select 'expiry_waits_seconds',
+         case when e.waits_for <> '{}' then extract(epoch from clock_timestamp() - e.begun_at) end, 86400, 604800,
+         'keys past their horizon cannot be deleted: '
+         'select * from once.expire() names the transactions that are in the way'
+    from once.expiry e
   union all
   select 'expired_claims_per_day', coalesce(sum(e.claims), 0), 1, null,
          'messages came later than their scope remembers and were not processed: select * from once.expired_claims; '
