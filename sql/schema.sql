@@ -12,7 +12,7 @@
 --!include ledger/producer.sql
 --!include ledger/claimed_ahead.sql
 --!include ledger/assert_sequences.sql
---!include ledger/assert_gaps.sql
+--!include ledger/refuse_gaps.sql
 --!include ledger/ranges_near.sql
 --!include ledger/claim_out_of_order.sql
 --!include ledger/claim_ranges.sql

@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:0f09bddf2ec5449b7d8a7f904ba56a334794b127
+--! Hash: sha1:85bb887ce978dca23a7230196b935528ac238299
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -331,61 +331,40 @@ comment on function once.assert_sequences(text, int8multirange, integer, boolean
   'Internal: raises ONARG unless producer, sequences, epoch and start of a claim are valid.';
 revoke all on function once.assert_sequences(text, int8multirange, integer, boolean, bigint) from public;
 --! EndIncluded ledger/assert_sequences.sql
---! Included ledger/assert_gaps.sql
--- Internal: raises if a claim by sequence would leave a gap where none may be (strict), or too many of them.
-create function once.assert_gaps(
-  before once.producer,
-  fresh int8multirange,
-  ahead int8multirange,
-  watermark bigint,
-  gaps bigint,
-  strict boolean
-) returns void
+--! Included ledger/refuse_gaps.sql
+-- Internal: raises that a claim by sequence would leave too many gaps, with ranges ahead of those that are known.
+create function once.refuse_gaps(producer text, ahead int8multirange, gaps bigint) returns void
 language plpgsql stable
 set search_path = ''
 as $$
 declare
-  v_name constant text := (assert_gaps.before).producer;
-  v_max_gaps constant integer := (assert_gaps.before).max_gaps;
-  v_bad bigint;
+  v_row once.producer;
   v_half bigint;
 begin
-  -- Strict: the watermark must reach the last new one. What was processed ahead of it is no gap.
-  if assert_gaps.strict and upper(assert_gaps.fresh) - 1 > assert_gaps.watermark then
-    v_bad := lower(assert_gaps.fresh - int8multirange(int8range(null, assert_gaps.watermark, '[]')));
-    raise exception 'producer % is out of order: expected sequence %, got %',
-        quote_literal(v_name), assert_gaps.watermark + 1, v_bad
-      using errcode = 'ONGAP',
-            detail = 'In strict mode the new sequences must follow the watermark without a gap; nothing was claimed.',
-            hint = format('Deliver the missing messages first, or skip them: '
-                          'select once.set_watermark(%L, %s, ''reason'').', v_name, v_bad - 1);
-  end if;
-
-  -- A claim that closes a gap is welcome even where the limit is exceeded.
-  if assert_gaps.gaps > v_max_gaps and assert_gaps.gaps > (assert_gaps.before).gaps then
-    select r.first into v_half
-      from (select a.first from once.claimed_ahead a where a.producer = v_name
-            union select lower(r) from unnest(assert_gaps.ahead) r) r
-     order by r.first offset assert_gaps.gaps / 2 limit 1;
-    raise exception 'producer % would have % gaps, the limit is %', quote_literal(v_name), assert_gaps.gaps, v_max_gaps
-      using errcode = 'ONMAX',
-            detail = case when (assert_gaps.before).watermark < 0 then 'Sequence 0 is not processed yet; '
-                          else format('Every sequence up to %s is processed; ', (assert_gaps.before).watermark)
-                     end || format('%s separate ranges lie above it. Nothing was claimed.', assert_gaps.gaps),
-            hint = format('Deliver the missing messages, or give the older half of them up: '
-                          'select once.set_watermark(%L, %s, ''reason''). '
-                          'Numbers with holes for good, as of an identity column, belong in the key ledger; '
-                          'for a producer that begins at 1 say start_at => 1 with its first claim.',
-                          v_name, v_half - 1);
-  end if;
+  select p.* into v_row from once.producer p where p.producer = refuse_gaps.producer;
+  with range as (
+    select a.first from once.claimed_ahead a where a.producer = refuse_gaps.producer
+    union select lower(r) from unnest(refuse_gaps.ahead) r
+  )
+  select r.first into v_half from range r order by r.first offset (select count(*) / 2 from range) limit 1;
+  raise exception 'producer % would have % gaps, the limit is %',
+      quote_literal(refuse_gaps.producer), refuse_gaps.gaps, v_row.max_gaps
+    using errcode = 'ONMAX',
+          detail = case when v_row.watermark >= 0 then format('Every sequence up to %s is processed; ', v_row.watermark)
+                        else 'Sequence 0 is not processed yet; ' end
+                   || format('%s separate ranges lie above it. Nothing was claimed.', refuse_gaps.gaps),
+          hint = format('Deliver the missing messages, or give the older half of them up: '
+                        'select once.set_watermark(%L, %s, ''reason''). '
+                        'Numbers with holes for good, as of an identity column, belong in the key ledger; '
+                        'for a producer that begins at 1 say start_at => 1 with its first claim.',
+                        refuse_gaps.producer, v_half - 1);
 end
 $$;
 
-comment on function once.assert_gaps(once.producer, int8multirange, int8multirange, bigint, bigint, boolean) is
-  'Internal: raises ONGAP or ONMAX if a claim would leave gaps that may not be.';
-revoke all on function
-  once.assert_gaps(once.producer, int8multirange, int8multirange, bigint, bigint, boolean) from public;
---! EndIncluded ledger/assert_gaps.sql
+comment on function once.refuse_gaps(text, int8multirange, bigint) is
+  'Internal: raises ONMAX for a claim that would leave too many gaps, and says how to give up the older half.';
+revoke all on function once.refuse_gaps(text, int8multirange, bigint) from public;
+--! EndIncluded ledger/refuse_gaps.sql
 --! Included ledger/ranges_near.sql
 -- Internal: what a producer has claimed ahead of its watermark, as far as it can overlap or touch these ranges: from
 -- the last one that begins below the first of them, to where they end.
@@ -433,6 +412,7 @@ declare
   v_ahead int8multirange;
   v_watermark bigint;
   v_gaps bigint;
+  v_bad bigint;
 begin
   perform once.ensure_durable();
   perform once.assert_sequences(claim_out_of_order.producer, claim_out_of_order.ranges, claim_out_of_order.epoch,
@@ -483,7 +463,20 @@ begin
     v_ahead := v_ahead - int8multirange(int8range(null, v_watermark, '[]'));
   end if;
   v_gaps := v_row.gaps - (select count(*) from unnest(v_near)) + (select count(*) from unnest(v_ahead));
-  perform once.assert_gaps(v_row, v_fresh, v_ahead, v_watermark, v_gaps, claim_out_of_order.strict);
+  -- Strict: the watermark must reach the last new one. What was processed ahead of it is no gap.
+  if claim_out_of_order.strict and upper(v_fresh) - 1 > v_watermark then
+    v_bad := lower(v_fresh - int8multirange(int8range(null, v_watermark, '[]')));
+    raise exception 'producer % is out of order: expected sequence %, got %',
+        quote_literal(claim_out_of_order.producer), v_watermark + 1, v_bad
+      using errcode = 'ONGAP',
+            detail = 'In strict mode new sequences must follow the watermark without a gap; nothing was claimed.',
+            hint = format('Deliver the missing messages first, or skip them: '
+                          'select once.set_watermark(%L, %s, ''reason'').', claim_out_of_order.producer, v_bad - 1);
+  end if;
+  -- A claim that closes a gap is welcome even where the limit is exceeded.
+  if v_gaps > v_row.max_gaps and v_gaps > v_row.gaps then
+    perform once.refuse_gaps(claim_out_of_order.producer, v_ahead, v_gaps);
+  end if;
 
   delete from once.claimed_ahead a
    where a.producer = claim_out_of_order.producer
@@ -816,12 +809,12 @@ set search_path = ''
 as $$
 begin
   return encode(
-    case when message_digest.occurred_at is null then '\x0000'::bytea
+    case when message_digest.occurred_at is null then decode('0000', 'hex')
          when message_digest.occurred_at >= '2000-01-01 00:00:00+00'::timestamptz
           and message_digest.occurred_at < '2179-06-06 00:00:00+00'::timestamptz
          then substring(int4send((message_digest.occurred_at at time zone 'UTC')::date - date '1999-12-31') from 3)
     end
-    || substring(sha256(convert_to(message_digest.scope, 'UTF8') || '\x00'::bytea
+    || substring(sha256(convert_to(message_digest.scope, 'UTF8') || decode('00', 'hex')
                         || convert_to(message_digest.key, 'UTF8')) for 14), 'hex')::uuid;
 end
 $$;
@@ -909,7 +902,8 @@ revoke all on function once.assert_keys(text[], timestamptz[], bytea[], timestam
 --! Included ledger/answer_keys.sql
 -- Internal: the answer of once.claim_keys where not every key was new. "claimed" are the digests that were.
 create function once.answer_keys(
-  scope once.scope,
+  scope_id integer,
+  horizon timestamptz,
   keys text[],
   digests uuid[],
   times timestamptz[],
@@ -931,7 +925,7 @@ begin
   with item as (
     select i.digest, i.at, i.hash, i.n, i.expired,
            lag(i.n = 0, 1, false) over (partition by i.digest, i.expired order by i.n) as claimed
-      from (select k.digest, k.at, k.hash, k.n, (k.at < (answer_keys.scope).horizon) is true as expired
+      from (select k.digest, k.at, k.hash, k.n, (k.at < answer_keys.horizon) is true as expired
               from unnest(answer_keys.digests, answer_keys.times, answer_keys.payload_hashes)
                    with ordinality k (digest, at, hash, n)
             union all
@@ -953,22 +947,25 @@ begin
    where i.n > 0;
 
   if v_bad is not null then
-    raise exception 'key % came again with another payload', quote_literal(left(answer_keys.keys[v_bad], 100))
+    raise exception 'key % came again with another payload',
+        (select quote_literal(left(k.key, 100)) from unnest(answer_keys.keys) with ordinality k (key, n) where k.n = v_bad)
       using errcode = 'ONPAY',
-            detail = format('Scope %L: the payload hash differs from that of the first claim.', (answer_keys.scope).scope),
+            detail = format('Scope %L: the payload hash differs from that of the first claim.',
+                            (select s.scope from once.scope s where s.scope_id = answer_keys.scope_id)),
             hint = 'Two different messages share one key: fix the sender, or choose a key that tells them apart.';
   end if;
   if v_expired > 0 then
     insert into once.expired_claim (scope_id, claims, oldest_day)
-    values ((answer_keys.scope).scope_id, v_expired, (v_oldest at time zone 'UTC')::date);
+    select s.scope_id, v_expired, (v_oldest at time zone 'UTC')::date
+      from once.scope s where s.scope_id = answer_keys.scope_id;
   end if;
   return v_answer;
 end
 $$;
 
-comment on function once.answer_keys(once.scope, text[], uuid[], timestamptz[], bytea[], uuid[]) is
+comment on function once.answer_keys(integer, timestamptz, text[], uuid[], timestamptz[], bytea[], uuid[]) is
   'Internal: what once.claim_keys answers if not every key was new.';
-revoke all on function once.answer_keys(once.scope, text[], uuid[], timestamptz[], bytea[], uuid[]) from public;
+revoke all on function once.answer_keys(integer, timestamptz, text[], uuid[], timestamptz[], bytea[], uuid[]) from public;
 --! EndIncluded ledger/answer_keys.sql
 --! Included ledger/claim_keys.sql
 -- Claims messages by key: webhook deliveries, payments, anything with an id but no order. What clients call;
@@ -1012,9 +1009,9 @@ begin
   perform once.assert_keys(claim_keys.keys, claim_keys.occurred_at, claim_keys.payload_hashes, v_times);
 
   -- As in once.message_digest, which would cost as much again.
-  v_prefix := convert_to(claim_keys.scope, 'UTF8') || '\x00'::bytea;
+  v_prefix := convert_to(claim_keys.scope, 'UTF8') || decode('00', 'hex');
   v_digests := array(
-    select encode(case when i.at is null then '\x0000'::bytea
+    select encode(case when i.at is null then decode('0000', 'hex')
                        else substring(int4send((i.at at time zone 'UTC')::date - date '1999-12-31') from 3) end
                   || substring(sha256(v_prefix || convert_to(i.key, 'UTF8')) for 14), 'hex')::uuid
       from unnest(claim_keys.keys, v_times) with ordinality i (key, at, n)
@@ -1035,7 +1032,8 @@ begin
   if coalesce(cardinality(v_new), 0) = cardinality(claim_keys.keys) then
     return 'claimed';
   end if;
-  return once.answer_keys(v_scope, claim_keys.keys, v_digests, v_times, claim_keys.payload_hashes, v_new);
+  return once.answer_keys(v_scope.scope_id, v_scope.horizon, claim_keys.keys, v_digests, v_times,
+                          claim_keys.payload_hashes, v_new);
 end
 $$;
 
@@ -1102,7 +1100,7 @@ declare
 begin
   -- The digest as once.message_digest has it.
   if claim_key.occurred_at is null then
-    v_digest := encode('\x0000'::bytea || substring(sha256(convert_to(claim_key.scope, 'UTF8') || '\x00'::bytea
+    v_digest := encode(decode('0000', 'hex') || substring(sha256(convert_to(claim_key.scope, 'UTF8') || decode('00', 'hex')
                                                            || convert_to(claim_key.key, 'UTF8')) for 14), 'hex')::uuid;
     insert into once.message (digest, scope_id, claimed_on, payload_hash)
     select v_digest, s.scope_id, (now() at time zone 'UTC')::date, claim_key.payload_hash
@@ -1124,7 +1122,7 @@ begin
   else
     v_digest := case when isfinite(claim_key.occurred_at)
       then encode(substring(int4send((claim_key.occurred_at at time zone 'UTC')::date - date '1999-12-31') from 3)
-                  || substring(sha256(convert_to(claim_key.scope, 'UTF8') || '\x00'::bytea
+                  || substring(sha256(convert_to(claim_key.scope, 'UTF8') || decode('00', 'hex')
                                       || convert_to(claim_key.key, 'UTF8')) for 14), 'hex')::uuid end;
     insert into once.message (digest, scope_id, payload_hash)
     select v_digest, s.scope_id, claim_key.payload_hash
@@ -1281,15 +1279,17 @@ revoke all on function once.set_key_times(text, boolean) from public;
 --! Included ledger/await_claims.sql
 -- Internal, of once.expire, and with its owner's rights and search_path for that: waits up to a second for the end of the transactions that may have read an older
 -- horizon, and answers a row that names those that are left. once.expiry.waits_for is empty when none is.
-create function once.await_claims(pass once.expiry)
+create function once.await_claims()
 returns table (action text, scope text, detail text, count bigint, more boolean)
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_waits_for text[] := (await_claims.pass).waits_for;
+  v_waits_for text[];
+  v_begun_by xid8;
 begin
-  if (await_claims.pass).begun_by = pg_current_xact_id() then
+  select e.waits_for, e.begun_by into v_waits_for, v_begun_by from once.expiry e;
+  if v_begun_by = pg_current_xact_id() then
     return query select 'wait', null::text, 'keys past their horizon: call again in another transaction', 0::bigint, false;
     return;
   end if;
@@ -1324,14 +1324,14 @@ begin
 end
 $$;
 
-comment on function once.await_claims(once.expiry) is
+comment on function once.await_claims() is
   'Internal: waits a moment for transactions that may have read an older horizon, and names those that are left.';
-revoke all on function once.await_claims(once.expiry) from public;
+revoke all on function once.await_claims() from public;
 --! EndIncluded ledger/await_claims.sql
 --! Included ledger/delete_keys.sql
 -- Internal, of once.expire, and with its owner's rights and search_path for that: deletes keys that are past their horizon from the next stretch of blocks. It passes
 -- over rows that somebody has locked (to keep a result of a key that is as good as gone): those stay as garbage.
-create function once.delete_keys(pass once.expiry, batch_size integer)
+create function once.delete_keys(batch_size integer)
 returns table (action text, scope text, detail text, count bigint, more boolean)
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
@@ -1339,8 +1339,9 @@ set enable_seqscan = off
 as $$
 declare
   v_end constant bigint := pg_relation_size('once.message') / current_setting('block_size')::bigint;
-  v_from constant bigint := (delete_keys.pass).next_block;
-  v_to bigint := v_from + greatest(1000, delete_keys.batch_size);
+  v_from constant bigint := (select e.next_block from once.expiry e);
+  v_limit constant integer := greatest(1, delete_keys.batch_size);
+  v_to bigint := v_from + greatest(1000, v_limit);
   v_deleted bigint := 0;
   v_scope text;
   v_count bigint;
@@ -1357,7 +1358,7 @@ begin
        where m.ctid >= format('(%s,0)', v_from)::tid
          and m.ctid < format('(%s,0)', v_to)::tid
          and case when m.claimed_on is null then m.digest < d.before else m.claimed_on < d.claimed_before end
-       limit delete_keys.batch_size
+       limit v_limit
          for update of m skip locked
     ), gone as (
       delete from once.message m where m.ctid = any (array(select d.ctid from doomed d))
@@ -1370,7 +1371,7 @@ begin
   end loop;
 
   -- Where the batch was full, something may be left in this stretch.
-  v_to := case when v_deleted < delete_keys.batch_size then v_to else v_from end;
+  v_to := case when v_deleted < v_limit then v_to else v_from end;
   if v_to < v_end then
     update once.expiry e set next_block = v_to;
     return query select 'delete', null::text, format('keys past their horizon: at block %s of %s', v_to, v_end),
@@ -1381,9 +1382,9 @@ begin
 end
 $$;
 
-comment on function once.delete_keys(once.expiry, integer) is
+comment on function once.delete_keys(integer) is
   'Internal: deletes keys past their horizon from the next stretch of blocks, and says whether there is more.';
-revoke all on function once.delete_keys(once.expiry, integer) from public;
+revoke all on function once.delete_keys(integer) from public;
 --! EndIncluded ledger/delete_keys.sql
 --! Included ledger/expire.sql
 -- One bounded step of retention: moves the horizons of scopes that have a retention, and deletes a batch of keys
@@ -1448,11 +1449,11 @@ begin
     return query select 'delete', null::text, 'keys past their horizon: from the next call on', 0::bigint, true;
     return;
   end if;
-  return query select * from once.await_claims(v_pass);
+  return query select * from once.await_claims();
   if not exists (select from once.expiry e where e.waits_for = '{}') then
     return;
   end if;
-  return query select * from once.delete_keys(v_pass, expire.batch_size);
+  return query select * from once.delete_keys(expire.batch_size);
 end
 $$;
 
@@ -4558,10 +4559,10 @@ begin
       once.claim_out_of_order(text, int8multirange, integer, boolean, bigint),
       once.ranges_near(text, int8multirange),
       once.assert_sequences(text, int8multirange, integer, boolean, bigint),
-      once.assert_gaps(once.producer, int8multirange, int8multirange, bigint, bigint, boolean),
+      once.refuse_gaps(text, int8multirange, bigint),
       once.message_digest(text, text, timestamptz), once.message_time(text), once.open_scope(text),
       once.assert_keys(text[], timestamptz[], bytea[], timestamptz[]),
-      once.answer_keys(once.scope, text[], uuid[], timestamptz[], bytea[], uuid[]),
+      once.answer_keys(integer, timestamptz, text[], uuid[], timestamptz[], bytea[], uuid[]),
       once.claim_keys(text, text[], timestamptz[], bytea[]),
       once.claim_key(text, text, timestamptz, bytea), once.claim_key_batch(text, text[], timestamptz[], bytea[]),
       once.keep_result(text, text, jsonb, timestamptz),

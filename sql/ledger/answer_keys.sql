@@ -1,6 +1,7 @@
 -- Internal: the answer of once.claim_keys where not every key was new. "claimed" are the digests that were.
 create function once.answer_keys(
-  scope once.scope,
+  scope_id integer,
+  horizon timestamptz,
   keys text[],
   digests uuid[],
   times timestamptz[],
@@ -22,7 +23,7 @@ begin
   with item as (
     select i.digest, i.at, i.hash, i.n, i.expired,
            lag(i.n = 0, 1, false) over (partition by i.digest, i.expired order by i.n) as claimed
-      from (select k.digest, k.at, k.hash, k.n, (k.at < (answer_keys.scope).horizon) is true as expired
+      from (select k.digest, k.at, k.hash, k.n, (k.at < answer_keys.horizon) is true as expired
               from unnest(answer_keys.digests, answer_keys.times, answer_keys.payload_hashes)
                    with ordinality k (digest, at, hash, n)
             union all
@@ -44,19 +45,22 @@ begin
    where i.n > 0;
 
   if v_bad is not null then
-    raise exception 'key % came again with another payload', quote_literal(left(answer_keys.keys[v_bad], 100))
+    raise exception 'key % came again with another payload',
+        (select quote_literal(left(k.key, 100)) from unnest(answer_keys.keys) with ordinality k (key, n) where k.n = v_bad)
       using errcode = 'ONPAY',
-            detail = format('Scope %L: the payload hash differs from that of the first claim.', (answer_keys.scope).scope),
+            detail = format('Scope %L: the payload hash differs from that of the first claim.',
+                            (select s.scope from once.scope s where s.scope_id = answer_keys.scope_id)),
             hint = 'Two different messages share one key: fix the sender, or choose a key that tells them apart.';
   end if;
   if v_expired > 0 then
     insert into once.expired_claim (scope_id, claims, oldest_day)
-    values ((answer_keys.scope).scope_id, v_expired, (v_oldest at time zone 'UTC')::date);
+    select s.scope_id, v_expired, (v_oldest at time zone 'UTC')::date
+      from once.scope s where s.scope_id = answer_keys.scope_id;
   end if;
   return v_answer;
 end
 $$;
 
-comment on function once.answer_keys(once.scope, text[], uuid[], timestamptz[], bytea[], uuid[]) is
+comment on function once.answer_keys(integer, timestamptz, text[], uuid[], timestamptz[], bytea[], uuid[]) is
   'Internal: what once.claim_keys answers if not every key was new.';
-revoke all on function once.answer_keys(once.scope, text[], uuid[], timestamptz[], bytea[], uuid[]) from public;
+revoke all on function once.answer_keys(integer, timestamptz, text[], uuid[], timestamptz[], bytea[], uuid[]) from public;

@@ -1,14 +1,16 @@
 -- Internal, of once.expire, and with its owner's rights and search_path for that: waits up to a second for the end of the transactions that may have read an older
 -- horizon, and answers a row that names those that are left. once.expiry.waits_for is empty when none is.
-create function once.await_claims(pass once.expiry)
+create function once.await_claims()
 returns table (action text, scope text, detail text, count bigint, more boolean)
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_waits_for text[] := (await_claims.pass).waits_for;
+  v_waits_for text[];
+  v_begun_by xid8;
 begin
-  if (await_claims.pass).begun_by = pg_current_xact_id() then
+  select e.waits_for, e.begun_by into v_waits_for, v_begun_by from once.expiry e;
+  if v_begun_by = pg_current_xact_id() then
     return query select 'wait', null::text, 'keys past their horizon: call again in another transaction', 0::bigint, false;
     return;
   end if;
@@ -43,6 +45,6 @@ begin
 end
 $$;
 
-comment on function once.await_claims(once.expiry) is
+comment on function once.await_claims() is
   'Internal: waits a moment for transactions that may have read an older horizon, and names those that are left.';
-revoke all on function once.await_claims(once.expiry) from public;
+revoke all on function once.await_claims() from public;

@@ -22,7 +22,7 @@ declare
 begin
   -- The digest as once.message_digest has it.
   if claim_key.occurred_at is null then
-    v_digest := encode('\x0000'::bytea || substring(sha256(convert_to(claim_key.scope, 'UTF8') || '\x00'::bytea
+    v_digest := encode(decode('0000', 'hex') || substring(sha256(convert_to(claim_key.scope, 'UTF8') || decode('00', 'hex')
                                                            || convert_to(claim_key.key, 'UTF8')) for 14), 'hex')::uuid;
     insert into once.message (digest, scope_id, claimed_on, payload_hash)
     select v_digest, s.scope_id, (now() at time zone 'UTC')::date, claim_key.payload_hash
@@ -44,7 +44,7 @@ begin
   else
     v_digest := case when isfinite(claim_key.occurred_at)
       then encode(substring(int4send((claim_key.occurred_at at time zone 'UTC')::date - date '1999-12-31') from 3)
-                  || substring(sha256(convert_to(claim_key.scope, 'UTF8') || '\x00'::bytea
+                  || substring(sha256(convert_to(claim_key.scope, 'UTF8') || decode('00', 'hex')
                                       || convert_to(claim_key.key, 'UTF8')) for 14), 'hex')::uuid end;
     insert into once.message (digest, scope_id, payload_hash)
     select v_digest, s.scope_id, claim_key.payload_hash

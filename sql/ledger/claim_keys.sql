@@ -39,9 +39,9 @@ begin
   perform once.assert_keys(claim_keys.keys, claim_keys.occurred_at, claim_keys.payload_hashes, v_times);
 
   -- As in once.message_digest, which would cost as much again.
-  v_prefix := convert_to(claim_keys.scope, 'UTF8') || '\x00'::bytea;
+  v_prefix := convert_to(claim_keys.scope, 'UTF8') || decode('00', 'hex');
   v_digests := array(
-    select encode(case when i.at is null then '\x0000'::bytea
+    select encode(case when i.at is null then decode('0000', 'hex')
                        else substring(int4send((i.at at time zone 'UTC')::date - date '1999-12-31') from 3) end
                   || substring(sha256(v_prefix || convert_to(i.key, 'UTF8')) for 14), 'hex')::uuid
       from unnest(claim_keys.keys, v_times) with ordinality i (key, at, n)
@@ -62,7 +62,8 @@ begin
   if coalesce(cardinality(v_new), 0) = cardinality(claim_keys.keys) then
     return 'claimed';
   end if;
-  return once.answer_keys(v_scope, claim_keys.keys, v_digests, v_times, claim_keys.payload_hashes, v_new);
+  return once.answer_keys(v_scope.scope_id, v_scope.horizon, claim_keys.keys, v_digests, v_times,
+                          claim_keys.payload_hashes, v_new);
 end
 $$;
 

@@ -21,6 +21,7 @@ declare
   v_ahead int8multirange;
   v_watermark bigint;
   v_gaps bigint;
+  v_bad bigint;
 begin
   perform once.ensure_durable();
   perform once.assert_sequences(claim_out_of_order.producer, claim_out_of_order.ranges, claim_out_of_order.epoch,
@@ -71,7 +72,20 @@ begin
     v_ahead := v_ahead - int8multirange(int8range(null, v_watermark, '[]'));
   end if;
   v_gaps := v_row.gaps - (select count(*) from unnest(v_near)) + (select count(*) from unnest(v_ahead));
-  perform once.assert_gaps(v_row, v_fresh, v_ahead, v_watermark, v_gaps, claim_out_of_order.strict);
+  -- Strict: the watermark must reach the last new one. What was processed ahead of it is no gap.
+  if claim_out_of_order.strict and upper(v_fresh) - 1 > v_watermark then
+    v_bad := lower(v_fresh - int8multirange(int8range(null, v_watermark, '[]')));
+    raise exception 'producer % is out of order: expected sequence %, got %',
+        quote_literal(claim_out_of_order.producer), v_watermark + 1, v_bad
+      using errcode = 'ONGAP',
+            detail = 'In strict mode new sequences must follow the watermark without a gap; nothing was claimed.',
+            hint = format('Deliver the missing messages first, or skip them: '
+                          'select once.set_watermark(%L, %s, ''reason'').', claim_out_of_order.producer, v_bad - 1);
+  end if;
+  -- A claim that closes a gap is welcome even where the limit is exceeded.
+  if v_gaps > v_row.max_gaps and v_gaps > v_row.gaps then
+    perform once.refuse_gaps(claim_out_of_order.producer, v_ahead, v_gaps);
+  end if;
 
   delete from once.claimed_ahead a
    where a.producer = claim_out_of_order.producer

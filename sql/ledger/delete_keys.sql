@@ -1,6 +1,6 @@
 -- Internal, of once.expire, and with its owner's rights and search_path for that: deletes keys that are past their horizon from the next stretch of blocks. It passes
 -- over rows that somebody has locked (to keep a result of a key that is as good as gone): those stay as garbage.
-create function once.delete_keys(pass once.expiry, batch_size integer)
+create function once.delete_keys(batch_size integer)
 returns table (action text, scope text, detail text, count bigint, more boolean)
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
@@ -8,8 +8,9 @@ set enable_seqscan = off
 as $$
 declare
   v_end constant bigint := pg_relation_size('once.message') / current_setting('block_size')::bigint;
-  v_from constant bigint := (delete_keys.pass).next_block;
-  v_to bigint := v_from + greatest(1000, delete_keys.batch_size);
+  v_from constant bigint := (select e.next_block from once.expiry e);
+  v_limit constant integer := greatest(1, delete_keys.batch_size);
+  v_to bigint := v_from + greatest(1000, v_limit);
   v_deleted bigint := 0;
   v_scope text;
   v_count bigint;
@@ -26,7 +27,7 @@ begin
        where m.ctid >= format('(%s,0)', v_from)::tid
          and m.ctid < format('(%s,0)', v_to)::tid
          and case when m.claimed_on is null then m.digest < d.before else m.claimed_on < d.claimed_before end
-       limit delete_keys.batch_size
+       limit v_limit
          for update of m skip locked
     ), gone as (
       delete from once.message m where m.ctid = any (array(select d.ctid from doomed d))
@@ -39,7 +40,7 @@ begin
   end loop;
 
   -- Where the batch was full, something may be left in this stretch.
-  v_to := case when v_deleted < delete_keys.batch_size then v_to else v_from end;
+  v_to := case when v_deleted < v_limit then v_to else v_from end;
   if v_to < v_end then
     update once.expiry e set next_block = v_to;
     return query select 'delete', null::text, format('keys past their horizon: at block %s of %s', v_to, v_end),
@@ -50,6 +51,6 @@ begin
 end
 $$;
 
-comment on function once.delete_keys(once.expiry, integer) is
+comment on function once.delete_keys(integer) is
   'Internal: deletes keys past their horizon from the next stretch of blocks, and says whether there is more.';
-revoke all on function once.delete_keys(once.expiry, integer) from public;
+revoke all on function once.delete_keys(integer) from public;

@@ -60,11 +60,11 @@ begin
     return query select 'delete', null::text, 'keys past their horizon: from the next call on', 0::bigint, true;
     return;
   end if;
-  return query select * from once.await_claims(v_pass);
+  return query select * from once.await_claims();
   if not exists (select from once.expiry e where e.waits_for = '{}') then
     return;
   end if;
-  return query select * from once.delete_keys(v_pass, expire.batch_size);
+  return query select * from once.delete_keys(expire.batch_size);
 end
 $$;
 

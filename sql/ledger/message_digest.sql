@@ -7,12 +7,12 @@ set search_path = ''
 as $$
 begin
   return encode(
-    case when message_digest.occurred_at is null then '\x0000'::bytea
+    case when message_digest.occurred_at is null then decode('0000', 'hex')
          when message_digest.occurred_at >= '2000-01-01 00:00:00+00'::timestamptz
           and message_digest.occurred_at < '2179-06-06 00:00:00+00'::timestamptz
          then substring(int4send((message_digest.occurred_at at time zone 'UTC')::date - date '1999-12-31') from 3)
     end
-    || substring(sha256(convert_to(message_digest.scope, 'UTF8') || '\x00'::bytea
+    || substring(sha256(convert_to(message_digest.scope, 'UTF8') || decode('00', 'hex')
                         || convert_to(message_digest.key, 'UTF8')) for 14), 'hex')::uuid;
 end
 $$;

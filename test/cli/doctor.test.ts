@@ -130,7 +130,7 @@ test('privileges are those that the grants give, all of them', async (t) => {
   // As after an update that brought a function: nobody was granted it yet.
   await sql.unsafe(`revoke execute on function once.database_id() from ${role};
                     grant execute on function once.database_id() to ${role};
-                    revoke execute on function once.claim(text, bigint, integer, boolean) from ${role};
+                    revoke execute on function once.claim(text, bigint, integer, boolean, bigint) from ${role};
                     revoke execute on function once.unproven(integer, timestamptz, uuid) from ${role}`)
   const lacking = await privileges()
   t.is(lacking.status, 'critical')

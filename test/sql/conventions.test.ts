@@ -20,7 +20,7 @@ const relations = (condition: string) =>
 /** What runs with its owner's rights, and why is said in each file. */
 const definers = [['once.expire(integer)'], ['once.narrow_global(uuid,text[],uuid[])']]
 /** What those call. */
-const ofDefiners = [['once.await_claims(once.expiry)'], ['once.delete_keys(once.expiry,integer)']]
+const ofDefiners = [['once.await_claims()'], ['once.delete_keys(integer)']]
 
 test('There are functions and tables to look at', async (t) => {
   t.true((await functions('true')).length > 40)
