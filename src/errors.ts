@@ -73,7 +73,8 @@ export class HandlerError extends PgonceError {}
  *   under two names (`SAME_DATABASE`).
  * - It is not set up: no schema once (`NOT_INSTALLED`), one of another version (`SCHEMA_VERSION`) or of somebody else
  *   (`FOREIGN_SCHEMA`), an installation that failed (`MIGRATION_FAILED`), prepared transactions switched off
- *   (`PREPARE_DISABLED`), no dblink (`ONEXT`), no way to another database from inside (`ONPER`).
+ *   (`PREPARE_DISABLED`), no dblink (`ONEXT`), no way to another database from inside (`ONPER`), rows that are hidden
+ *   (`ONRLS`).
  * - A decision cannot be read under this isolation level (`ONISO`).
  */
 export class DatabaseError extends PgonceError {}
@@ -118,6 +119,7 @@ const classes: Readonly<Record<string, ErrorClass>> = {
   ONROL: HandlerError,
   ONEXT: DatabaseError,
   ONPER: DatabaseError,
+  ONRLS: DatabaseError,
 }
 
 /** The SQLSTATE (or the client's own code) of an error of any driver; undefined if it has none. */

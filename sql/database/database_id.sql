@@ -11,6 +11,12 @@ declare
   v_database_oid oid;
 begin
   select i.* into v_row from once.database i;
+  if not found and row_security_active('once.database'::regclass) then
+    raise exception 'row level security hides once.database from role %', quote_ident(current_user)
+      using errcode = 'ONRLS',
+            detail = 'Somebody, or an event trigger, enabled it on tables of schema once. Nothing is lost by it.',
+            hint = 'alter table once.database disable row level security; likewise the other tables of schema once';
+  end if;
   select c.system_identifier into v_system_identifier from pg_catalog.pg_control_system() c;
   select d.oid into v_database_oid from pg_catalog.pg_database d where d.datname = current_database();
   if v_row.system_identifier is distinct from v_system_identifier
@@ -30,5 +36,5 @@ end
 $$;
 
 comment on function once.database_id() is
-  'The id of this database as it stands in gids; raises ONCPY in a copied database.';
+  'The id of this database as it stands in gids; raises ONCPY in a copied database, ONRLS where the row is hidden.';
 call once.allow('app, recover, monitor', 'database_id');

@@ -4,6 +4,7 @@
 import type { Command } from 'commander'
 import { type Database, withSession } from '../connection/database.ts'
 import { fromSql, InvalidInputError, withHint } from '../errors.ts'
+import { several } from './arguments.ts'
 import { chooseDatabases, type DatabaseFlags, withDatabases, withEach } from './databases.ts'
 import { count, paint, print, printJson, progress, table } from './output.ts'
 
@@ -12,22 +13,23 @@ interface ExpireFlags extends DatabaseFlags {
   readonly json?: boolean
 }
 
-/** What was done, added up over all steps. */
-interface Done {
+/** A row of `once.expire()`. */
+interface Action {
   readonly action: string
   readonly scope: string | null
   readonly detail: string
-  count: number
+  readonly count: number
 }
 
 interface Expired {
   readonly database: string
   /** How often once.expire() was called. */
-  steps: number
-  readonly actions: readonly Done[]
+  readonly steps: number
+  /** What was done, added up over all steps. */
+  readonly actions: readonly Action[]
   /** Partitions were in use at the last step; the next call takes them. */
-  busy: boolean
-  error: string | null
+  readonly busy: boolean
+  readonly error: string | null
 }
 
 /** Adds the command to the program. */
@@ -37,7 +39,7 @@ export function expireCommand(program: Command): void {
     .option(
       '--retention <scope=interval>',
       "first set how long a scope remembers its keys, as in stripe='30 days' or stripe=forever; may be repeated",
-      (value: string, before: readonly string[] = []) => [...before, value],
+      several,
     )
     .option('--json', 'print one JSON object')
     .action(runExpire)
@@ -76,58 +78,42 @@ async function runExpire(urls: readonly string[], flags: ExpireFlags): Promise<v
 
 const connectTimeout = 5_000
 
-interface StepRow {
-  readonly action: string
-  readonly scope: string | null
-  readonly detail: string
-  readonly count: string
-  readonly more: boolean
-}
-
 /** @see sql/ledger/expire.sql, sql/ledger/set_retention.sql */
 async function expireOne(database: Database, retentions: readonly Retention[]): Promise<Expired> {
-  const done = new Map<string, Done>()
-  const expired = {
-    database: database.name,
-    steps: 0,
-    actions: [] as Done[],
-    busy: false,
-    error: null as string | null,
-  }
+  const done = new Map<string, Action>()
   const shown = progress()
+  let [steps, busy, error] = [0, false, null as string | null]
   try {
     await database.identify()
     await withSession(database.connect(), async (session) => {
-      for (const { scope, interval } of retentions) {
+      for (const { scope, interval } of retentions)
         await session.query('select once.set_retention($1, $2::text::interval)', [scope, interval])
-      }
       for (let more = true; more; ) {
-        const { rows } = await session.query<StepRow>(
-          'select s.action, s.scope, s.detail, s.count::text as count, s.more from once.expire() s',
+        const { rows } = await session.query<Action & { readonly more: boolean }>(
+          'select s.action, s.scope, s.detail, s.count::float8 as count, s.more from once.expire() s',
         )
-        expired.steps += 1
+        steps += 1
         more = rows.some((row) => row.more)
-        expired.busy = rows.some(({ action }) => action === 'busy')
+        busy = rows.some(({ action }) => action === 'busy')
         // Rows that count nothing and ask for more only say how far the step has come.
-        for (const row of rows) if (!row.more || Number(row.count) > 0) add(done, row)
+        for (const row of rows) if (!row.more || row.count > 0) add(done, row)
         const total = [...done.values()].reduce((sum, one) => sum + one.count, 0)
-        if (more) shown.say(`${database.name}: step ${expired.steps}, ${total} done`)
+        if (more) shown.say(`${database.name}: step ${steps}, ${total} done`)
       }
     })
-  } catch (error) {
-    expired.error = withHint(fromSql(error))
+  } catch (raw) {
+    error = withHint(fromSql(raw))
   } finally {
     shown.end()
   }
-  expired.actions = [...done.values()].filter(({ action }) => action !== 'busy')
-  return expired
+  const actions = [...done.values()].filter(({ action }) => action !== 'busy')
+  return { database: database.name, steps, actions, busy, error }
 }
 
-function add(done: Map<string, Done>, { action, scope, detail, count: n }: StepRow): void {
+function add(done: Map<string, Action>, { action, scope, detail, count: n }: Action): void {
   // A horizon moves on with each step: the last one tells.
   const key = action === 'horizon' ? `${action} ${scope}` : `${action} ${scope} ${detail}`
-  const before = done.get(key)
-  done.set(key, { action, scope, detail, count: Number(n) + (before?.count ?? 0) })
+  done.set(key, { action, scope, detail, count: n + (done.get(key)?.count ?? 0) })
 }
 
 interface Retention {
