@@ -438,7 +438,7 @@ export const decide = (global: GlobalId, participants: readonly Participant[], s
   )
 }
 
-/** Session-level advisory locks outlive a rollback; all else that a handler set goes with it. */
+/** Link-level advisory locks outlive a rollback; all else that a handler set goes with it. */
 export const rollbackDirect = () =>
   script('rollback_direct', ['rollback', 'select pg_catalog.pg_advisory_unlock_all()'], [], nothing)
 
