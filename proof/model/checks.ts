@@ -38,14 +38,14 @@ const models: readonly Check[] = [
   {
     name: 'commit',
     kind: 'model',
-    what: 'home + 3 branches, 2 recoverers, 3 crashes of the home, a squatter',
+    what: 'home + 3 branches, 2 couriers, 3 crashes of the home, a squatter',
     flags: ['SQUAT', 'BRANCHES=3', 'CRASHES=3'],
     expected: 'holds',
   },
   {
     name: 'purging',
     kind: 'model',
-    what: 'home + 3 branches, 2 recoverers, 3 crashes; they prove, purge and audit',
+    what: 'home + 3 branches, 2 couriers, 3 crashes; they prove, purge and audit',
     flags: ['PURGING', 'BRANCHES=3', 'CRASHES=3'],
     expected: 'holds',
     quick: ['PURGING', 'BRANCHES=3', 'CRASHES=1'],
@@ -53,7 +53,7 @@ const models: readonly Check[] = [
   {
     name: 'failover',
     kind: 'model',
-    what: 'home + 3 branches, 2 recoverers, one failover of any server; the same',
+    what: 'home + 3 branches, 2 couriers, one failover of any server; the same',
     flags: ['PURGING', 'BRANCHES=3', 'CRASHES=0', 'FAILOVERS=1'],
     expected: 'holds',
     quick: failover,
@@ -69,7 +69,7 @@ const models: readonly Check[] = [
   {
     name: 'ends',
     kind: 'model',
-    what: 'no orphan: home + 3 branches, 3 deaths of recoverers or crashes of the home',
+    what: 'no orphan: home + 3 branches, 3 deaths of couriers or crashes of the home',
     flags: ['LIVE', 'SQUAT', 'BRANCHES=3', 'CRASHES=3'],
     liveness: true,
     expected: 'holds',
