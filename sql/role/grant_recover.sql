@@ -31,8 +31,8 @@ begin
       once.may_finish(name), once.inspect(),
       once.known_outcomes(uuid[], uuid[], text[]), once.branch_outcomes(uuid, uuid[], xid8[]), once.gid_outcome(text),
       once.stamp_recovery(text, boolean), once.judge_heuristic(uuid, text), once.find_acknowledged(uuid[]),
-      once.dblink_schema(), once.remote(text, text), once.remote_exec(text, text), once.disconnect(text),
-      once.prepare_connection(text), once.quote_conninfo(text), once.connect(uuid), once.ask(text), once.answer(text),
+      once.dblink_schema(), once.remote(text, text), once.disconnect(text),
+      once.open_connection(text, text), once.quote_conninfo(text), once.connect(uuid), once.ask(text), once.answer(text),
       once.apply(text), once.read_messages(text), once.finish_statements(uuid, uuid[], xid8[], text[]), once.carry(text),
       once.consult(text), once.ask_home(text), once.finish_remote(text, text, name), once.recover(interval, interval),
       once.resolve(), once.audit()
