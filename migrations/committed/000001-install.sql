@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:28fa776990896cbfcd7acc2690b0a81907ae0fff
+--! Hash: sha1:59ffadf4e670ebaca8d16b045fc3bcd13a4a0cc7
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -3352,7 +3352,7 @@ begin
   -- prepared when the decision was made; what leaves the list of prepared transactions by committing has left
   -- its evidence before; and evidence goes only after the decision is marked. Hence the order of readings.
   for v_loss in
-    select d.transaction_id as id, p.name, a.asked
+    select d.transaction_id as id, coalesce(p.name, '') as name, a.asked
       from once.read_messages(apply.answers) a
      cross join lateral unnest(a.missing) m (id)
       join once.find_decisions(array(select unnest(o.missing) from once.read_messages(apply.answers) o)) d
