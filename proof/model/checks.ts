@@ -53,15 +53,14 @@ const models: readonly Check[] = [
   {
     name: 'failover',
     kind: 'model',
-    what: 'home + 3 branches, 2 couriers, one failover of any server; the same',
-    flags: ['PURGING', 'BRANCHES=3', 'CRASHES=0', 'FAILOVERS=1'],
+    what: 'home + 3 branches, one courier at a time, one failover of any server; the same',
+    flags: ['PURGING', 'BRANCHES=3', 'CRASHES=0', 'FAILOVERS=1', 'COURIERS=1'],
     expected: 'holds',
-    quick: failover,
   },
   {
     name: 'failover-crashes',
     kind: 'model',
-    what: 'home + 2 branches, a failover and 3 crashes',
+    what: 'home + 2 branches, 2 couriers, a failover and 3 crashes',
     flags: ['PURGING', 'BRANCHES=2', 'CRASHES=3', 'FAILOVERS=1'],
     expected: 'holds',
     quick: null,

@@ -7,6 +7,7 @@
  * Parts, by flag:
  *   BRANCHES=n      participants besides the home (2 or 3)
  *   CRASHES=n       crashes of the home's server; what else may fail is not counted, see below
+ *   COURIERS=n      answers that may be under way at once (2); what was said before is heard by all of them anyway
  *   SQUAT           a stranger may insert a decision row under our id, with an xid of his own
  *   PURGING         couriers carry what proves, purges and audits
  *   FAILOVERS=n     an asynchronous standby of any server takes over and has lost the newest transactions
@@ -44,6 +45,9 @@
 #endif
 #ifndef FAILOVERS
 #define FAILOVERS 0
+#endif
+#ifndef COURIERS
+#define COURIERS 2
 #endif
 
 /* The properties, as they are called in the results. */
@@ -573,7 +577,7 @@ byte unknown;       /* the home's answers: there is no such decision */
 /* once.ask of the home. */
 #define ASK(n) atomic { ADD(asked, n); printf("%d: the home asks %d\n", _pid, n) }
 
-active [2] proctype Courier() {
+active [COURIERS] proctype Courier() {
   byte which;
   bit look;
   bit listed;
