@@ -558,7 +558,7 @@ export const mutants: readonly Mutant[] = [
       {
         file: 'proof/simulation/inside.ts',
         find: "    await inTime(here, process, send(here, wire, 'commit', []))\n",
-        replace: "    if (name !== 'apply') await inTime(here, process, send(here, wire, 'commit', []))\n",
+        replace: "    if (name === 'answer') await inTime(here, process, send(here, wire, 'commit', []))\n",
       },
     ],
   },
@@ -579,8 +579,8 @@ export const mutants: readonly Mutant[] = [
     edits: [
       {
         file: 'src/recovery/courier.ts',
-        find: 'next: rows.flatMap(({ next }) => next ?? [])',
-        replace: 'next: rows.flatMap(({ next }) => (next ? [] : []))',
+        find: 'next: isFirst ? rows.flatMap(',
+        replace: 'next: isFirst && rows.length < 0 ? rows.flatMap(',
       },
     ],
   },
