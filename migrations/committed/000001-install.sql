@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:593e5d10af370d7ae6cadbf099cb927a3e2d7cb7
+--! Hash: sha1:8cd35203b69fa4336b56f352a408d3fb2d448f37
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -4179,6 +4179,10 @@ with prepared as materialized (
   select 'row_security_tables', count(*)::double precision, 1::double precision, 1::double precision,
          'rows of schema once are hidden from applications: alter table once.<table> disable row level security'
     from pg_catalog.pg_class c where c.relnamespace = 'once'::regnamespace and c.relrowsecurity
+  union all
+  select 'unsafe_settings', count(*), 1, null,
+         'a crash can lose commits, or corrupt data: set fsync, full_page_writes and synchronous_commit on'
+    from unnest(array['fsync', 'full_page_writes', 'synchronous_commit']) s where current_setting(s) = 'off'
   union all
   select 'in_doubt', count(*), null, null, null
     from branch b where b.ours
