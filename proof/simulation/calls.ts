@@ -59,14 +59,21 @@ async function runBody(here: World, call: Call, stage: Stage): Promise<void> {
   const { claim, operations } = call.plan
   const attempt: Attempt = { id: '', call, effects: new Map(), refused: undefined, claim: undefined }
   call.attempts.push(attempt)
-  if (claim) {
-    const branch = await stage.begin(nameOf(claim.database))
+  const take = async ({ database, sequence }: NonNullable<typeof claim>) => {
+    const branch = await stage.begin(nameOf(database))
     named(here, attempt, branch.transactionId)
-    const statement = say.claimSequence('producer', BigInt(claim.sequence), 0, false)
+    const statement = say.claimSequence('producer', BigInt(sequence), 0, false)
     attempt.claim = (await branch.change(statement)).status
+  }
+  if (claim && !claim.late) {
+    await take(claim)
     if (attempt.claim === 'duplicate') return
   }
   await stage.handle(() => handle(here, operations, stage, attempt))
+  if (!claim?.late) return
+  // As a position is moved, or a result kept: behind the handler, whose work is void if that is refused.
+  await take(claim)
+  if (attempt.claim === 'duplicate') throw new HandlerGaveUp('somebody was faster')
 }
 
 function named({ oracle }: World, attempt: Attempt, id: string): void {

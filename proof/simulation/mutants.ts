@@ -25,6 +25,9 @@ interface Mutant {
  *   decided COMMIT was never sent, so nothing will be; the model says so, too (`redundant-confirmation` in proof/model/).
  * - The tag of PREPARE or COMMIT not looked at: what stands before either in the same text is refused wherever that
  *   would answer ROLLBACK. What stands there is left out instead.
+ * - A PREPARE without an answer taken for refused. Its branch is then rolled back plainly, which does nothing to it, and
+ *   recovery finishes it, as it would have: the home has rolled back by then. What matters is the connection, whose
+ *   mutant is `unclear is clean`.
  * - `savepoint once` left out of `decide_direct`: the decision row before it is refused wherever that would be.
  */
 export const mutants: readonly Mutant[] = [
@@ -98,13 +101,13 @@ export const mutants: readonly Mutant[] = [
     ],
   },
   {
-    name: 'unclear means refused',
-    what: 'a PREPARE without an answer is taken for refused: its branch is rolled back plainly, and the others as prepared',
+    name: 'unclear is clean',
+    what: 'a connection whose PREPARE was not answered goes back to the pool',
     edits: [
       {
         file: 'src/commit/commit.ts',
-        find: 'return isErrorAnswer(error) || (error instanceof PgonceError && !(error instanceof AbortedError))',
-        replace: 'return isErrorAnswer(error) || error instanceof PgonceError',
+        find: '      if (!prepared.includes(writer) && !refused.includes(writer)) writer.link.abandon()\n',
+        replace: '      if (!prepared.includes(writer) && !refused.includes(writer)) continue\n',
       },
     ],
   },
@@ -413,6 +416,11 @@ export const mutants: readonly Mutant[] = [
       without: commands.map((command) => [statement, command] as const),
     })),
   ),
+  {
+    name: 'temporary tables survive',
+    what: 'a temporary table of a handler meets the next message',
+    without: [['commit_direct', 'discard temp']],
+  },
   {
     name: 'locks survive rollback_direct',
     what: 'advisory locks of a session, which ROLLBACK does not take away, meet the next message',

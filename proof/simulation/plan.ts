@@ -52,8 +52,8 @@ export interface TransactionPlan {
   }
   /** Milliseconds after which its signal aborts it. */
   readonly abortAt?: number
-  /** The message that it claims before its handler runs, and where. */
-  readonly claim?: { readonly database: number; readonly sequence: number }
+  /** The message that it claims before its handler runs, or behind it, and where. */
+  readonly claim?: { readonly database: number; readonly sequence: number; readonly late?: true }
 }
 
 /**
@@ -204,6 +204,8 @@ interface Provocation {
   readonly apart?: number
   /** Of this many messages, each transaction claims one. */
   readonly messages?: number
+  /** Behind its handler. */
+  readonly late?: true
   readonly options?: Partial<TransactionPlan['options']>
   /** No fault besides. */
   readonly alone?: true
@@ -250,6 +252,13 @@ const ofCommits: readonly Provocation[] = [
   },
   { kinds: ['note_xid', 'rollback_direct', 'open_direct'], does: ['insert', 'fail'] },
   { kinds: ['rollback', 'open'], does: ['insert', 'fail'], drivers: foreign },
+  {
+    kinds: ['rollback_direct'],
+    does: ['insert', 'lock', 'fail'],
+    action: 'refuse',
+    point: 'rollback_direct: arrive',
+    transactions: 2,
+  },
   { kinds: ['finish rollback'], action: 'refuse', point: 'decide_direct: arrive' },
   { kinds: ['finish rollback'], action: 'refuse', point: 'decide: arrive', drivers: foreign },
   {
@@ -264,6 +273,17 @@ const ofCommits: readonly Provocation[] = [
     action: 'stall',
     point: 'rollback_direct: send',
     does: ['insert', 'insert', 'defer'],
+  },
+  // The transaction is given up before a branch is refused that nobody waits for any more.
+  {
+    kinds: ['prepare_direct', 'open_direct'],
+    action: 'stall',
+    point: 'prepare_direct: arrive',
+    time: [400, 900],
+    does: ['insert', 'defer'],
+    options: { timeout: 300 },
+    transactions: 3,
+    apart: 320,
   },
   {
     kinds: ['find_evidence'],
@@ -307,6 +327,15 @@ const ofCommits: readonly Provocation[] = [
     { kinds: ['commit_direct'] as const, does: [does] as const, transactions: 2 },
     { kinds: ['decide', 'commit'] as const, does: [does, 'insert'] as const, drivers: foreign },
   ]),
+  ...(['set', 'set local', 'soften'] as const).map((does) => ({
+    kinds: ['commit_direct', 'open_direct'] as const,
+    action: 'crash' as const,
+    point: 'open_direct: send',
+    latest: 2,
+    transactions: 2,
+    does: [does] as const,
+  })),
+  { kinds: ['commit_direct', 'rollback_direct'], does: ['temp'], transactions: 3 },
   ...(['role', 'lock'] as const).flatMap((does) => [
     { kinds: ['commit_direct', 'open_direct'] as const, does: [does] as const, transactions: 3 },
     { kinds: ['finish commit', 'prepare_direct'] as const, does: ['insert', does] as const, transactions: 3 },
@@ -345,6 +374,14 @@ const ofCommits: readonly Provocation[] = [
   },
   { kinds: ['claim_sequence', 'commit_direct'], messages: 1, transactions: 3, does: ['insert'] },
   { kinds: ['claim_sequence', 'decide_direct'], messages: 2, transactions: 3 },
+  {
+    kinds: ['claim_sequence', 'work'],
+    messages: 1,
+    late: true,
+    drivers: [reopening],
+    action: 'terminate',
+    point: 'work: answer',
+  },
   { kinds: ['claim_sequence', 'commit'], messages: 1, transactions: 2, does: ['insert'], drivers: foreign },
   // An address leads to another database, and who comes there believes it is the one from before.
   ...(['decide_direct: answer', 'finish commit: answer'] as const).map((point) => ({
@@ -395,6 +432,7 @@ const ofRecovery: readonly Provocation[] = [
     ]
   }),
   { kinds: ['list in doubt', 'branch outcome'], action: 'kill', point: 'prepare_direct: answer' },
+  { kinds: ['list in doubt', 'branch outcome'], action: 'kill', also: 'forge', point: 'decide_direct: done' },
   { kinds: ['list prepared', 'find evidence', 'mark proven', 'unproven', 'stamp recovery', 'identify'] },
   { kinds: ['list prepared', 'find evidence', 'mark confirmed', 'proven', 'confirmed', 'assert_home'] },
   { kinds: ['delete evidence', 'purge', 'mark confirmed', 'confirmed'] },
@@ -485,7 +523,13 @@ function provoke(seed: number): Plan {
       operations: operationsOf(dice, does),
       options: { timeout: 60_000, ...provocation.options },
       ...(provocation.messages
-        ? { claim: { database: 0, sequence: 1 + dice.below(provocation.messages) } }
+        ? {
+            claim: {
+              database: 0,
+              sequence: 1 + dice.below(provocation.messages),
+              ...(provocation.late ? { late: true as const } : {}),
+            },
+          }
         : {}),
     })),
     recoverers: Array.from({ length: dice.pick(isCoordinators ? [0, 1] : [1, 1, 1, 2]) }, (_, number) => ({
@@ -623,7 +667,15 @@ function transactionOf(dice: Random, processes: number, databases: number): Tran
       ...(dice.chance(0.3) ? { record: true } : {}),
     },
     ...(dice.chance(0.1) ? { abortAt: dice.between(1, 200) } : {}),
-    ...(dice.chance(0.2) ? { claim: { database: dice.pick(used), sequence: 1 + dice.below(2) } } : {}),
+    ...(dice.chance(0.2)
+      ? {
+          claim: {
+            database: dice.pick(used),
+            sequence: 1 + dice.below(2),
+            ...(dice.chance(0.4) ? { late: true as const } : {}),
+          },
+        }
+      : {}),
   }
 }
 

@@ -54,6 +54,7 @@ export function openBackend(
     role: login,
     synchronousCommit: undefined,
     defaultReadOnly: undefined,
+    temp: false,
     transaction: undefined,
     implicit: false,
     advisory: 0,

@@ -10,6 +10,7 @@ import {
   lock,
   type Pause,
   read,
+  refuseReadOnly,
   scan,
   superuser,
   type Transaction,
@@ -174,6 +175,7 @@ function* judgeHeuristic(transaction: Transaction, id: string, decided: string):
 
 /** sql/recovery/stamp_recovery.sql */
 function stampRecovery(transaction: Transaction): void {
+  refuseReadOnly(transaction)
   const now = transaction.database.server.now()
   const row = read(transaction, 'recovery', '')
   if (row && row.recoveredAt > now - 5000) return

@@ -19,12 +19,14 @@ import {
   vote,
 } from './once.ts'
 import { recoveryTexts } from './recovery.ts'
-import { assignXid, read, refuse, type Transaction } from './server.ts'
+import { assignXid, read, refuse, refuseReadOnly, type Transaction } from './server.ts'
 import {
+  alsoInFailed,
   begin,
   type Command,
   commit,
   finish,
+  inFailed,
   isReadOnly,
   prepare,
   type Run,
@@ -88,7 +90,10 @@ const tidy: readonly Command[] = [
     transactionOf(session).cursors?.clear()
     return tag('CLOSE CURSOR ALL')
   }),
-  command('discard temp', () => tag('DISCARD TEMP')),
+  command('discard temp', (session) => {
+    if (session.temp) set(session, { temp: false })
+    return tag('DISCARD TEMP')
+  }),
   command('unlisten *', () => tag('UNLISTEN')),
 ]
 
@@ -116,17 +121,21 @@ function refuseElsewhere(isHere: boolean): void {
 }
 
 /** A session that begins a transaction must be as a new one is, whatever the handler before has left. */
-const beginDirect = command('begin', (session, [, , isolation]) => {
-  const { role, login, synchronousCommit, defaultReadOnly, advisory, implicit, database } = session
+const isClean: Run = (session, [, , isolation]) => {
+  const { role, login, synchronousCommit, defaultReadOnly, advisory, temp, implicit, database } = session
   const { tainted } = database.server.observer
   if (!implicit) tainted('a transaction is begun within another')
   else if (role !== login) tainted(`role ${role} is left`)
   else if (synchronousCommit !== undefined) tainted(`synchronous_commit ${synchronousCommit} is left`)
   else if (advisory > 0) tainted('an advisory lock is left')
+  else if (temp) tainted('a temporary table is left')
   else if (defaultReadOnly !== true) tainted('the second net is not up')
-  transactionOf(session).begunAt = database.server.now()
+  const transaction = transactionOf(session)
+  if (transaction.failed) throw inFailed()
+  transaction.begunAt = database.server.now()
   return begin(session, isolation, true)
-})
+}
+const beginDirect = command('begin', alsoInFailed(isClean))
 
 // ---------------------------------------------------------------------------------------------------
 // By name
@@ -142,9 +151,8 @@ const named: Readonly<Record<string, Named>> = {
     arity: 0,
     commands: [
       command('select pg_catalog.json_build_array(', (session) => {
-        const { pid, synchronousCommit, database } = session
-        const durability = synchronousCommit ?? database.server.settings.synchronousCommit
-        return select(JSON.stringify([pid, isReadOnly(session) ? 'on' : 'off', durability, null]))
+        const { synchronousCommit: durability } = transactionOf(session)
+        return select(JSON.stringify([session.pid, isReadOnly(session) ? 'on' : 'off', durability, null]))
       }),
     ],
   },
@@ -179,7 +187,7 @@ const named: Readonly<Record<string, Named>> = {
     arity: 0,
     commands: [
       command('select pg_catalog.json_build_array(', ({ database }) =>
-        select(JSON.stringify([1, database.databaseId, false])),
+        select(`[1, "${database.databaseId}", false]`),
       ),
     ],
   },
@@ -269,6 +277,7 @@ const named: Readonly<Record<string, Named>> = {
       decisive,
       command('insert into once.evidence ', function* (session, [id, home, , name, databaseId]) {
         const transaction = transactionOf(session)
+        refuseReadOnly(transaction)
         refuseElsewhere(session.database.databaseId === databaseId)
         yield* insertEvidence(transaction, String(id), String(home), String(name))
         return tag('INSERT')
@@ -303,6 +312,7 @@ const named: Readonly<Record<string, Named>> = {
       command('insert into once.global_transaction ', function* (session, [id, home, xid, names, ids]) {
         const transaction = transactionOf(session)
         const isHome = session.database.databaseId === home
+        refuseReadOnly(transaction)
         refuseElsewhere(isHome)
         refuseElsewhere(String(assignXid(transaction)) === xid)
         yield* insertDecision(transaction, String(id), listOf(names), listOf(ids))
