@@ -1,7 +1,6 @@
 /** The thread behind `network.ts`: a proxy before each of the databases whose URLs it is given; answers with its own. */
-import { once } from 'node:events'
-import { type AddressInfo, createServer, connect as dial } from 'node:net'
 import { parentPort, workerData } from 'node:worker_threads'
+import { type Piece, startProxy } from '../proof/rig/proxy/index.ts'
 
 /**
  * All of it on the way to the server, since one timer differs less from its word than two: Node's of 1 ms takes 1.1 ms,
@@ -9,21 +8,11 @@ import { parentPort, workerData } from 'node:worker_threads'
  */
 const delayMs = 1
 
-async function startProxy(target: string): Promise<string> {
-  const url = new URL(target)
-  const { hostname, port } = url
-  const server = createServer({ noDelay: true }, (client) => {
-    const backend = dial({ host: hostname, port: Number(port), noDelay: true })
-    // Timers of one length fire in the order in which they were set.
-    client.on('data', (chunk) => void setTimeout(() => backend.write(chunk), delayMs))
-    client.on('end', () => void setTimeout(() => backend.end(), delayMs))
-    backend.pipe(client)
-    for (const socket of [client, backend]) socket.on('error', () => {})
-  })
-  server.listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  url.port = String((server.address() as AddressInfo).port)
-  return url.href
+/** Timers of one length fire in the order in which they were set. */
+function carry({ direction, pass }: Piece): void {
+  if (direction === 'client') setTimeout(pass, delayMs)
+  else pass()
 }
 
-parentPort?.postMessage(await Promise.all((workerData as readonly string[]).map(startProxy)))
+const proxies = (workerData as readonly string[]).map((target) => startProxy({ target, carry, blind: true }))
+parentPort?.postMessage((await Promise.all(proxies)).map((proxy) => proxy.url()))

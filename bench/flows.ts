@@ -5,9 +5,9 @@
 import { randomUUID } from 'node:crypto'
 import { Kysely, PostgresDialect, type Transaction } from 'kysely'
 import pg from 'pg'
+import { type Count, type CountingProxies, startCountingProxies } from '../proof/rig/proxy/index.ts'
 import { type Pgonce, pgonce, type TakenPartition } from '../src/index.ts'
 import { type Consumer, openInbox, openInboxStatement } from './consumers.ts'
-import { type Count, type Proxies, startProxies } from './proxy.ts'
 import type { Tables } from './rows.ts'
 import { connect } from './servers.ts'
 import { type Pair, textbook, unsafe } from './textbook.ts'
@@ -93,7 +93,7 @@ const over = (once: Once, writes: readonly Name[], reads: readonly Name[] = []) 
 /** Counts every flow over one kind of target. */
 export async function countFlows(urls: Urls, target: Target): Promise<Record<FlowName, Count>> {
   await using opened = new AsyncDisposableStack()
-  const proxies = opened.use(await startProxies(urls))
+  const proxies = opened.use(await startCountingProxies(urls))
   const open = (name: Name) => targets[target](proxies.urls[name], opened)
   const databases = { a: open('a'), b: open('b'), c: open('c') }
   const once = opened.use(pgonce<Record<Name, Tables>>({ databases, maxConnections: 1 }))
@@ -129,7 +129,7 @@ export const handNames = Object.keys(byHand) as HandName[]
 
 export async function countByHand(urls: Urls): Promise<Record<HandName, Count>> {
   await using opened = new AsyncDisposableStack()
-  const proxies = opened.use(await startProxies(urls))
+  const proxies = opened.use(await startCountingProxies(urls))
   const open = (name: Name) => opened.adopt(connect(proxies.urls[name], 1), (sql) => sql.end())
   const means = {
     inbox: opened.use(openInbox(proxies.urls.a, 1)),
@@ -142,7 +142,10 @@ export async function countByHand(urls: Urls): Promise<Record<HandName, Count>> 
 }
 
 /** What a task takes once all is prepared: of two, since something may go on in the background now and then. */
-export async function countOf(proxies: Proxies<string>, task: () => Promise<unknown>): Promise<Count> {
+export async function countOf(
+  proxies: CountingProxies<string>,
+  task: () => Promise<unknown>,
+): Promise<Count> {
   // The first time connects, prepares statements and asks who the databases are.
   for (let uncounted = 0; uncounted < 2; uncounted += 1) await task()
   const [first, second] = [await proxies.count(task), await proxies.count(task)]

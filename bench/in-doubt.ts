@@ -5,7 +5,7 @@
 import { randomUUID } from 'node:crypto'
 import type postgres from 'postgres'
 import { migrate } from '../src/database/migrate.ts'
-import { startServer } from '../src/embedded.ts'
+import { startServer } from '../src/embedded/server.ts'
 import { compare, type Figure } from './harness.ts'
 import { connect, type Servers } from './servers.ts'
 

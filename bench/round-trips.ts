@@ -2,10 +2,10 @@
  * What a transaction costs on any machine: trips over the network, and flushes of the write-ahead log.
  * Counted, one transaction at a time: trips by a proxy, flushes by the server's own statistics.
  */
+import { type Count, startCountingProxies, startProxy } from '../proof/rig/proxy/index.ts'
 import { pgonce } from '../src/index.ts'
 import { countByHand, countFlows, countOf, flowNames, handNames, targetNames, type Urls } from './flows.ts'
 import type { Case, Figure } from './harness.ts'
-import { type Count, startProxies } from './proxy.ts'
 import { delivery, type Tables } from './rows.ts'
 import { connect, type Servers, withConnection } from './servers.ts'
 
@@ -40,7 +40,7 @@ function toCase<Flow extends string>(
 }
 
 async function ofProcess({ a }: Servers): Promise<Figure[]> {
-  await using proxies = await startProxies({ a })
+  await using proxies = await startCountingProxies({ a })
   const sql = connect(proxies.urls.a, 1)
   await using once = pgonce<{ a: Tables }>({ databases: { a: sql } })
   let sequence = 0
@@ -75,9 +75,10 @@ async function ofTransaction({ a, b }: Servers): Promise<Figure[]> {
     )
   }
   // Up to the decision: nobody is there any more when it is time to finish.
-  await using cutting = await startProxies({ b }, { cutAt: 'commit prepared' })
+  await using cutting = await startProxy({ target: b })
+  cutting.inject({ when: { direction: 'client', text: /^commit prepared/ }, action: 'cut-before' })
   const toDecision = await flushesOf([a, b], async () => {
-    await using once = pgonce<{ a: Tables; b: Tables }>({ databases: { a, b: cutting.urls.b } })
+    await using once = pgonce<{ a: Tables; b: Tables }>({ databases: { a, b: cutting.url() } })
     for (let count = 0; count < times; count += 1) await transfer(once)
   })
   const all = await flushesOf([a, b], async () => {

@@ -3,8 +3,8 @@
  * background and disturb. One has the databases `a` and `c`, the other `b`.
  */
 import postgres from 'postgres'
-import { migrate } from '../src/database/migrate.ts'
-import { type EmbeddedServer, type ServerSettings, startServer } from '../src/embedded.ts'
+import { makeDatabase as make } from '../proof/rig/servers.ts'
+import { type EmbeddedServer, type ServerSettings, startServer } from '../src/embedded/server.ts'
 
 const settings: ServerSettings = {
   fsync: 'on',
@@ -63,12 +63,8 @@ export function startDurable(more: ServerSettings = {}): Promise<EmbeddedServer>
 }
 
 /** A database with schema once and the tables. @returns its URL */
-export async function makeDatabase(server: EmbeddedServer, name: string): Promise<string> {
-  const url = server.url(name)
-  await withConnection(server.url(), (sql) => sql.unsafe(`create database ${name}`))
-  await migrate(url)
-  await withConnection(url, (sql) => sql.unsafe(tables))
-  return url
+export function makeDatabase(server: EmbeddedServer, name: string): Promise<string> {
+  return make(server, name, tables)
 }
 
 /** One connection for one task. */

@@ -28,11 +28,12 @@ export function number(least: number): (text: string) => number {
 }
 
 /** Reads an option that is a whole number. */
-export function wholeNumber(least: number): (text: string) => number {
+export function wholeNumber(least: number, most = Number.MAX_SAFE_INTEGER): (text: string) => number {
   return (text) => {
     const value = Number(text)
-    if (/^\d+$/.test(text) && Number.isSafeInteger(value) && value >= least) return value
-    throw new InvalidArgumentError(`Expected a whole number from ${least} on.`)
+    if (/^\d+$/.test(text) && value >= least && value <= most) return value
+    const range = most === Number.MAX_SAFE_INTEGER ? 'on' : `to ${most}`
+    throw new InvalidArgumentError(`Expected a whole number from ${least} ${range}.`)
   }
 }
 

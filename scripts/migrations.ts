@@ -11,7 +11,7 @@ import { appendFile, chmod, readdir, readFile, rm, writeFile } from 'node:fs/pro
 import { createRequire } from 'node:module'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { startServer } from '../src/embedded.ts'
+import { startServer } from '../src/embedded/server.ts'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const committed = join(root, 'migrations/committed')

@@ -1,4 +1,7 @@
 -- Every object of the schema, in the order in which they depend on each other.
+--!include role/privilege.sql
+--!include role/allow.sql
+--!include database/migration.sql
 --!include database/schema_version.sql
 --!include database/database.sql
 --!include database/intervention.sql
@@ -12,6 +15,7 @@
 --!include ledger/claim_run.sql
 --!include ledger/claim_batch.sql
 --!include ledger/claim.sql
+--!include ledger/take_effect.sql
 --!include ledger/set_watermark.sql
 --!include ledger/scope.sql
 --!include ledger/message.sql
@@ -74,10 +78,17 @@
 --!include recovery/quote_conninfo.sql
 --!include recovery/connect.sql
 --!include recovery/add_peer.sql
---!include recovery/ask_homes.sql
---!include recovery/ask_home.sql
 --!include recovery/finish_remote.sql
 --!include operator/judge_heuristic.sql
+--!include operator/find_acknowledged.sql
+--!include recovery/read_messages.sql
+--!include recovery/ask.sql
+--!include recovery/answer.sql
+--!include recovery/finish_statements.sql
+--!include recovery/apply.sql
+--!include recovery/carry.sql
+--!include recovery/consult.sql
+--!include recovery/ask_home.sql
 --!include recovery/recover.sql
 --!include operator/known_outcomes.sql
 --!include operator/inspect.sql
@@ -87,10 +98,9 @@
 --!include operator/resolve.sql
 --!include operator/force.sql
 --!include operator/heuristics.sql
---!include operator/find_acknowledged.sql
 --!include operator/audit.sql
 --!include operator/health.sql
---!include role/check_role.sql
+--!include role/grant_kind.sql
 --!include role/grant_app.sql
 --!include role/grant_recover.sql
 --!include role/grant_monitor.sql

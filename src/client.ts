@@ -1,7 +1,7 @@
 /**
  * The client: named databases, and what can be done once in them.
  */
-import type { Transaction } from 'kysely'
+import type { Compilable, CompiledQuery, Kysely, Transaction } from 'kysely'
 import { checkDatabaseName, checkFunction, checkInteger, checkMilliseconds, checkObject } from './check.ts'
 import type { Branch } from './commit/branch.ts'
 import { traced } from './commit/channels.ts'
@@ -16,9 +16,11 @@ import {
   type TransactionResult,
 } from './commit/coordinator.ts'
 import { type Outcome, outcomeOf } from './commit/outcome.ts'
-import { createDatabase, type Database } from './connection/database.ts'
+import { createDatabase, type Database, transactionOver } from './connection/database.ts'
+import { literals } from './connection/parameters.ts'
+import { fillIn, refuseControl } from './connection/script.ts'
 import type { DatabaseTarget } from './connection/target.ts'
-import { AbortedError, InvalidInputError } from './errors.ts'
+import { AbortedError, HandlerError, InvalidInputError } from './errors.ts'
 import {
   freshOf,
   isSequenced,
@@ -40,8 +42,13 @@ import {
   type TakenPartition,
   takePartition,
 } from './position/position.ts'
-import { audit } from './recovery/audit.ts'
-import { type Recovery, type RunningRecovery, runRecovery, startRecovery } from './recovery/recovery.ts'
+import {
+  audit,
+  type Recovery,
+  type RunningRecovery,
+  runRecovery,
+  startRecovery,
+} from './recovery/recovery.ts'
 import type { Statement } from './statements.ts'
 
 /** What the client is made of. `Databases` maps each name to its Kysely table types. */
@@ -159,6 +166,24 @@ export interface Pgonce<Databases> extends AsyncDisposable {
   ): Promise<Processed<T>>
 
   /**
+   * As above, where the effects are known beforehand: queries instead of a handler, of {@link Pgonce.builder} or any
+   * Kysely instance, in this one database. BEGIN, claim, effects and COMMIT travel together, in one round trip.
+   * Parameters are written into the texts: a list as an array, other objects as JSON.
+   *
+   * @example
+   * const db = once.builder('orders')
+   * await once.process('orders', { producer: 'shop-7', sequence: 41n }, [db.insertInto('order').values({ number: 41 })])
+   * @throws as above; an error of a query is Postgres's own
+   * @see sql/ledger/take_effect.sql
+   */
+  process<Name extends keyof Databases & string>(
+    database: Name,
+    message: Message,
+    queries: readonly (Compilable | CompiledQuery)[],
+    options?: ProcessOptions,
+  ): Promise<Processed<undefined>>
+
+  /**
    * As {@link Pgonce.process} for many messages of one producer, or of one scope, in one transaction. The
    * handler gets the new ones and runs once, or not at all if there are none.
    *
@@ -216,6 +241,9 @@ export interface Pgonce<Databases> extends AsyncDisposable {
 
   /** Reads a position without taking the partition; undefined if it was never taken. */
   readPosition(database: keyof Databases & string, partition: Partition): Promise<PositionState | undefined>
+
+  /** Builds queries for a database, with the plugins of its instance; it runs none. */
+  builder<Name extends keyof Databases & string>(database: Name): Kysely<Databases[Name]>
 
   /** Finishes what dead coordinators left behind. Start it in at least one process that lives on. */
   readonly recovery: Recovery
@@ -337,6 +365,34 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
     })
   }
 
+  const processQueries = async (
+    name: string,
+    message: Message,
+    queries: readonly (Compilable | CompiledQuery)[],
+    processOptions: ProcessOptions,
+  ): Promise<Processed<unknown>> => {
+    const { position, ...own } = checkObject('options', processOptions)
+    const { withEffects, keep } = planClaim(message)
+    if (keep !== undefined) {
+      throw new InvalidInputError('ONARG', 'Queries have no result that could be kept', {
+        hint: 'Pass a handler',
+      })
+    }
+    const statement = withEffects(queries.map(textOf))
+    const move = position === undefined ? undefined : planMove(position)
+    const { result, ...rest } = await run({ ...own, home: named(name).name }, async ({ begin }) => {
+      const branch = await begin(name)
+      const claimed = await branch.sendAhead(statement)
+      if (move !== undefined) await branch.send(move)
+      return claimed
+    })
+    const { status } = await result.answer
+    if (status === 'expired') return { status }
+    return status === 'duplicate'
+      ? { status, result: undefined }
+      : { status: 'processed', result: undefined, ...rest }
+  }
+
   const client = {
     transaction: async <T>(handler: (handles: Handles) => Promise<T>, own: TransactionOptions = {}) => {
       checkFunction('handler', handler)
@@ -346,10 +402,15 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
     async process(
       name: string,
       message: Message,
-      handler: (trx: Transaction<unknown>, handles: Handles) => Promise<unknown>,
+      handler:
+        | ((trx: Transaction<unknown>, handles: Handles) => Promise<unknown>)
+        | readonly (Compilable | CompiledQuery)[],
       processOptions: ProcessOptions = {},
     ): Promise<Processed<unknown>> {
-      checkFunction('handler', handler)
+      if (typeof handler !== 'function') {
+        if (!Array.isArray(handler)) checkFunction('handler', handler)
+        return await processQueries(name, message, handler, processOptions)
+      }
       const { statement, keep } = planClaim(message)
       const { result, ...rest } = await runClaimed(
         name,
@@ -405,6 +466,7 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
       return { ...result, ...rest }
     },
 
+    builder: (name: string) => builderOver(named(name)),
     outcome: (id: string) => unlessClosed(() => outcomeOf(all, id)),
     takePartition: (name: string, partition: Partition, owner?: string) =>
       unlessClosed(async () => {
@@ -418,4 +480,20 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
     [Symbol.asyncDispose]: closeOnce,
   }
   return client as unknown as Pgonce<Databases>
+}
+
+/** What a query says, with its parameters in it: read when the call is made. */
+function textOf(query: Compilable | CompiledQuery): string {
+  const { sql, parameters } = 'compile' in query ? query.compile() : query
+  refuseControl(sql)
+  return fillIn(sql, literals(parameters))
+}
+
+function builderOver({ db, name }: Database): Kysely<unknown> {
+  const refuse = async () => {
+    throw new HandlerError('NOT_EXECUTED', `The builder of database ${name} runs no queries`, {
+      hint: 'Pass them to process(), or run them in a handler',
+    })
+  }
+  return transactionOver(db, { provideConnection: refuse })
 }

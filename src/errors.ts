@@ -56,11 +56,11 @@ export class PayloadMismatchError extends PgonceError {}
 export class PositionError extends PgonceError {}
 
 /**
- * A handler did what a handler must not: ended its transaction (`ONEND`), left another role in force (`ONROL`),
- * went on after a failed statement (`SWALLOWED`), returned a query without executing it (`NOT_EXECUTED`), began
- * another transaction (`NESTED`), used what cannot be prepared (`CANNOT_PREPARE`), ran COPY from or to the client
- * (`COPY`), or used its transaction after the end (`ENDED`). Everything was rolled back, except what the handler
- * itself committed.
+ * A handler did what a handler must not: tried to end its transaction (`ONEND`), left another role in force (`ONROL`),
+ * went on after a failed statement (`SWALLOWED`), returned a query without executing it (`NOT_EXECUTED`) or before it
+ * was answered (`NOT_AWAITED`), began another transaction (`NESTED`), used what cannot be prepared
+ * (`CANNOT_PREPARE`), ran COPY from or to the client (`COPY`), or used its transaction after the end (`ENDED`).
+ * Everything was rolled back.
  */
 export class HandlerError extends PgonceError {}
 
@@ -74,6 +74,8 @@ export class HandlerError extends PgonceError {}
  * - It is not set up: no schema once (`NOT_INSTALLED`), one of another version (`SCHEMA_VERSION`) or of somebody else
  *   (`FOREIGN_SCHEMA`), an installation that failed (`MIGRATION_FAILED`), prepared transactions switched off
  *   (`PREPARE_DISABLED`), no dblink (`ONEXT`), no way to another database from inside (`ONPER`).
+ * - It is read-only (`READ_ONLY`), its driver cannot be trusted (`DRIVER`), or a pooler has lost what was prepared
+ *   (`NO_STATEMENT`).
  * - A decision cannot be read under this isolation level (`ONISO`).
  */
 export class DatabaseError extends PgonceError {}

@@ -14,7 +14,7 @@ export type { TransactionResult } from './commit/coordinator.ts'
 export type { Outcome } from './commit/outcome.ts'
 export type { DatabaseTarget } from './connection/target.ts'
 export { type MigrateOptions, type MigrateResult, type MigrationStep, migrate } from './database/migrate.ts'
-export { migrationSql } from './database/migration-sql.ts'
+export { migrationSql } from './database/migration.ts'
 export {
   AbortedError,
   DatabaseError,

@@ -223,9 +223,6 @@ export const setRole = (role: string) =>
 export const beginReadCommitted = () =>
   script('begin_read_committed', ['begin isolation level read committed read write'], [], nothing)
 
-export const assertHome = (databaseId: string) =>
-  query('assert_home', 'select once.assert_home($1::pg_catalog.uuid)', [databaseId], nothing)
-
 export const setLockTimeout = (milliseconds: number) =>
   script('set_lock_timeout', [`set local lock_timeout = '${milliseconds}'`], [String(milliseconds)], nothing)
 
@@ -288,13 +285,8 @@ export const noteXid = () =>
  * a handler may have left in it is taken back. `reset all` takes our own setting away, so it is put up again; all of
  * this is undone if the transaction is, but for the advisory locks of the session.
  */
-const settle = [
-  'set constraints all immediate',
-  'reset session authorization',
-  'reset all',
-  'set default_transaction_read_only = on',
-  'select pg_catalog.pg_advisory_unlock_all()',
-]
+const reset = ['reset session authorization', 'reset all', 'select pg_catalog.pg_advisory_unlock_all()']
+const settle = ['set constraints all immediate', ...reset, 'set default_transaction_read_only = on']
 /** None of these may stand before PREPARE; what they take away, PREPARE refuses. */
 const tidy = ['close all', 'discard temp', 'unlisten *']
 
@@ -318,11 +310,30 @@ export const commitDirect = (level: string | undefined) =>
     tagged('COMMIT'),
   )
 
-export const commit = (transactionId: string) =>
+/** A session of ours that we share with a pooler's other clients, or that an operator has made read-only. */
+export interface Shared {
+  /** Its `synchronous_commit`. */
+  readonly level: string | undefined
+}
+
+/** Behind the question whether the transaction is ours, whose mark these take away; nothing of a caller's is reset. */
+const resetShared = (shared: Shared | undefined, statements: readonly string[]) =>
+  shared === undefined ? [] : [...reset, ...statements]
+
+/** What it resets is another statement. */
+const nameOf = (name: string, shared: Shared | undefined) => (shared === undefined ? name : `${name}_shared`)
+const levelOf = (shared: Shared | undefined) => (shared === undefined ? [] : [shared.level ?? null])
+
+export const commit = (transactionId: string, shared?: Shared) =>
   script(
-    'commit',
-    ['set constraints all immediate', `select once.seal('${transactionId}')`, 'commit'],
-    [transactionId],
+    nameOf('commit', shared),
+    [
+      'set constraints all immediate',
+      `select once.seal('${transactionId}')`,
+      ...resetShared(shared, [...tidy, durable(shared?.level)]),
+      'commit',
+    ],
+    [transactionId, ...levelOf(shared)],
     tagged('COMMIT'),
   )
 
@@ -366,15 +377,16 @@ export const prepareDirect = (
     tagged('PREPARE TRANSACTION'),
   )
 
-export const prepare = (global: GlobalId, { name, databaseId }: Participant, gid: string) =>
+export const prepare = (global: GlobalId, { name, databaseId }: Participant, gid: string, shared?: Shared) =>
   script(
-    'prepare',
+    nameOf('prepare', shared),
     [
       'set constraints all immediate',
       `select once.vote('${global.transactionId}', '${global.home}', '${name}', '${databaseId}')`,
+      ...resetShared(shared, [decisive(shared?.level)]),
       `prepare transaction ${literal(gid)}`,
     ],
-    [global.transactionId, global.home, global.homeXid, name, databaseId, gid],
+    [global.transactionId, global.home, global.homeXid, name, databaseId, gid, ...levelOf(shared)],
     tagged('PREPARE TRANSACTION'),
   )
 
@@ -409,21 +421,22 @@ export const decideDirect = (
   )
 }
 
-export const decide = (global: GlobalId, participants: readonly Participant[]) => {
+export const decide = (global: GlobalId, participants: readonly Participant[], shared?: Shared) => {
   const [names, ids] = arrays(participants)
   return script(
-    'decide',
+    nameOf('decide', shared),
     [
       'set constraints all immediate',
       `select once.begin_global('${global.transactionId}', '${names}', '${ids}', '${global.home}')`,
+      ...resetShared(shared, [...tidy, decisive(shared?.level)]),
       'commit',
     ],
-    [global.transactionId, global.home, global.homeXid, names, ids],
+    [global.transactionId, global.home, global.homeXid, names, ids, ...levelOf(shared)],
     tagged('COMMIT'),
   )
 }
 
-/** Link-level advisory locks outlive a rollback; all else that a handler set goes with it. */
+/** Session-level advisory locks outlive a rollback; all else that a handler set goes with it. */
 export const rollbackDirect = () =>
   script('rollback_direct', ['rollback', 'select pg_catalog.pg_advisory_unlock_all()'], [], nothing)
 
@@ -432,6 +445,10 @@ export const rollback = () => script('rollback', ['rollback'], [], nothing)
 /** The end of a prepared branch, as its home decided. */
 export const finish = (verb: 'commit' | 'rollback', gid: string) =>
   script('finish', [`${verb} prepared ${literal(gid)}`], [verb, gid], nothing)
+
+/** As {@link finish}, in the words of `once.apply`. */
+export const finishAs = (text: string, verb: 'commit' | 'rollback', gid: string) =>
+  script('finish', [text], [verb, gid], nothing)
 
 /** Whether the branch of a transaction committed here. */
 export const findEvidence = (transactionId: string) =>
@@ -464,10 +481,13 @@ export interface Claim {
 
 const claimed = oneOf('claimed', 'duplicate')
 
+const claimSequenceCall = 'once.claim($1, $2::pg_catalog.int8, $3::pg_catalog.int4, $4::pg_catalog.bool)'
+const claimKeyCall = '(once.claim_key($1, $2, $3::pg_catalog.timestamptz, $4::pg_catalog.bytea)).status'
+
 export const claimSequence = (producer: string, sequence: bigint, epoch: number, strict: boolean) =>
   query(
     'claim_sequence',
-    'select once.claim($1, $2::pg_catalog.int8, $3::pg_catalog.int4, $4::pg_catalog.bool)',
+    `select ${claimSequenceCall}`,
     [producer, sequence, epoch, strict],
     (answer): Claim => ({ status: claimed(answer), result: undefined }),
   )
@@ -526,6 +546,15 @@ export const claimKeys = (
         ? found.map(claimOf)
         : refuseAnswer(found.length, `${keys.length} answers`)
     },
+  )
+
+/** Claim and effects in one round trip: the statements run if the claim is new. */
+export const withEffects = (claim: Statement<Claim>) => (statements: readonly string[]) =>
+  query(
+    `${claim.name}_with_effects`,
+    `select once.take_effect(${claim.name === 'claim_key' ? claimKeyCall : claimSequenceCall}, $${claim.values.length + 1}::pg_catalog.text[])`,
+    [...claim.values, arrayLiteral(statements)],
+    (answer): Claim => ({ status: oneOf('claimed', 'duplicate', 'expired')(answer), result: undefined }),
   )
 
 export const keepResult = (scope: string, key: string, result: string, at: string | null) =>
@@ -611,3 +640,16 @@ export const advanceToken = (
     [group, topic, partition, epoch, expected, next],
     nothing,
   )
+
+// ---------------------------------------------------------------------------------------------------
+// Recovery: what a courier carries is JSON that SQL reads and writes
+
+/** What a database wants to know, and what it has to tell. */
+export const ask = (request: string) => query('ask', 'select once.ask($1::pg_catalog.text)', [request], list)
+
+export const answer = (question: string) =>
+  query('answer', 'select once.answer($1::pg_catalog.text)', [question], one)
+
+/** What is to be done now, and what was. */
+export const apply = (answers: string) =>
+  query('apply', 'select once.apply($1::pg_catalog.text)', [answers], list)

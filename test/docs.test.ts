@@ -20,10 +20,10 @@ import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import test, { type ExecutionContext } from 'ava'
 import postgres from 'postgres'
+import { chosenVersion, packageOf } from '../proof/rig/postgres-version.ts'
 import { migrate } from '../src/database/migrate.ts'
-import { type EmbeddedServer, startServer } from '../src/embedded.ts'
+import { type EmbeddedServer, startServer } from '../src/embedded/server.ts'
 import { type Block, blocksOf, compare, root, runStatements, situationOf } from './support/documents.ts'
-import { chosenVersion, packageOf } from './support/postgres-version.ts'
 
 const documents = [
   'README.md',

@@ -10,8 +10,13 @@ import { glob } from 'node:fs/promises'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { stripVTControlCharacters } from 'node:util'
-import { startServer } from '../src/embedded.ts'
-import { chosenVersion, type PostgresVersion, packageOf, parseVersion } from './support/postgres-version.ts'
+import {
+  chosenVersion,
+  type PostgresVersion,
+  packageOf,
+  parseVersion,
+} from '../proof/rig/postgres-version.ts'
+import { startServer } from '../src/embedded/server.ts'
 import { serverVariables } from './support/servers.ts'
 
 /**
@@ -22,9 +27,9 @@ const independent: ReadonlySet<string> = new Set(
   [
     'proof/chaos/chaos',
     'proof/chaos/checker',
-    'proof/chaos/proxy',
-    'proof/chaos/proxy-matrix',
-    'cli/demo',
+    'proof/rig/proxy',
+    'proof/rig/proxy-matrix',
+    'demo',
     'cli/dev',
     'cli/main',
     'cli/output',

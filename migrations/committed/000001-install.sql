@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:ab203d95a65bb50d597aa53b99349fc8cc00498a
+--! Hash: sha1:1082afdf7e7ca8b63013f240ce1f83bfb1fac072
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -14,6 +14,53 @@ $$;
 
 --! Included schema.sql
 -- Every object of the schema, in the order in which they depend on each other.
+--! Included role/privilege.sql
+-- What each kind of role needs, a row for each object. The rows stand beside the objects: each file ends with
+-- `call once.allow(kinds, object)`, and once.grant_app() and its like grant what is here. Row by row it is the
+-- least that works: an application adds keys and never takes one back, a recoverer deletes what is proven.
+create table once.privilege (
+  kind text not null check (kind in ('app', 'recover', 'monitor', 'operator')),
+  object text not null,
+  -- As GRANT has them: `execute`, or `select, insert (scope)`.
+  privileges text not null,
+  primary key (kind, object)
+);
+
+comment on table once.privilege is
+  'What app, recover, monitor and operator may do, object by object: from here once.grant_app and its like grant.';
+--! EndIncluded role/privilege.sql
+--! Included role/allow.sql
+-- Internal: says beside an object which kinds of role need it, as in 'app, recover'; `owner` is nobody else. A routine
+-- is taken from PUBLIC, who by default may execute it.
+create procedure once.allow(kinds text, object text, privileges text default 'execute')
+language plpgsql
+set search_path = ''
+as $$
+begin
+  if allow.privileges = 'execute' then
+    execute format('revoke all on routine once.%I from public', allow.object);
+  end if;
+  insert into once.privilege (kind, object, privileges)
+  select k, allow.object, allow.privileges from regexp_split_to_table(allow.kinds, ', ') k where k <> 'owner'
+      on conflict on constraint privilege_pkey do update set privileges = excluded.privileges;
+end
+$$;
+
+comment on procedure once.allow(text, text, text) is
+  'Internal: notes what kinds of role need of an object, and takes a routine from PUBLIC.';
+call once.allow('owner', 'allow');
+call once.allow('app, recover, monitor', 'privilege', 'select');
+--! EndIncluded role/allow.sql
+--! Included database/migration.sql
+-- What was installed, a row for each file of migrations/committed/: written by the text that installs it.
+create table once.migration (
+  name text primary key,
+  installed_at timestamptz not null default clock_timestamp()
+);
+
+comment on table once.migration is 'The migrations of pgonce that were installed in this database, by name and time.';
+call once.allow('app, recover, monitor', 'migration', 'select');
+--! EndIncluded database/migration.sql
 --! Included database/schema_version.sql
 -- The version of this schema: the number of the newest migration in it. A client compares it with the
 -- version it was written for, so every migration replaces this function.
@@ -24,7 +71,7 @@ as $$ select 1 $$;
 
 comment on function once.schema_version() is
   'The number of the newest pgonce migration installed in this database.';
-revoke all on function once.schema_version() from public;
+call once.allow('app, recover, monitor', 'schema_version');
 --! EndIncluded database/schema_version.sql
 --! Included database/database.sql
 -- One row that names this database. The id stands in every gid, so that a branch can say which database
@@ -48,6 +95,8 @@ select c.system_identifier, d.oid
 
 comment on table once.database is
   'One row: the id of this database in gids, and the fingerprint that tells an original from a copy.';
+call once.allow('app, monitor', 'database', 'select');
+call once.allow('recover', 'database', 'select, update (purged_xid)');
 --! EndIncluded database/database.sql
 --! Included database/intervention.sql
 -- What people did by hand: every function that overrules the protocol writes here first, in the same
@@ -89,7 +138,9 @@ $$;
 
 comment on function once.record_intervention(text, jsonb, text) is
   'Internal: writes a row to once.intervention.';
-revoke all on function once.record_intervention(text, jsonb, text) from public;
+call once.allow('operator', 'record_intervention');
+call once.allow('recover, monitor', 'intervention', 'select');
+call once.allow('operator', 'intervention', 'insert (action, subject, reason)');
 --! EndIncluded database/intervention.sql
 --! Included database/check_name.sql
 -- Names (producer, scope, group, topic, owner) are keys of B-tree indexes, whose entries cannot exceed
@@ -112,7 +163,7 @@ $$;
 
 comment on function once.check_name(text, text) is
   'Internal: raises ONARG unless a name has 1 to 200 characters.';
-revoke all on function once.check_name(text, text) from public;
+call once.allow('app, recover', 'check_name');
 --! EndIncluded database/check_name.sql
 --! Included database/name.sql
 -- The type of names in tables that are updated with every message. A domain checks what is assigned; a CHECK
@@ -140,7 +191,7 @@ end
 $$;
 
 comment on function once.assert_primary() is 'Internal: raises ONSTB on a standby.';
-revoke all on function once.assert_primary() from public;
+call once.allow('app, recover, monitor', 'assert_primary');
 --! EndIncluded database/assert_primary.sql
 --! Included database/database_id.sql
 -- The id of this database, after checking that the database is the one that the id was made for. The
@@ -176,7 +227,7 @@ $$;
 
 comment on function once.database_id() is
   'The id of this database as it stands in gids; raises ONCPY in a copied database.';
-revoke all on function once.database_id() from public;
+call once.allow('app, recover, monitor', 'database_id');
 --! EndIncluded database/database_id.sql
 --! Included ledger/ensure_durable.sql
 -- Whoever claims a message tells somebody (a broker, a webhook's sender) that it is done once the
@@ -195,7 +246,7 @@ $$;
 
 comment on function once.ensure_durable() is
   'Internal: turns synchronous_commit on for the current transaction if it is off.';
-revoke all on function once.ensure_durable() from public;
+call once.allow('app, operator', 'ensure_durable');
 --! EndIncluded ledger/ensure_durable.sql
 --! Included ledger/gap_limit.sql
 -- How many gaps a producer may have: the one setting that operators change in the table itself. A domain, for
@@ -231,6 +282,8 @@ select p.producer, p.epoch, p.watermark,
 
 comment on view once.producers is
   'Per producer: epoch, watermark, how many gaps are open, the highest sequence claimed, the limit of gaps.';
+call once.allow('app', 'producer', 'select, insert (producer, epoch), update (epoch, watermark, ahead)');
+call once.allow('app, monitor', 'producers', 'select');
 --! EndIncluded ledger/producer.sql
 --! Included ledger/claim_run.sql
 -- The fast path of an ordered stream, for one message or a whole batch: the next sequences, from "first" to
@@ -260,7 +313,7 @@ $$;
 
 comment on function once.claim_run(text, bigint, bigint, integer) is
   'Claims the sequences first to last if they follow the producer''s watermark: true if all are claimed, false if none is.';
-revoke all on function once.claim_run(text, bigint, bigint, integer) from public;
+call once.allow('app', 'claim_run');
 --! EndIncluded ledger/claim_run.sql
 --! Included ledger/claim_batch.sql
 -- Claims a batch of sequences of one producer and returns those that are new, once each, ascending.
@@ -394,7 +447,7 @@ $$;
 
 comment on function once.claim_batch(text, bigint[], integer, boolean) is
   'Claims sequences of a producer and returns the new ones, once each: select * from once.claim_batch(''shop-7'', array[41, 42]).';
-revoke all on function once.claim_batch(text, bigint[], integer, boolean) from public;
+call once.allow('app', 'claim_batch');
 --! EndIncluded ledger/claim_batch.sql
 --! Included ledger/claim.sql
 -- Claims one message of an ordered producer. The answer is 'claimed' (process it, in this transaction)
@@ -421,8 +474,31 @@ $$;
 
 comment on function once.claim(text, bigint, integer, boolean) is
   'Claims one message by producer and sequence: select once.claim(''shop-7'', 41) answers claimed or duplicate.';
-revoke all on function once.claim(text, bigint, integer, boolean) from public;
+call once.allow('app', 'claim');
 --! EndIncluded ledger/claim.sql
+--! Included ledger/take_effect.sql
+-- The effects of a message in the same round trip as its claim: runs statements if the claim is new, and hands on the
+-- answer of the claim. Their names are the caller's, so it has no search_path of its own, and names what it uses with
+-- its schema.
+create function once.take_effect(status text, statements text[]) returns text
+language plpgsql volatile
+as $$
+declare
+  v_statement pg_catalog.text;
+begin
+  if take_effect.status operator(pg_catalog.=) 'claimed'::pg_catalog.text then
+    foreach v_statement in array take_effect.statements loop
+      execute v_statement;
+    end loop;
+  end if;
+  return take_effect.status;
+end
+$$;
+
+comment on function once.take_effect(text, text[]) is
+  'Runs statements if a claim is new, in one round trip: select once.take_effect(once.claim(''shop-7'', 41), array[''update ...'']).';
+call once.allow('app', 'take_effect');
+--! EndIncluded ledger/take_effect.sql
 --! Included ledger/set_watermark.sql
 -- For operators: counts everything up to a sequence as processed. Closes gaps whose messages will never
 -- come, and starts a stream in the middle. Never moves back: a message that was processed stays so.
@@ -469,7 +545,7 @@ $$;
 
 comment on function once.set_watermark(text, bigint, text) is
   'Operator: counts all sequences of a producer up to this one as processed, and records who and why.';
-revoke all on function once.set_watermark(text, bigint, text) from public;
+call once.allow('owner', 'set_watermark');
 --! EndIncluded ledger/set_watermark.sql
 --! Included ledger/scope.sql
 -- The scopes of the ledger by key, with their retention. The horizon is stored and only moves forward:
@@ -483,6 +559,8 @@ create table once.scope (
 
 comment on table once.scope is
   'Scopes of the key ledger: retention (null: keep for ever) and horizon (older keys are answered expired).';
+call once.allow('app', 'scope', 'select, insert (scope)');
+call once.allow('recover, monitor', 'scope', 'select');
 --! EndIncluded ledger/scope.sql
 --! Included ledger/message.sql
 -- The ledger by key. A key is kept as the first 16 bytes of SHA-256 over scope and key: constant size
@@ -538,6 +616,9 @@ insert into once.message_floor (day) values ('-infinity');
 
 comment on table once.message_floor is
   'One row: the first day whose partition was not dropped; older messages are answered expired.';
+call once.allow('app', 'message', 'select, insert, update (result)');
+call once.allow('app', 'message_timeless', 'select, insert, update (result)');
+call once.allow('app, monitor', 'message_floor', 'select');
 --! EndIncluded ledger/message.sql
 --! Included ledger/expired_claim.sql
 -- Claims that were answered 'expired': messages that came later than their scope remembers keys, so their
@@ -578,6 +659,8 @@ select s.scope,
 
 comment on view once.expired_claims is
   'Scopes of the key ledger whose claims were answered expired within a day: how many, when, the oldest message''s day, and the horizon.';
+call once.allow('app', 'expired_claim', 'insert (scope_id, claims, oldest_day)');
+call once.allow('recover, monitor', 'expired_claims', 'select');
 --! EndIncluded ledger/expired_claim.sql
 --! Included ledger/message_digest.sql
 -- The identity of a key: no text contains a zero byte, so (scope, key) cannot be cut in two ways.
@@ -592,7 +675,7 @@ $$;
 
 comment on function once.message_digest(text, text) is
   'The first 16 bytes of SHA-256 over scope, a zero byte and key: how the ledger remembers a key.';
-revoke all on function once.message_digest(text, text) from public;
+call once.allow('app', 'message_digest');
 --! EndIncluded ledger/message_digest.sql
 --! Included ledger/message_time.sql
 -- The time that a key itself carries: a UUIDv7 (RFC 9562, 5.7) says so in its version bits; a ULID is 26
@@ -626,7 +709,7 @@ $$;
 
 comment on function once.message_time(text) is
   'The time in a UUIDv7 or ULID (2010 to 2100), else null.';
-revoke all on function once.message_time(text) from public;
+call once.allow('app', 'message_time');
 --! EndIncluded ledger/message_time.sql
 --! Included ledger/ensure_partition.sql
 -- Makes sure that the partition of a day exists; false if that day was dropped, so its messages are
@@ -679,7 +762,7 @@ $$;
 
 comment on function once.ensure_partition(date) is
   'Creates the key ledger''s partition of a day if it is missing; false if that day was dropped already.';
-revoke all on function once.ensure_partition(date) from public;
+call once.allow('app', 'ensure_partition');
 --! EndIncluded ledger/ensure_partition.sql
 --! Included ledger/open_scope.sql
 -- Internal: the scope's row, made at first use.
@@ -701,7 +784,7 @@ end
 $$;
 
 comment on function once.open_scope(text) is 'Internal: the row of a scope, created at first use.';
-revoke all on function once.open_scope(text) from public;
+call once.allow('app', 'open_scope');
 --! EndIncluded ledger/open_scope.sql
 --! Included ledger/claim_key_batch.sql
 -- Claims messages by key: webhook deliveries, payments, anything with an id but no order. Answers one
@@ -864,7 +947,7 @@ $$;
 
 comment on function once.claim_key_batch(text, text[], timestamptz[], bytea[]) is
   'Claims messages by key, one answer a key (claimed, duplicate, expired): select * from once.claim_key_batch(''stripe'', array[''evt_1'']).';
-revoke all on function once.claim_key_batch(text, text[], timestamptz[], bytea[]) from public;
+call once.allow('app', 'claim_key_batch');
 --! EndIncluded ledger/claim_key_batch.sql
 --! Included ledger/claim_key.sql
 -- Claims one message by key; see once.claim_key_batch for the answers and why they hold.
@@ -913,7 +996,7 @@ $$;
 
 comment on function once.claim_key(text, text, timestamptz, bytea) is
   'Claims one message by scope and key: select * from once.claim_key(''stripe'', ''evt_1'') answers claimed, duplicate or expired.';
-revoke all on function once.claim_key(text, text, timestamptz, bytea) from public;
+call once.allow('app', 'claim_key');
 --! EndIncluded ledger/claim_key.sql
 --! Included ledger/keep_result.sql
 -- Keeps the result of a message beside its claim, so that a duplicate gets the first one's answer. Kept
@@ -949,7 +1032,7 @@ $$;
 
 comment on function once.keep_result(text, text, jsonb, timestamptz) is
   'Keeps the result of a claimed key for its duplicates; call it in the claiming transaction.';
-revoke all on function once.keep_result(text, text, jsonb, timestamptz) from public;
+call once.allow('app', 'keep_result');
 --! EndIncluded ledger/keep_result.sql
 --! Included ledger/set_retention.sql
 -- How long a scope remembers its keys; null: for ever. Takes effect at the next once.expire(). A longer
@@ -973,7 +1056,7 @@ $$;
 
 comment on function once.set_retention(text, interval) is
   'Sets how long a scope of the key ledger remembers its keys (null: for ever); applied by once.expire().';
-revoke all on function once.set_retention(text, interval) from public;
+call once.allow('owner', 'set_retention');
 --! EndIncluded ledger/set_retention.sql
 --! Included ledger/expire.sql
 -- One bounded step of retention: moves the horizons of scopes that have a retention, deletes a batch of
@@ -1119,7 +1202,7 @@ $$;
 
 comment on function once.expire(integer) is
   'One step of retention (horizons, partitions, timeless keys): select * from once.expire(); again while a row says more.';
-revoke all on function once.expire(integer) from public;
+call once.allow('recover', 'expire');
 --! EndIncluded ledger/expire.sql
 --! Included position/consumer_position.sql
 -- Where each consumer group stands, kept beside the results so that both move in one commit. A position
@@ -1165,6 +1248,15 @@ select o.consumer_group, o.topic, o.partition, o."position", o.token, e.end_posi
 
 comment on view once.lag is
   'Per group and partition: position, reported end, lag in messages, owner, epoch, time since the position moved.';
+call once.allow('app', 'consumer_position',
+  'select, insert (consumer_group, topic, partition, epoch, owner, taken_at),
+   update ("position", token, epoch, owner, taken_at, updated_at)');
+call once.allow('monitor', 'consumer_position', 'select');
+call once.allow('app', 'topic_end',
+  'select, insert (topic, partition, end_position),
+   update (end_position, updated_at)');
+call once.allow('monitor', 'topic_end', 'select');
+call once.allow('app, monitor', 'lag', 'select');
 --! EndIncluded position/consumer_position.sql
 --! Included position/take_partition.sql
 -- Takes a partition for a consumer: bumps the epoch, which fences whoever had it, and returns where to
@@ -1204,7 +1296,7 @@ $$;
 
 comment on function once.take_partition(text, text, integer, text) is
   'Takes a partition: fences the previous owner and returns the new epoch and the position to go on from (null: from the start).';
-revoke all on function once.take_partition(text, text, integer, text) from public;
+call once.allow('app', 'take_partition');
 --! EndIncluded position/take_partition.sql
 --! Included position/explain_position.sql
 -- Internal: says why a position could not be moved. Called after the compare-and-set found no row.
@@ -1247,7 +1339,7 @@ $$;
 
 comment on function once.explain_position(text, text, integer, integer, text, text) is
   'Internal: raises ONTKN, ONFEN or ONCAS for a position that could not be moved.';
-revoke all on function once.explain_position(text, text, integer, integer, text, text) from public;
+call once.allow('app', 'explain_position');
 --! EndIncluded position/explain_position.sql
 --! Included position/advance.sql
 -- Moves a numeric position: compare and set, in the transaction that holds the results. Needs the
@@ -1285,7 +1377,7 @@ $$;
 
 comment on function once.advance(text, text, integer, integer, bigint, bigint) is
   'Moves a position from expected to next (the next message to read) if the epoch is current; else ONFEN, ONCAS or ONTKN.';
-revoke all on function once.advance(text, text, integer, integer, bigint, bigint) from public;
+call once.allow('app', 'advance');
 --! EndIncluded position/advance.sql
 --! Included position/advance_token.sql
 -- Moves an opaque position; as once.advance, but a token has no order, so nothing is said of moving back.
@@ -1320,7 +1412,7 @@ $$;
 
 comment on function once.advance_token(text, text, integer, integer, text, text) is
   'Moves an opaque position from expected to next if the epoch is current; else ONFEN, ONCAS or ONTKN.';
-revoke all on function once.advance_token(text, text, integer, integer, text, text) from public;
+call once.allow('app', 'advance_token');
 --! EndIncluded position/advance_token.sql
 --! Included position/read_position.sql
 -- Reads a position without taking the partition.
@@ -1338,7 +1430,7 @@ $$;
 
 comment on function once.read_position(text, text, integer) is
   'The position, epoch and owner of a partition; no row if it was never taken.';
-revoke all on function once.read_position(text, text, integer) from public;
+call once.allow('app, monitor', 'read_position');
 --! EndIncluded position/read_position.sql
 --! Included position/reset_position.sql
 -- For operators: sets a position by hand, also backwards. Bumps the epoch, so that a consumer which is
@@ -1386,7 +1478,7 @@ $$;
 
 comment on function once.reset_position(text, text, integer, bigint, text, text) is
   'Operator: sets a position by hand, fences the running consumer, records who and why; returns the new epoch.';
-revoke all on function once.reset_position(text, text, integer, bigint, text, text) from public;
+call once.allow('owner', 'reset_position');
 --! EndIncluded position/reset_position.sql
 --! Included position/report_end.sql
 -- Tells where a partition ends, for once.lag. Never moves back, so reports may arrive in any order.
@@ -1413,7 +1505,7 @@ $$;
 
 comment on function once.report_end(text, integer, bigint) is
   'Reports the end of a partition (the position after its last message) for the view once.lag.';
-revoke all on function once.report_end(text, integer, bigint) from public;
+call once.allow('app', 'report_end');
 --! EndIncluded position/report_end.sql
 --! Included commit/global_transaction.sql
 -- The decisions. A row is inserted by the home's own transaction, so it is visible exactly if that
@@ -1441,6 +1533,10 @@ create index global_transaction_confirmed on once.global_transaction (confirmed_
 
 comment on table once.global_transaction is
   'Home: one row a committed global transaction, until every branch is proven to have committed.';
+call once.allow('app', 'global_transaction', 'select, insert (transaction_id, participants, database_ids)');
+call once.allow('recover', 'global_transaction', 'select, update (proven_at, confirmed_at), delete');
+call once.allow('monitor', 'global_transaction', 'select');
+call once.allow('operator', 'global_transaction', 'update (participants, database_ids)');
 --! EndIncluded commit/global_transaction.sql
 --! Included commit/evidence.sql
 -- What a branch leaves behind: inserted in the branch's own transaction, so it exists exactly if the
@@ -1454,6 +1550,9 @@ create table once.evidence (
 
 comment on table once.evidence is
   'Participant: one row a committed branch, until the home has confirmed the transaction.';
+call once.allow('app', 'evidence', 'select, insert (transaction_id, home, participant)');
+call once.allow('recover', 'evidence', 'select, delete');
+call once.allow('monitor', 'evidence', 'select');
 --! EndIncluded commit/evidence.sql
 --! Included recovery/loss.sql
 -- Losses: one side committed, the other did not, and no protocol can repair that any more. Found by the
@@ -1471,6 +1570,9 @@ create table once.loss (
 
 comment on table once.loss is
   'Losses found by the audit. lost branch: the home committed, the participant did not. lost decision: the reverse.';
+call once.allow('recover', 'loss', 'select, insert');
+call once.allow('monitor', 'loss', 'select');
+call once.allow('operator', 'loss', 'update (acknowledged_at)');
 --! EndIncluded recovery/loss.sql
 --! Included operator/heuristic.sql
 -- Heuristic outcomes: branches that a person finished without their home's decision, because the home is gone
@@ -1497,6 +1599,11 @@ create table once.heuristic (
 
 comment on table once.heuristic is
   'Participant: branches finished by hand without a decision (once.force): which way, who, when, why, and what the home said later.';
+call once.allow('recover', 'heuristic', 'select, update (decided, done, judged_at)');
+call once.allow('monitor', 'heuristic', 'select');
+call once.allow('operator', 'heuristic',
+  'insert (gid, transaction_id, home, home_xid, participant, owner, outcome, reason),
+   update (outcome, reason, acknowledged_at)');
 --! EndIncluded operator/heuristic.sql
 --! Included recovery/recovery.sql
 -- When somebody last recovered here: without it, an operator who sees a branch in doubt cannot tell "not yet"
@@ -1513,6 +1620,8 @@ insert into once.recovery default values;
 
 comment on table once.recovery is
   'One row: when a recoverer last looked after this database, and who it was.';
+call once.allow('recover', 'recovery', 'select, update (recovered_at, recovered_by, audited_at)');
+call once.allow('monitor', 'recovery', 'select');
 --! EndIncluded recovery/recovery.sql
 --! Included recovery/peer.sql
 -- How this database reaches the others, for recovery inside Postgres: a foreign server by database id. The user
@@ -1526,6 +1635,10 @@ create table once.peer (
 
 comment on table once.peer is
   'The foreign server by which dblink reaches the database with this id; see once.add_peer.';
+call once.allow('recover, monitor', 'peer', 'select');
+call once.allow('operator', 'peer',
+  'insert (database_id, server),
+   update (server, added_at, added_by), delete');
 --! EndIncluded recovery/peer.sql
 --! Included commit/open.sql
 -- Marks the current transaction as part of a global one and bounds what it may hold up: a coordinator
@@ -1559,7 +1672,7 @@ $$;
 
 comment on procedure once.open(uuid, integer, integer) is
   'First statement of a branch: marks the transaction with its global id and sets its lock and idle timeouts (ms).';
-revoke all on procedure once.open(uuid, integer, integer) from public;
+call once.allow('app', 'open');
 --! EndIncluded commit/open.sql
 --! Included commit/assert_branch.sql
 -- Raises unless the current transaction is the one that once.open marked, still under the role it began
@@ -1593,7 +1706,7 @@ $$;
 
 comment on function once.assert_branch(uuid) is
   'True inside the marked transaction; raises ONEND if it is over, ONROL if the role changed.';
-revoke all on function once.assert_branch(uuid) from public;
+call once.allow('app', 'assert_branch');
 
 -- The last word before a COMMIT in one phase, in one text with it. Deferred triggers have run by then (set constraints
 -- all immediate stands before it, outside of a function, since it runs them under the function's search_path), so
@@ -1610,7 +1723,7 @@ $$;
 
 comment on function once.seal(uuid) is
   'Last statement before COMMIT: as once.assert_branch, and the commit waits for its flush.';
-revoke all on function once.seal(uuid) from public;
+call once.allow('app', 'seal');
 --! EndIncluded commit/assert_branch.sql
 --! Included commit/vote.sql
 -- A participant's vote, right before PREPARE TRANSACTION: false if this branch wrote nothing (commit it
@@ -1653,7 +1766,7 @@ $$;
 
 comment on function once.vote(uuid, uuid, text, uuid) is
   'Participant, before PREPARE: false if it wrote nothing; else inserts the evidence of the branch and returns true.';
-revoke all on function once.vote(uuid, uuid, text, uuid) from public;
+call once.allow('app', 'vote');
 --! EndIncluded commit/vote.sql
 --! Included commit/begin_global.sql
 -- The home's part, right before the others prepare: records the decision that its own COMMIT will make,
@@ -1709,7 +1822,7 @@ $$;
 
 comment on function once.begin_global(uuid, text[], uuid[], uuid) is
   'Home, before the others prepare: inserts the decision row and returns the home''s xid for the gids (null: nothing written).';
-revoke all on function once.begin_global(uuid, text[], uuid[], uuid) from public;
+call once.allow('app', 'begin_global');
 --! EndIncluded commit/begin_global.sql
 --! Included recovery/assert_home.sql
 -- Internal: raises unless this database may answer for a home, now, in this transaction.
@@ -1735,7 +1848,7 @@ $$;
 
 comment on function once.assert_home(uuid) is
   'Internal: raises ONSTB on a standby, ONISO under a frozen snapshot, ONIDN in another database.';
-revoke all on function once.assert_home(uuid) from public;
+call once.allow('app, recover, monitor', 'assert_home');
 --! EndIncluded recovery/assert_home.sql
 --! Included recovery/decode_gid.sql
 -- Takes gids apart, ours and other managers': the only place in SQL that knows gid formats. (Ours is built
@@ -1785,7 +1898,7 @@ $$;
 
 comment on function once.decode_gids(text[]) is
   'Takes gids apart, a row each in no order: manager, global id, participant, and for ours the home; see once.decode_gid.';
-revoke all on function once.decode_gids(text[]) from public;
+call once.allow('app, recover, monitor', 'decode_gids');
 
 create function once.decode_gid(
   gid text,
@@ -1809,7 +1922,7 @@ $$;
 
 comment on function once.decode_gid(text) is
   'Takes a gid apart: manager (pgonce, pgjdbc or psycopg, flink, citus, … or unknown), global id, participant, and for ours the home.';
-revoke all on function once.decode_gid(text) from public;
+call once.allow('app, recover, monitor', 'decode_gid');
 
 -- Internal: the formats of others. Sources:
 --   XA       <format id>_<gtrid>_<bqual>, base64: RecoveredXid of pgjdbc, Xid of psycopg; who manages the
@@ -1888,7 +2001,7 @@ $$;
 
 comment on function once.decode_foreign_gid(text) is
   'Internal: takes the gid of another manager apart; see once.decode_gid.';
-revoke all on function once.decode_foreign_gid(text) from public;
+call once.allow('app, recover, monitor', 'decode_foreign_gid');
 --! EndIncluded recovery/decode_gid.sql
 --! Included recovery/branch_outcomes.sql
 -- What became of global transactions, asked at their home:
@@ -1974,7 +2087,7 @@ $$;
 
 comment on function once.branch_outcomes(uuid, uuid[], xid8[]) is
   'Home: once.branch_outcome for many branches at once.';
-revoke all on function once.branch_outcomes(uuid, uuid[], xid8[]) from public;
+call once.allow('app, recover, monitor', 'branch_outcomes');
 --! EndIncluded recovery/branch_outcomes.sql
 --! Included recovery/branch_outcome.sql
 -- What became of one global transaction, asked at its home: committed, aborted or pending. The law, and why
@@ -1992,7 +2105,7 @@ $$;
 
 comment on function once.branch_outcome(uuid, uuid, xid8) is
   'Home: committed, aborted or pending, for a branch in doubt (arguments from its gid). Conclusive at any moment.';
-revoke all on function once.branch_outcome(uuid, uuid, xid8) from public;
+call once.allow('app, recover, monitor', 'branch_outcome');
 --! EndIncluded recovery/branch_outcome.sql
 --! Included recovery/gid_outcome.sql
 -- For operators at the home: what became of the transaction that a gid, or an application's id, names.
@@ -2016,7 +2129,7 @@ $$;
 
 comment on function once.gid_outcome(text) is
   'Home: committed, aborted or pending for a gid: select once.gid_outcome(''once:1:…''). Elsewhere: see once.ask_home.';
-revoke all on function once.gid_outcome(text) from public;
+call once.allow('recover, monitor', 'gid_outcome');
 --! EndIncluded recovery/gid_outcome.sql
 --! Included recovery/outcome.sql
 -- What became of a global transaction, asked by an application that lost the connection. As once.branch_outcome,
@@ -2040,7 +2153,7 @@ $$;
 
 comment on function once.outcome(uuid, uuid, xid8) is
   'Home: committed, aborted, pending or purged (cleaned up too long ago to tell) for an application''s question.';
-revoke all on function once.outcome(uuid, uuid, xid8) from public;
+call once.allow('app, recover', 'outcome');
 --! EndIncluded recovery/outcome.sql
 --! Included recovery/may_vote.sql
 -- Internal: whether a role can have prepared a branch of ours. Every branch inserted its evidence with
@@ -2055,7 +2168,7 @@ as $$
 $$;
 
 comment on function once.may_vote(name) is 'Internal: whether a role may vote, without which no prepared transaction of it is ours.';
-revoke all on function once.may_vote(name) from public;
+call once.allow('app, recover, monitor', 'may_vote');
 
 -- Internal: whether the current user can finish what a role has prepared: only the owner or a superuser may; a
 -- member must SET ROLE, since 16 a privilege of its own.
@@ -2069,7 +2182,7 @@ as $$
 $$;
 
 comment on function once.may_finish(name) is 'Internal: whether the current user may finish what this role has prepared.';
-revoke all on function once.may_finish(name) from public;
+call once.allow('app, recover, monitor', 'may_finish');
 --! EndIncluded recovery/may_vote.sql
 --! Included recovery/branch.sql
 -- What recovery reads, often, so it is lean: this database's prepared transactions that carry our prefix. The
@@ -2103,6 +2216,7 @@ select p.gid,
 
 comment on view once.branch is
   'Prepared transactions of this database with pgonce''s prefix: gid taken apart, owner, age, whether it is ours and whether you may finish it.';
+call once.allow('app, recover, monitor', 'branch', 'select');
 --! EndIncluded recovery/branch.sql
 --! Included recovery/unproven.sql
 -- Purging, step 1 (home): decisions whose branches are not proven yet, oldest first, a page at a time.
@@ -2131,7 +2245,7 @@ $$;
 
 comment on function once.unproven(integer, timestamptz, uuid) is
   'Home: decisions whose branches are not all proven, oldest first, after the given one.';
-revoke all on function once.unproven(integer, timestamptz, uuid) from public;
+call once.allow('recover, monitor', 'unproven');
 --! EndIncluded recovery/unproven.sql
 --! Included recovery/find_evidence.sql
 -- Purging, step 2 (participant): which of these transactions committed their branch here.
@@ -2148,7 +2262,7 @@ $$;
 
 comment on function once.find_evidence(uuid[]) is
   'Participant: those of the given transactions whose branch committed in this database.';
-revoke all on function once.find_evidence(uuid[]) from public;
+call once.allow('app, recover', 'find_evidence');
 --! EndIncluded recovery/find_evidence.sql
 --! Included recovery/mark_proven.sql
 -- Purging, step 3 (home): every participant's evidence of these transactions was seen.
@@ -2173,7 +2287,7 @@ $$;
 
 comment on function once.mark_proven(uuid[]) is
   'Home: marks decisions whose evidence was seen at every participant; returns how many were new.';
-revoke all on function once.mark_proven(uuid[]) from public;
+call once.allow('recover', 'mark_proven');
 --! EndIncluded recovery/mark_proven.sql
 --! Included recovery/proven.sql
 -- Purging, step 4 (home): proven decisions that nobody is likely to ask about any more, to be confirmed: their
@@ -2208,7 +2322,7 @@ $$;
 
 comment on function once.proven(integer, interval, timestamptz, uuid) is
   'Home: decisions that were proven longer ago than keep (5 minutes), whose evidence is to be confirmed, oldest first, after the given one.';
-revoke all on function once.proven(integer, interval, timestamptz, uuid) from public;
+call once.allow('recover', 'proven');
 --! EndIncluded recovery/proven.sql
 --! Included recovery/mark_confirmed.sql
 -- Purging, step 5 (home): every participant's evidence was seen once more. Must be durable before any evidence
@@ -2235,7 +2349,7 @@ $$;
 
 comment on function once.mark_confirmed(uuid[]) is
   'Home: marks proven decisions whose evidence was seen once more at every participant; returns how many were new.';
-revoke all on function once.mark_confirmed(uuid[]) from public;
+call once.allow('recover', 'mark_confirmed');
 --! EndIncluded recovery/mark_confirmed.sql
 --! Included recovery/confirmed.sql
 -- Purging, step 6 (home): decisions that were confirmed a while ago, whose evidence may be deleted. Not at once: a
@@ -2269,7 +2383,7 @@ $$;
 
 comment on function once.confirmed(integer, interval, timestamptz, uuid) is
   'Home: decisions that were confirmed longer ago than keep (5 minutes), whose evidence may be deleted, oldest first, after the given one.';
-revoke all on function once.confirmed(integer, interval, timestamptz, uuid) from public;
+call once.allow('recover', 'confirmed');
 --! EndIncluded recovery/confirmed.sql
 --! Included recovery/delete_evidence.sql
 -- Purging, step 7 (participant): the home has confirmed these. Durable, or the evidence could come
@@ -2301,7 +2415,7 @@ $$;
 
 comment on function once.delete_evidence(uuid, uuid[]) is
   'Participant: deletes evidence of transactions that their home has confirmed.';
-revoke all on function once.delete_evidence(uuid, uuid[]) from public;
+call once.allow('recover', 'delete_evidence');
 --! EndIncluded recovery/delete_evidence.sql
 --! Included recovery/purge.sql
 -- Purging, step 8 (home): the evidence is gone everywhere, so is the row. Raises the mark that makes
@@ -2333,7 +2447,7 @@ $$;
 
 comment on function once.purge(uuid[]) is
   'Home: deletes confirmed decisions, whose evidence is gone; returns how many.';
-revoke all on function once.purge(uuid[]) from public;
+call once.allow('recover', 'purge');
 --! EndIncluded recovery/purge.sql
 --! Included recovery/evidence_page.sql
 -- The audit's page of evidence (participant): every branch that committed here and is not purged.
@@ -2361,7 +2475,7 @@ $$;
 
 comment on function once.evidence_page(integer, uuid) is
   'Participant: a page of the evidence in this database, by transaction id.';
-revoke all on function once.evidence_page(integer, uuid) from public;
+call once.allow('recover', 'evidence_page');
 --! EndIncluded recovery/evidence_page.sql
 --! Included recovery/find_decisions.sql
 -- The audit's question to a home: which of these decisions do you still have, are they proven, and confirmed?
@@ -2380,7 +2494,7 @@ $$;
 
 comment on function once.find_decisions(uuid[]) is
   'Home: those of the given transactions that have a decision row here, and whether it is proven, and confirmed.';
-revoke all on function once.find_decisions(uuid[]) from public;
+call once.allow('recover', 'find_decisions');
 --! EndIncluded recovery/find_decisions.sql
 --! Included recovery/record_loss.sql
 -- Records a loss that the audit found; once, however many auditors find it. True if it is new.
@@ -2414,7 +2528,7 @@ $$;
 
 comment on function once.record_loss(uuid, text, uuid, text) is
   'Records that a decision (lost decision) or a branch (lost branch) was lost; true if it was not known yet.';
-revoke all on function once.record_loss(uuid, text, uuid, text) from public;
+call once.allow('recover', 'record_loss');
 --! EndIncluded recovery/record_loss.sql
 --! Included recovery/acknowledge.sql
 -- For operators: acknowledges a loss or a heuristic outcome after it was looked into, so that the audit is silent
@@ -2470,7 +2584,7 @@ $$;
 
 comment on function once.acknowledge(uuid, text) is
   'Operator: acknowledges a recorded loss or a heuristic outcome, removes what is left of it here, records who and why.';
-revoke all on function once.acknowledge(uuid, text) from public;
+call once.allow('operator', 'acknowledge');
 --! EndIncluded recovery/acknowledge.sql
 --! Included database/renew_database_id.sql
 -- For a copy of a database whose original lives on: takes a new id. Decisions and evidence in the copy
@@ -2512,7 +2626,7 @@ $$;
 
 comment on function once.renew_database_id(text) is
   'Gives a copied database an id of its own and drops the original''s decisions and evidence from it.';
-revoke all on function once.renew_database_id(text) from public;
+call once.allow('owner', 'renew_database_id');
 --! EndIncluded database/renew_database_id.sql
 --! Included database/adopt_database_id.sql
 -- For a database that replaces its original for good (dump and restore, pg_upgrade): keeps the id, so
@@ -2538,7 +2652,7 @@ $$;
 
 comment on function once.adopt_database_id(text) is
   'Keeps the database id in a database that has replaced its original for good (dump and restore, pg_upgrade).';
-revoke all on function once.adopt_database_id(text) from public;
+call once.allow('owner', 'adopt_database_id');
 --! EndIncluded database/adopt_database_id.sql
 --! Included recovery/stamp_recovery.sql
 -- A recoverer looks several times a second; this writes every few seconds at most, and does not wait for the
@@ -2567,7 +2681,7 @@ $$;
 
 comment on function once.stamp_recovery(text, boolean) is
   'Recoverer: notes in once.recovery that it looked after this database; writes every 5 seconds at most.';
-revoke all on function once.stamp_recovery(text, boolean) from public;
+call once.allow('recover', 'stamp_recovery');
 --! EndIncluded recovery/stamp_recovery.sql
 --! Included recovery/dblink_schema.sql
 -- Internal: the schema that dblink was installed into, quoted. It may be any, and ours are called with an empty
@@ -2593,22 +2707,23 @@ end
 $$;
 
 comment on function once.dblink_schema() is 'Internal: the schema of the extension dblink; raises ONEXT if it is not installed.';
-revoke all on function once.dblink_schema() from public;
+call once.allow('recover', 'dblink_schema');
 --! EndIncluded recovery/dblink_schema.sql
 --! Included recovery/remote.sql
--- Internal: runs a query over a dblink connection. It must return one column of type text[], so that one
+-- Internal: runs a query over a dblink connection. It must return one column of type text, so that one
 -- function serves all. Each call is a transaction of its own over there, with a snapshot of its own.
 --
--- What the statement_timeout over there has cancelled arrives as query_canceled, which `when others` does not catch,
--- since it must let pass that somebody cancels us. Only the context tells the two apart: it names the connection.
-create function once.remote(connection text, query text) returns setof text[]
+-- What the statement_timeout over there has cancelled arrives as query_canceled, which `when others` does not
+-- catch, since it must let pass that somebody cancels us. Only the context tells the two apart: it names the
+-- connection.
+create function once.remote(connection text, query text) returns setof text
 language plpgsql volatile
 set search_path = ''
 as $$
 declare
   v_context text;
 begin
-  return query execute format('select r.v from %s.dblink($1, $2) as r (v text[])', once.dblink_schema())
+  return query execute format('select r.v from %s.dblink($1, $2) as r (v text)', once.dblink_schema())
     using remote.connection, remote.query;
 exception when query_canceled then
   get stacked diagnostics v_context = pg_exception_context;
@@ -2616,12 +2731,14 @@ exception when query_canceled then
     raise;
   end if;
   raise exception 'no answer in time' using
-    errcode = 'ONPER', detail = sqlerrm, hint = 'Look there for what it waits for: select * from pg_stat_activity;';
+    errcode = 'ONPER', detail = sqlerrm,
+    hint = 'Look there for what it waits for: select * from pg_stat_activity;';
 end
 $$;
 
-comment on function once.remote(text, text) is 'Internal: a query with one column text[] over a dblink connection.';
-revoke all on function once.remote(text, text) from public;
+comment on function once.remote(text, text) is
+  'Internal: a query with one column of type text over a dblink connection.';
+call once.allow('recover', 'remote');
 --! EndIncluded recovery/remote.sql
 --! Included recovery/remote_exec.sql
 -- Internal: runs a statement over a dblink connection, in no transaction block: so it may be COMMIT PREPARED.
@@ -2648,7 +2765,7 @@ end
 $$;
 
 comment on function once.remote_exec(text, text) is 'Internal: a statement over a dblink connection; returns its command tag.';
-revoke all on function once.remote_exec(text, text) from public;
+call once.allow('recover', 'remote_exec');
 --! EndIncluded recovery/remote_exec.sql
 --! Included recovery/disconnect.sql
 -- Internal: closes a dblink connection if it is open.
@@ -2668,7 +2785,7 @@ end
 $$;
 
 comment on function once.disconnect(text) is 'Internal: closes a dblink connection if it is open.';
-revoke all on function once.disconnect(text) from public;
+call once.allow('recover', 'disconnect');
 --! EndIncluded recovery/disconnect.sql
 --! Included recovery/prepare_connection.sql
 -- Internal: what every connection of ours begins with. Names mean what they mean here; each statement sees what
@@ -2692,7 +2809,7 @@ end
 $$;
 
 comment on function once.prepare_connection(text) is 'Internal: session settings of a dblink connection.';
-revoke all on function once.prepare_connection(text) from public;
+call once.allow('recover', 'prepare_connection');
 --! EndIncluded recovery/prepare_connection.sql
 --! Included recovery/quote_conninfo.sql
 -- Internal: quotes a value for a libpq connection string. No backslash is written as such: in a literal it means
@@ -2705,7 +2822,7 @@ as $$
 $$;
 
 comment on function once.quote_conninfo(text) is 'Internal: quotes a value for a libpq connection string.';
-revoke all on function once.quote_conninfo(text) from public;
+call once.allow('recover', 'quote_conninfo');
 --! EndIncluded recovery/quote_conninfo.sql
 --! Included recovery/connect.sql
 -- Internal: opens a dblink connection to a database by its id, and returns its name. In this order: the foreign
@@ -2744,7 +2861,7 @@ begin
       end if;
       execute format('select %s.dblink_connect($1, $2)', v_dblink) using v_name, v_server;
       perform once.prepare_connection(v_name);
-      select (r.v)[1] into v_found from once.remote(v_name, 'select array[once.database_id()::text]') r (v);
+      select r into v_found from once.remote(v_name, 'select once.database_id()::text') r;
     exception when others then
       get stacked diagnostics v_message = message_text, v_detail = pg_exception_detail;
       perform once.disconnect(v_name);
@@ -2783,8 +2900,7 @@ begin
         perform once.prepare_connection(v_name);
         if exists (
           select from once.remote(v_name, format($q$
-            select array[]::text[]
-              from pg_catalog.pg_namespace n
+            select '' from pg_catalog.pg_namespace n
              where n.nspname = 'once' and pg_catalog.pg_get_userbyid(n.nspowner) = %1$L
                and exists (select from pg_catalog.pg_class c where c.relnamespace = n.oid and c.relname = 'database' and c.relkind = 'r')
                and not exists (select from pg_catalog.pg_class c
@@ -2792,7 +2908,7 @@ begin
                and not exists (select from pg_catalog.pg_proc f
                                 where f.pronamespace = n.oid and pg_catalog.pg_get_userbyid(f.proowner) <> %1$L)
             $q$, v_owner))) then
-          select (r.v)[1] into v_found from once.remote(v_name, 'select array[i.id::text] from once.database i') r (v);
+          select r into v_found from once.remote(v_name, 'select i.id::text from once.database i') r;
         end if;
       exception when others then
         if v_database = current_database() then
@@ -2813,7 +2929,7 @@ begin
         using errcode = 'ONPER', detail = 'It is no peer, and no other database of this cluster that could be looked into.',
               hint = 'Name a foreign server (wrapper dblink_fdw) that leads to it: select once.add_peer(''server'').';
     end if;
-    select (r.v)[1] into v_found from once.remote(v_name, 'select array[once.database_id()::text]') r (v);
+    select r into v_found from once.remote(v_name, 'select once.database_id()::text') r;
   end if;
   if v_found is distinct from connect.database_id then
     perform once.disconnect(v_name);
@@ -2826,7 +2942,7 @@ end
 $$;
 
 comment on function once.connect(uuid) is 'Internal: opens a dblink connection to the database with this id; returns its name.';
-revoke all on function once.connect(uuid) from public;
+call once.allow('recover', 'connect');
 --! EndIncluded recovery/connect.sql
 --! Included recovery/add_peer.sql
 -- Names the foreign server that leads to another database of pgonce, and asks that database who it is.
@@ -2852,7 +2968,7 @@ begin
   begin
     execute format('select %s.dblink_connect($1, $2)', v_dblink) using v_name, add_peer.server;
     perform once.prepare_connection(v_name);
-    select (r.v)[1] into v_id from once.remote(v_name, 'select array[once.database_id()::text]') r (v);
+    select r into v_id from once.remote(v_name, 'select once.database_id()::text') r;
     perform once.disconnect(v_name);
   exception when others then
     get stacked diagnostics v_message = message_text, v_detail = pg_exception_detail;
@@ -2874,105 +2990,22 @@ $$;
 
 comment on function once.add_peer(text) is
   'Names the foreign server that leads to another database with schema once; returns its database id: select once.add_peer(''billing'').';
-revoke all on function once.add_peer(text) from public;
+call once.allow('operator', 'add_peer');
 --! EndIncluded recovery/add_peer.sql
---! Included recovery/ask_homes.sql
--- Internal: the outcomes of branches, each home asked once for all of its. An outcome, once given, never
--- changes, so it is still true when somebody acts on it. Null with a reason where a home cannot be asked.
-create function once.ask_homes(gids text[]) returns table (gid text, outcome text, reason text)
-language plpgsql volatile
-set search_path = ''
-as $$
-declare
-  v_self uuid := once.database_id();
-  v_home record;
-  v_connection text;
-begin
-  for v_home in
-    select d.home, array_agg(i.gid) as gids, array_agg(d.transaction_id) as ids, array_agg(d.home_xid) as xids
-      from unnest(ask_homes.gids) i (gid), once.decode_gid(i.gid) d
-     where d.manager = 'pgonce'
-     group by d.home
-  loop
-    begin
-      if v_home.home = v_self then
-        return query
-        select i.gid, b.outcome, null::text
-          from once.branch_outcomes(v_self, v_home.ids, v_home.xids::xid8[]) with ordinality b (id, xid, outcome, n)
-          join unnest(v_home.gids, v_home.ids, v_home.xids) i (gid, id, xid) on i.id = b.id and i.xid::xid8 = b.xid
-         group by i.gid, b.outcome;
-      else
-        v_connection := once.connect(v_home.home);
-        return query
-        select i.gid, (r.v)[3], null::text
-          from once.remote(v_connection, format(
-                 'select array[b.transaction_id::text, b.home_xid::text, b.outcome] '
-                 'from once.branch_outcomes(%L, %L::uuid[], %L::xid8[]) b', v_home.home, v_home.ids, v_home.xids)) r (v)
-          join unnest(v_home.gids, v_home.ids, v_home.xids) i (gid, id, xid) on i.id = (r.v)[1]::uuid and i.xid = (r.v)[2]
-         group by i.gid, (r.v)[3];
-        perform once.disconnect(v_connection);
-      end if;
-    exception when others then
-      return query select i, null::text, sqlerrm || case when sqlstate = 'ONEXT' then '' else format(' (%s)', sqlstate) end
-                     from unnest(v_home.gids) i;
-    end;
-  end loop;
-end
-$$;
-
-comment on function once.ask_homes(text[]) is
-  'Internal: committed, aborted or pending for each gid, asked at its home; null and the reason where that fails.';
-revoke all on function once.ask_homes(text[]) from public;
---! EndIncluded recovery/ask_homes.sql
---! Included recovery/ask_home.sql
--- Asks the home of a branch, wherever it is: this database, or another through dblink.
-create function once.ask_home(gid text) returns text
-language plpgsql volatile
-set search_path = ''
-as $$
-declare
-  v_gid record := once.decode_gid(ask_home.gid);
-  v_connection text;
-  v_outcome text;
-begin
-  if v_gid.manager <> 'pgonce' or v_gid.home = (select i.id from once.database i) then
-    return once.gid_outcome(ask_home.gid);
-  end if;
-  v_connection := once.connect(v_gid.home);
-  begin
-    select (r.v)[1] into v_outcome
-      from once.remote(v_connection, format('select array[once.branch_outcome(%L, %L, %L)]', v_gid.home,
-                                            v_gid.transaction_id, v_gid.home_xid)) r (v);
-    perform once.disconnect(v_connection);
-  exception when others then
-    perform once.disconnect(v_connection);
-    raise;
-  end;
-  return v_outcome;
-end
-$$;
-
-comment on function once.ask_home(text) is
-  'Committed, aborted or pending for a gid, asked at its home through dblink: select once.ask_home(''once:1:…'').';
-revoke all on function once.ask_home(text) from public;
---! EndIncluded recovery/ask_home.sql
 --! Included recovery/finish_remote.sql
--- Internal: finishes a decided branch of this database over a loopback connection: COMMIT PREPARED cannot run in a
--- function. Returns null when it is done, else why not.
+-- Internal: runs a statement of once.apply over a loopback connection: COMMIT PREPARED cannot run in a
+-- function. Returns null when it is done, 'gone' if somebody else was faster, else why it is not done.
 --
--- No statement_timeout, ours or the role's, may end it: of all that commits, only COMMIT PREPARED would be cancelled
--- while it waits for a synchronous standby, and then be answered as done, seen and believed although no standby has
--- it. It waits for nothing else. So what bounds it is what bounds every commit here: the standby comes back, or
--- somebody takes it off synchronous_standby_names.
-create function once.finish_remote(connection text, gid text, transaction_id uuid, outcome text, role name) returns text
+-- No statement_timeout, ours or the role's, may end it: of all that commits, only COMMIT PREPARED would be
+-- cancelled while it waits for a synchronous standby, and then be answered as done, seen and believed
+-- although no standby has it. It waits for nothing else. So what bounds it is what bounds every commit here:
+-- the standby comes back, or somebody takes it off synchronous_standby_names.
+create function once.finish_remote(connection text, statement text, role name) returns text
 language plpgsql volatile
 set search_path = ''
 as $$
 declare
-  v_statement text := format('%s prepared %L', case finish_remote.outcome when 'committed' then 'commit' when 'aborted' then 'rollback' end,
-                             finish_remote.gid);
-  v_problem text;
-  v_gone boolean := false;
+  v_problem text := 'busy: somebody else is finishing it';
 begin
   begin
     perform once.remote_exec(finish_remote.connection,
@@ -2982,18 +3015,15 @@ begin
   end;
   for v_try in 1 .. 100 loop
     begin
-      perform once.remote_exec(finish_remote.connection, v_statement);
+      perform once.remote_exec(finish_remote.connection, finish_remote.statement);
       v_problem := null;
       exit;
     exception
       when object_not_in_prerequisite_state then
-        -- Somebody else is finishing it right now, or PREPARE still waits for a standby.
-        v_problem := 'busy: somebody else is finishing it';
-        perform pg_sleep(0.02);
+        perform pg_sleep(0.02);  -- busy, or PREPARE still waits for a standby
       when undefined_object then
         -- Somebody else has finished it, or it was lost. That it is gone proves nothing; evidence does.
-        v_problem := null;
-        v_gone := true;
+        v_problem := 'gone';
         exit;
       when others then
         v_problem := format('%s (%s)', sqlerrm, sqlstate);
@@ -3006,18 +3036,13 @@ begin
     -- What comes next over it would be done as somebody else, or wait for ever.
     perform once.connect(once.database_id());
   end;
-  if v_gone and finish_remote.outcome = 'committed' and not exists (
-       select from once.remote(finish_remote.connection,
-                format('select array[e::text] from once.find_evidence(array[%L::uuid]) e', finish_remote.transaction_id))) then
-    v_problem := 'it is gone, and left no evidence';
-  end if;
   return v_problem;
 end
 $$;
 
-comment on function once.finish_remote(text, text, uuid, text, name) is
-  'Internal: COMMIT or ROLLBACK PREPARED over a connection; null when done, else why not.';
-revoke all on function once.finish_remote(text, text, uuid, text, name) from public;
+comment on function once.finish_remote(text, text, name) is
+  'Internal: COMMIT or ROLLBACK PREPARED over a connection; null when done, gone, or why not.';
+call once.allow('recover', 'finish_remote');
 --! EndIncluded recovery/finish_remote.sql
 --! Included operator/judge_heuristic.sql
 -- The home of a forced branch has come back: puts its decision beside what was done. What was done shows in the
@@ -3053,333 +3078,595 @@ $$;
 
 comment on function once.judge_heuristic(uuid, text) is
   'Recoverer: notes what the home of a forced branch decided, once it can be asked again.';
-revoke all on function once.judge_heuristic(uuid, text) from public;
+call once.allow('recover', 'judge_heuristic');
 --! EndIncluded operator/judge_heuristic.sql
---! Included recovery/recover.sql
--- A whole round of recovery inside Postgres, for this database: finishes its branches as their homes decided,
--- proves and purges its decisions by the handshake, and now and then compares its evidence with its homes. The
--- same laws and the same functions as the recovery in TypeScript (src/recovery/recovery.ts); both may run at once,
--- and several of each. By pg_cron: see docs/operations.md.
+--! Included operator/find_acknowledged.sql
+-- The audit's question to a home: which of these transactions did somebody acknowledge?
+create function once.find_acknowledged(transaction_ids uuid[]) returns setof uuid
+language plpgsql volatile
+set search_path = ''
+as $$
+begin
+  perform once.assert_primary();
+  return query
+  select i.id
+    from unnest(find_acknowledged.transaction_ids) i (id)
+   where exists (select from once.intervention v
+                  where v.action = 'acknowledge' and v.subject ->> 'transaction_id' = i.id::text);
+end
+$$;
+
+comment on function once.find_acknowledged(uuid[]) is
+  'Home: those of the given transactions that somebody has acknowledged (once.acknowledge).';
+call once.allow('recover', 'find_acknowledged');
+--! EndIncluded operator/find_acknowledged.sql
+--! Included recovery/read_messages.sql
+-- Internal: reads what a courier brings, one question or a list of answers. Whatever is not one is refused:
+-- it decides what is marked, deleted and finished. All messages have the same members:
+--   step      finish, judge: outcomes; prove, confirm: evidence; purge: evidence deleted; audit: decisions;
+--             acknowledge: what was acknowledged by hand
+--   asking, asked                   the databases, by their ids
+--   ids                             transactions; with xids of their home, for outcomes
+--   outcomes, evident, missing      of an answer; outcomes in the order of ids
+create function once.read_messages(messages text)
+returns table (
+  step text,
+  asking uuid,
+  asked uuid,
+  ids uuid[],
+  xids xid8[],
+  outcomes text[],
+  evident uuid[],
+  missing uuid[]
+)
+language plpgsql stable
+set search_path = ''
+as $$
+declare
+  v_messages jsonb;
+  v_message jsonb;
+begin
+  begin
+    v_messages := read_messages.messages;
+    for v_message in
+      select m from jsonb_array_elements(case jsonb_typeof(v_messages) when 'array' then v_messages
+                                              else jsonb_build_array(v_messages) end) m
+    loop
+      read_messages.step := v_message ->> 'step';
+      read_messages.asking := v_message ->> 'asking';
+      read_messages.asked := v_message ->> 'asked';
+      read_messages.ids := array(select jsonb_array_elements_text(v_message -> 'ids'));
+      read_messages.xids := array(select jsonb_array_elements_text(v_message -> 'xids'));
+      read_messages.outcomes := array(select jsonb_array_elements_text(v_message -> 'outcomes'));
+      read_messages.evident := array(select jsonb_array_elements_text(v_message -> 'evident'));
+      read_messages.missing := array(select jsonb_array_elements_text(v_message -> 'missing'));
+      if read_messages.step is null or read_messages.asking is null or read_messages.asked is null
+         or cardinality(read_messages.outcomes) not in (0, cardinality(read_messages.ids))
+         or read_messages.outcomes <@ array['committed', 'aborted', 'pending'] is not true then
+        raise data_exception using message = 'it lacks a member, or has an outcome that is none';
+      end if;
+      return next;
+    end loop;
+  exception when others then
+    raise exception 'no message of recovery: %', quote_nullable(left(read_messages.messages, 200))
+      using errcode = 'ONARG', detail = sqlerrm, hint = 'Pass on what once.ask and once.answer say as it is.';
+  end;
+end
+$$;
+
+comment on function once.read_messages(text) is
+  'Internal: takes a question of once.ask, or a list of answers of once.answer, apart; else raises ONARG.';
+call once.allow('recover', 'read_messages');
+--! EndIncluded recovery/read_messages.sql
+--! Included recovery/ask.sql
+-- Recovery, step 1 (every database): what this database wants to know, and from which other. It returns JSON,
+-- a row each, which a courier carries without knowing what it says; see docs/protocol.md#couriers:
+--   {"id"}                         which database this is, first of all
+--   {"batch", "to", "question"}    for once.answer at database "to"; the answers of a batch go together to
+--                                  once.apply here; "gids": the branches that wait for the answer
+--   {"action"}                     something to report, as once.apply has it
+--   {"again"}                      a branch is too young: look again soon
+--   {"next"}                       there is more: the request for it
 --
--- Everything goes over dblink, this database's own part over a loopback connection: COMMIT PREPARED cannot run
--- in a function; each reading needs a snapshot newer than the one before; and "proven" must be committed
--- before any evidence goes, which our caller's transaction, as long as it is open, is not.
-create function once.recover(keep interval default '10 minutes', settle interval default '0')
-returns table (action text, count bigint, subject text, detail text)
+-- The request has "steps" (finish, prove, confirm, purge, audit, judge); "settle", how old a branch must be;
+-- "keep", of which one half lies between the two looks at the evidence, and the other before it goes; and
+-- "recoverer", to note who looked after this database. It answers a page at a time: a long backlog must fit
+-- into memory, and what cannot be done now must not keep the rest from its turn.
+create function once.ask(request text) returns setof text
 language plpgsql volatile
 set search_path = ''
 as $$
 declare
-  v_self uuid := once.database_id();
-  v_me text;
-  v_branch record;
-  v_problem text;
-  v_other record;
-  v_connection text;
+  v_self constant uuid := once.database_id();
+  v_request jsonb;
+  v_steps text[];
+  v_step text;
+  v_settle interval;
+  v_half interval;
+  v_at timestamptz;
+  v_id uuid;
+  v_gid text;
+  v_branches constant integer := 10000;
   v_page constant integer := 1000;
-  v_ids uuid[];
-  v_open uuid[];
-  v_missing uuid[];
-  v_missing_names text[];
+begin
+  perform once.assert_primary();
+  begin
+    v_request := ask.request;
+    v_steps := array(select jsonb_array_elements_text(v_request -> 'steps'));
+    v_settle := coalesce(v_request ->> 'settle', '0');
+    v_half := coalesce(v_request ->> 'keep', '10 minutes')::interval / 2;
+    v_at := coalesce(v_request #>> '{after,at}', '-infinity');
+    v_id := coalesce(v_request #>> '{after,id}', '00000000-0000-0000-0000-000000000000');
+    v_gid := coalesce(v_request #>> '{after,gid}', '');
+    if v_steps = '{}' or not v_steps <@ array['finish', 'prove', 'confirm', 'purge', 'audit', 'judge'] then
+      raise data_exception using message = 'no steps, or unknown ones';
+    end if;
+  exception when others then
+    raise exception 'no request of a recoverer: %', quote_nullable(left(ask.request, 200))
+      using errcode = 'ONARG', detail = sqlerrm, hint = 'select once.ask(''{"steps": ["finish", "prove"]}'')';
+  end;
+  return next jsonb_build_object('id', v_self);
+
+  foreach v_step in array v_steps loop
+    if v_step = 'finish' then
+      return query
+      with branch as materialized (
+        select b.* from once.branch b
+         where (b.ours or b.owner is null and b.transaction_id is not null) and b.gid > v_gid
+      ), page as materialized (
+        select b.* from branch b where b.age >= v_settle order by b.gid limit v_branches
+      )
+      -- This database's own first: it needs no connection to another.
+      (select jsonb_build_object('batch', v_step || ' ' || p.home, 'to', p.home, 'gids', jsonb_agg(p.gid),
+                'question', jsonb_build_object('step', v_step, 'asking', v_self, 'asked', p.home,
+                  'ids', jsonb_agg(p.transaction_id), 'xids', jsonb_agg(p.home_xid)))::text
+         from page p
+        where p.can_finish or not p.ours
+        group by p.home
+        order by p.home <> v_self)
+      union all
+      select jsonb_build_object('action', 'unfinished', 'subject', p.gid, 'detail',
+               format('only role %1$I may finish it; a superuser can: grant %1$I to %2$I',
+                      p.owner, current_user))::text
+        from page p where p.ours and not p.can_finish
+      union all
+      select '{"again": true}' where exists (select from branch b where b.age < v_settle)
+      union all
+      select jsonb_build_object('next', v_request || jsonb_build_object('steps', array[v_step],
+               'after', jsonb_build_object('gid', max(p.gid))))::text
+        from page p having count(*) = v_branches;
+      continue;
+    end if;
+    return query
+    with item as materialized (
+      select i.*
+        from (select d.decided_at, d.transaction_id, d.database_ids, null::text
+                from once.unproven(v_page, v_at, v_id) d where v_step = 'prove'
+               union all
+              select d.proven_at, d.transaction_id, d.database_ids, null
+                from once.proven(v_page, v_half, v_at, v_id) d where v_step = 'confirm'
+               union all
+              select d.confirmed_at, d.transaction_id, d.database_ids, null
+                from once.confirmed(v_page, v_half, v_at, v_id) d where v_step = 'purge'
+               union all
+              select '-infinity', e.transaction_id, array[e.home], null
+                from once.evidence_page(v_page, v_id) e where v_step = 'audit'
+               union all
+              select '-infinity', h.transaction_id, array[h.home], h.home_xid::text
+                from once.heuristic h where v_step = 'judge' and h.judged_at is null
+             ) i (at, id, asked, xid)
+    )
+    -- A decision that concerns nobody else is a question to this database itself.
+    select jsonb_build_object(
+             'batch', v_step || case when v_step in ('audit', 'judge') then ' ' || q.asked else '' end,
+             'to', q.asked,
+             'question', jsonb_build_object('step', v_step, 'asking', v_self, 'asked', q.asked,
+               'ids', jsonb_agg(q.id), 'xids', array_remove(array_agg(q.xid), null)))::text
+      from (select i.id, i.xid, coalesce(a.id, v_self) as asked
+              from item i left join lateral unnest(i.asked) a (id) on true) q
+     group by q.asked
+    union all
+    (select jsonb_build_object('next', v_request || jsonb_build_object('steps', array[v_step],
+              'after', jsonb_build_object('at', i.at, 'id', i.id)))::text
+       from item i
+      where v_step <> 'judge' and (select count(*) from item) = v_page
+      order by i.at desc, i.id desc
+      limit 1);
+  end loop;
+
+  if v_request ->> 'recoverer' is not null then
+    begin
+      perform once.stamp_recovery(v_request ->> 'recoverer');
+    exception when insufficient_privilege or read_only_sql_transaction then
+      null;  -- that the role may not is no reason not to recover
+    end;
+  end if;
+end
+$$;
+
+comment on function once.ask(text) is
+  'Recovery, step 1: what this database wants to know from which other, in JSON, for couriers to carry.';
+call once.allow('recover', 'ask');
+--! EndIncluded recovery/ask.sql
+--! Included recovery/answer.sql
+-- Recovery, step 2 (the database that a question is for): answers it. Only a primary answers, only the
+-- database that is asked, and only under READ COMMITTED, where each reading has a newer snapshot than the one
+-- before.
+create function once.answer(question text) returns text
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_question record;
+  v_header jsonb;
   v_prepared uuid[];
   v_evident uuid[];
-  v_known uuid[];
+begin
+  select q.* into strict v_question from once.read_messages(answer.question) q;
+  perform once.assert_home(v_question.asked);
+  v_header := jsonb_build_object('step', v_question.step, 'asking', v_question.asking,
+                                 'asked', v_question.asked, 'ids', v_question.ids);
+  case
+    when v_question.step in ('finish', 'judge') then
+      return v_header || (
+        select jsonb_strip_nulls(jsonb_build_object('ids', array_agg(o.transaction_id),
+                 'xids', array_agg(o.home_xid), 'outcomes', array_agg(o.outcome)))
+          from once.branch_outcomes(v_question.asked, v_question.ids, v_question.xids) o);
+    when v_question.step in ('prove', 'confirm') then
+      -- First what is prepared, then, with a newer snapshot, what is evident: a branch that commits is
+      -- evident before it leaves the first list. So what is in neither is missing.
+      v_prepared := array(select b.transaction_id from once.branch b where b.transaction_id is not null);
+      v_evident := array(select e from once.find_evidence(v_question.ids) e);
+      return v_header || jsonb_build_object('evident', v_evident, 'missing', array(
+        select unnest(v_question.ids) except select unnest(v_prepared) except select unnest(v_evident)));
+    when v_question.step = 'purge' then
+      -- The home has confirmed these. Whoever hears this answer knows that the deletion is committed.
+      perform once.delete_evidence(v_question.asking, v_question.ids);
+      return v_header;
+    when v_question.step = 'audit' then
+      return v_header || jsonb_build_object('missing', array(
+        select unnest(v_question.ids)
+        except select d.transaction_id from once.find_decisions(v_question.ids) d));
+    when v_question.step = 'acknowledge' then
+      return v_header || jsonb_build_object('ids',
+        array(select i from once.find_acknowledged(v_question.ids) i));
+    else
+      raise exception 'unknown question: %', quote_literal(left(v_question.step, 40))
+        using errcode = 'ONARG', detail = 'Another version of schema once has asked it.',
+              hint = 'Bring all databases up to date: npx pgonce migrate';
+  end case;
+end
+$$;
+
+comment on function once.answer(text) is
+  'Recovery, step 2: answers a question of once.ask that is for this database.';
+call once.allow('recover', 'answer');
+--! EndIncluded recovery/answer.sql
+--! Included recovery/finish_statements.sql
+-- Internal: what a home's outcomes mean for the branches in doubt here: the statement that finishes each, or
+-- why there is none. Of all three ids, since anybody can read the transaction's in a gid and prepare another
+-- with another xid.
+create function once.finish_statements(home uuid, ids uuid[], xids xid8[], outcomes text[])
+returns setof jsonb
+language plpgsql volatile
+set search_path = ''
+as $$
+begin
+  return query
+  select case
+           when o.outcome = 'pending'
+             then jsonb_build_object('action', 'pending', 'subject', b.gid,
+                    'detail', 'the home''s transaction still runs')
+           -- Nothing proves any more that it is ours.
+           when b.owner is null
+             then jsonb_build_object('action', 'unfinished', 'subject', b.gid, 'detail',
+                    format('its owner was dropped, and its home says %s; if it is yours, as a superuser: %s',
+                           o.outcome, s.statement))
+           else jsonb_build_object('action', 'run', 'statement', s.statement, 'gid', b.gid,
+                  'id', b.transaction_id, 'outcome', o.outcome,
+                  'role', case when b.owner <> current_user and not u.rolsuper then b.owner end)
+         end
+    from once.branch b
+    join (select distinct *
+            from unnest(finish_statements.ids, finish_statements.xids, finish_statements.outcomes)
+         ) o (id, xid, outcome) on o.id = b.transaction_id and o.xid = b.home_xid::xid8
+   cross join lateral (
+     select format('%s prepared %L', case o.outcome when 'committed' then 'commit' else 'rollback' end, b.gid)
+   ) s (statement)
+    join pg_catalog.pg_roles u on u.rolname = current_user
+   where b.home = finish_statements.home
+     and (b.ours and b.can_finish or b.owner is null)
+   order by b.prepared_at;
+end
+$$;
+
+comment on function once.finish_statements(uuid, uuid[], xid8[], text[]) is
+  'Internal: what to do with each branch here whose home has answered: a statement, or why there is none.';
+call once.allow('recover', 'finish_statements');
+--! EndIncluded recovery/finish_statements.sql
+--! Included recovery/apply.sql
+-- Recovery, step 3 (the database that asked): applies the answers of a batch. It marks, purges and records by
+-- itself; what no function can run it returns, with what there is to report. JSON, a row each:
+--   "run"                            a "statement", outside of a transaction, as "role" if that is not null;
+--                                    "gid", "id" and "outcome" are for people
+--   "pending", "unfinished"          a gid as "subject", and the "detail"
+--   "proven", "purged"               a "count"
+--   "lost branch", "lost decision"   a transaction as "subject", "participant", "home" and "detail"
+--
+-- Answers may be late, come again, or be some of a batch only: an outcome, once given, never changes; a mark
+-- needs the evidence of every participant; and what is called lost is read once more here, after the answer.
+create function once.apply(answers text) returns setof text
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_self uuid;
+  v_step text;
+  v_answer record;
+  v_loss record;
+  v_ids uuid[] := '{}';
   v_count bigint;
-  v_look text;
-  v_after_at text;
-  v_after uuid;
+begin
+  for v_answer in select a.* from once.read_messages(apply.answers) a loop
+    perform once.assert_home(v_answer.asking);
+    v_self := v_answer.asking;
+    if v_answer.step <> coalesce(v_step, v_answer.step) then
+      raise exception 'answers to different questions: % and %', v_step, v_answer.step
+        using errcode = 'ONARG', detail = 'Those of a batch go together.', hint = 'See "batch" of once.ask.';
+    end if;
+    v_step := v_answer.step;
+    v_ids := v_ids || v_answer.ids;
+    if v_step = 'finish' then
+      return query
+      select s::text
+        from once.finish_statements(v_answer.asked, v_answer.ids, v_answer.xids, v_answer.outcomes) s;
+    elsif v_step = 'judge' then
+      perform once.judge_heuristic(h.transaction_id, o.outcome)
+         from unnest(v_answer.ids, v_answer.xids, v_answer.outcomes) o (id, xid, outcome)
+         join once.heuristic h on h.home = v_answer.asked and h.transaction_id = o.id and h.home_xid = o.xid
+        where h.judged_at is null;
+    elsif v_step = 'audit' then
+      -- A decision goes only after its evidence: if that is still here after the decision was not there,
+      -- the home has lost it.
+      for v_loss in
+        select e.transaction_id as id, e.participant
+          from once.evidence e
+         where e.transaction_id in (select f from once.find_evidence(v_answer.missing) f)
+           and e.home = v_answer.asked
+      loop
+        if once.record_loss(v_loss.id, v_loss.participant, v_answer.asked, 'lost decision') then
+          return next jsonb_build_object('action', 'lost decision', 'subject', v_loss.id,
+            'participant', v_loss.participant, 'home', v_answer.asked,
+            'detail', format('committed here, home %s has no decision', v_answer.asked));
+        end if;
+      end loop;
+    end if;
+  end loop;
+  if coalesce(v_step, '') not in ('prove', 'confirm', 'purge') then
+    return;
+  end if;
+
+  -- Those that every participant has answered for: with evidence, or that it is deleted.
+  v_ids := array(
+    select g.transaction_id
+      from once.global_transaction g
+      left join lateral unnest(g.database_ids) p (id) on true
+      left join (select distinct a.asked, unnest(case v_step when 'purge' then a.ids else a.evident end) as id
+                   from once.read_messages(apply.answers) a) n on n.id = g.transaction_id and n.asked = p.id
+     where g.transaction_id = any (v_ids)
+     group by g.transaction_id
+    having count(p.id) = count(n.id));
+  v_count := case v_step when 'prove' then once.mark_proven(v_ids)
+                         when 'confirm' then once.mark_confirmed(v_ids)
+                         else once.purge(v_ids) end;
+  if v_count > 0 and v_step <> 'confirm' then
+    return next jsonb_build_object('action', case v_step when 'prove' then 'proven' else 'purged' end,
+                                   'count', v_count);
+  end if;
+
+  -- A decision read without the mark (once.ask), whose branch is then neither prepared nor, after that,
+  -- evident (once.answer), and which is still without the mark after that, has lost the branch: it was
+  -- prepared when the decision was made; what leaves the list of prepared transactions by committing has left
+  -- its evidence before; and evidence goes only after the decision is marked. Hence the order of readings.
+  for v_loss in
+    select d.transaction_id as id, p.name, a.asked
+      from once.read_messages(apply.answers) a
+     cross join lateral unnest(a.missing) m (id)
+      join once.find_decisions(array(select unnest(o.missing) from once.read_messages(apply.answers) o)) d
+        on d.transaction_id = m.id and not case v_step when 'prove' then d.proven else d.confirmed end
+      join once.global_transaction g on g.transaction_id = d.transaction_id
+     cross join lateral unnest(g.participants, g.database_ids) p (name, id)
+     where p.id = a.asked
+  loop
+    if once.record_loss(v_loss.id, v_loss.name, v_self, 'lost branch') then
+      return next jsonb_build_object('action', 'lost branch', 'subject', v_loss.id,
+        'participant', v_loss.name, 'home', v_self, 'detail',
+        format('committed here, participant %s has neither the branch nor evidence of it', v_loss.name));
+    end if;
+  end loop;
+end
+$$;
+
+comment on function once.apply(text) is
+  'Recovery, step 3: applies answers of once.answer here; returns as JSON what to run, and what to report.';
+call once.allow('recover', 'apply');
+--! EndIncluded recovery/apply.sql
+--! Included recovery/carry.sql
+-- Internal: carries a question to the database that it is for, through dblink, or answers it here if it is
+-- for this one.
+create function once.carry(question text) returns text
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_asked uuid := (select q.asked from once.read_messages(carry.question) q limit 1);
+  v_connection text;
+  v_answer text;
+begin
+  if v_asked = (select d.id from once.database d) then
+    return once.answer(carry.question);
+  end if;
+  v_connection := once.connect(v_asked);
+  begin
+    v_answer := (select r from once.remote(v_connection, format('select once.answer(%L)', carry.question)) r);
+    perform once.disconnect(v_connection);
+  exception when others then
+    perform once.disconnect(v_connection);
+    raise;
+  end;
+  return v_answer;
+end
+$$;
+
+comment on function once.carry(text) is
+  'Internal: brings a question to the database that it is for, through dblink; returns the answer.';
+call once.allow('recover', 'carry');
+--! EndIncluded recovery/carry.sql
+--! Included recovery/consult.sql
+-- Internal: a courier within the caller's transaction, for people at psql: asks here, carries each question,
+-- applies each answer here. For the steps whose answers need not be applied together; it runs no statements.
+create function once.consult(step text) returns setof jsonb
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_row jsonb;
+begin
+  for v_row in select a::jsonb from once.ask(jsonb_build_object('steps', array[consult.step])::text) a loop
+    if v_row ? 'action' then
+      return next v_row;
+    elsif v_row ? 'question' then
+      begin
+        return query select a::jsonb from once.apply(once.carry((v_row -> 'question')::text)) a;
+      exception when others then
+        return query select jsonb_build_object('action', 'unfinished', 'subject', g, 'detail', sqlerrm)
+                       from jsonb_array_elements_text(v_row -> 'gids') g;
+      end;
+    end if;
+  end loop;
+end
+$$;
+
+comment on function once.consult(text) is
+  'Internal: asks, carries through dblink and applies, to finish or to judge; returns what once.apply does.';
+call once.allow('recover', 'consult');
+--! EndIncluded recovery/consult.sql
+--! Included recovery/ask_home.sql
+-- Asks the home of a branch, wherever it is: this database, or another through dblink.
+create function once.ask_home(gid text) returns text
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_gid record := once.decode_gid(ask_home.gid);
+begin
+  if v_gid.manager <> 'pgonce' or v_gid.home = (select d.id from once.database d) then
+    return once.gid_outcome(ask_home.gid);
+  end if;
+  return once.carry(jsonb_build_object('step', 'finish', 'asking', once.database_id(), 'asked', v_gid.home,
+           'ids', array[v_gid.transaction_id], 'xids', array[v_gid.home_xid])::text)::jsonb #>> '{outcomes,0}';
+end
+$$;
+
+comment on function once.ask_home(text) is
+  'Committed, aborted or pending for a gid, asked at its home through dblink: select once.ask_home(''once:1:...'').';
+call once.allow('recover', 'ask_home');
+--! EndIncluded recovery/ask_home.sql
+--! Included recovery/recover.sql
+-- A whole round of recovery inside Postgres, for this database: a courier over dblink. What it carries comes
+-- from once.ask, once.answer and once.apply, as in TypeScript (src/recovery/courier.ts); both may run at
+-- once, and several of each. By pg_cron: see docs/operations.md.
+--
+-- This database's own part goes over a loopback connection, each call as a transaction of its own: COMMIT
+-- PREPARED cannot run in a function; each reading needs a snapshot newer than the one before; and "proven"
+-- must be committed before any evidence goes, which our caller's transaction, as long as it is open, is not.
+-- Questions are carried from there as well, since dblink heeds no connect_timeout since Postgres 16, and
+-- statement_timeout there ends what hangs.
+create function once.recover(keep interval default '10 minutes', settle interval default '0')
+returns table (action text, count bigint, subject text, detail text)
+language plpgsql volatile
+set search_path = ''
+set intervalstyle = 'postgres'
+as $$
+declare
+  v_self uuid := once.database_id();
+  v_me text;
   v_audit boolean;
-  v_gids text[];
-  v_outcomes text[];
-  v_reasons text[];
-  v_down uuid[] := '{}';
-  -- dblink heeds no connect_timeout since Postgres 16. So a new connection is tried in the loopback session first,
-  -- where statement_timeout ends it.
-  v_try constant text := 'select array[once.disconnect(once.connect(%L))::text]';
+  v_requests text[];
+  v_rows jsonb[];
+  v_batch jsonb[];
+  v_question jsonb;
+  v_answers text[];
+  v_result jsonb;
+  v_problem text;
+  v_down text[] := '{}';
 begin
   perform once.assert_home(v_self);
   v_me := once.connect(v_self);
-  select coalesce(r.audited_at < clock_timestamp() - interval '1 minute', true) into v_audit from once.recovery r;
-
-  -- Finishing, home by home: one that hangs must not keep the branches of the others.
-  for v_other in
-    select (r.v)[1]::uuid as home, (r.v)[2]::text[] as gids
-      from once.remote(v_me, format(
-             'select array[b.home::text, array_agg(b.gid)::text] from once.branch b '
-             'where (b.ours or b.owner is null and b.transaction_id is not null) and b.age >= %L::interval '
-             'group by b.home order by b.home <> %L', recover.settle, v_self)) r (v)
-  loop
-    begin
-      select array_agg((r.v)[1]), array_agg((r.v)[2]), array_agg((r.v)[3])
-        into v_gids, v_outcomes, v_reasons
-        from once.remote(v_me, format('select array[a.gid, a.outcome, a.reason] from once.ask_homes(%L) a', v_other.gids)) r (v);
-    exception when others then
-      v_gids := v_other.gids;
-      v_outcomes := '{}';
-      v_reasons := array_fill(sqlerrm, array[cardinality(v_gids)]);
-    end;
-    if v_reasons[1] is not null then
-      v_down := v_down || v_other.home;
-    end if;
-    for v_branch in
-      select b.*, a.outcome, a.reason
-        from (select (r.v)[1] as gid, (r.v)[2]::uuid as id, (r.v)[3] as owner, (r.v)[4]::name as role,
-                     (r.v)[5]::boolean as allowed, (r.v)[6] as recoverer, (r.v)[7]::timestamptz as prepared_at
-                from once.remote(v_me, format($q$
-                  select array[b.gid, b.transaction_id::text, b.owner::text,
-                               case when b.owner <> current_user and not u.rolsuper then b.owner::text end,
-                               b.can_finish::text, current_user::text, b.prepared_at::text]
-                    from once.branch b join pg_catalog.pg_roles u on u.rolname = current_user
-                   where (b.ours or b.owner is null and b.transaction_id is not null) and b.gid = any (%L)$q$, v_gids)) r (v)) b
-        join unnest(v_gids, v_outcomes, v_reasons) a (gid, outcome, reason) on a.gid = b.gid
-       order by b.prepared_at
+  v_audit := (
+    select coalesce(r.audited_at < clock_timestamp() - interval '1 minute', true) from once.recovery r);
+  v_requests := array(
+    select jsonb_build_object('steps', array[s], 'keep', recover.keep, 'settle', recover.settle,
+                              'recoverer', 'once.recover()')::text
+      from unnest(array['finish', 'prove', 'confirm', 'purge', 'audit', 'judge']) with ordinality u (s, n)
+     where v_audit or n <= 4);
+  while v_requests <> '{}' loop
+    v_rows := array(select a::jsonb from once.remote(v_me, format('select once.ask(%L)', v_requests[1])) a);
+    v_requests := array(select (r -> 'next')::text from unnest(v_rows) r where r ? 'next') || v_requests[2:];
+    for v_batch in
+      select array_agg(r.said) from unnest(v_rows) with ordinality r (said, n)
+       where r.said ? 'action' or r.said ? 'batch' group by r.said ->> 'batch' order by min(r.n)
     loop
-      if v_branch.outcome is null then
-        return query select 'unfinished', 1::bigint, v_branch.gid, v_branch.reason;
-      elsif v_branch.outcome = 'pending' then
-        return query select 'pending', 1::bigint, v_branch.gid, 'the home''s transaction still runs'::text;
-      elsif v_branch.owner is null then
-        -- Nothing proves any more that it is ours.
-        return query select 'unfinished', 1::bigint, v_branch.gid,
-                            format('its owner was dropped, and its home says %s; if it is yours, as a superuser: %s prepared %L', v_branch.outcome,
-                                   case v_branch.outcome when 'committed' then 'commit' else 'rollback' end, v_branch.gid);
-      elsif not v_branch.allowed then
-        return query select 'unfinished', 1::bigint, v_branch.gid,
-                            format('it belongs to role %s; as a superuser: grant %I to %I', v_branch.owner, v_branch.owner, v_branch.recoverer);
-      else
-        v_problem := once.finish_remote(v_me, v_branch.gid, v_branch.id, v_branch.outcome, v_branch.role);
-        return query select case when v_problem is not null then 'unfinished'
-                                 when v_branch.outcome = 'committed' then 'committed' else 'rolled back' end,
-                            1::bigint, v_branch.gid, v_problem;
-      end if;
-    end loop;
-  end loop;
-
-  -- Proving, and half of keep later confirming: two looks at the evidence, the same but for the mark. A decision read
-  -- without the mark, whose branch is then neither prepared nor, after that, evident, and which is still without the
-  -- mark after that, has lost the branch: it was prepared when the decision was made; what leaves the list of
-  -- prepared transactions by committing has left its evidence before; and evidence goes only after the decision is
-  -- marked. Hence the order of the four readings.
-  v_look := 'proven';
-  v_after_at := '-infinity';
-  v_after := '00000000-0000-0000-0000-000000000000';
-  loop
-    v_open := '{}';
-    v_missing := '{}';
-    v_missing_names := '{}';
-    v_ids := '{}';
-    for v_other in
-      with decision as materialized (
-        select (r.v)[1]::uuid as id, (r.v)[2]::text[] as names, (r.v)[3]::uuid[] as database_ids, (r.v)[4] as at
-          from once.remote(v_me,
-                 case v_look
-                   when 'proven' then format('select array[d.transaction_id::text, d.participants::text, d.database_ids::text, '
-                                             'd.decided_at::text] from once.unproven(%s, %L, %L) d', v_page, v_after_at, v_after)
-                   else format('select array[d.transaction_id::text, d.participants::text, d.database_ids::text, d.proven_at::text] '
-                               'from once.proven(%s, %L, %L, %L) d', v_page, recover.keep / 2, v_after_at, v_after) end) r (v)
-      ), last as (
-        select d.at, d.id from decision d order by d.at::timestamptz desc, d.id desc limit 1
-      )
-      select p.database_id, array_agg(d.id) as ids, array_agg(p.name) as names,
-             (select array_agg(a.id) from decision a) as page,
-             (select l.at from last l) as last_at, (select l.id from last l) as last_id
-        from decision d
-        left join lateral unnest(d.names, d.database_ids) p (name, database_id) on true
-       group by p.database_id
-    loop
-      v_ids := v_other.page;
-      v_after_at := v_other.last_at;
-      v_after := v_other.last_id;
-      continue when v_other.database_id is null;
-      if v_other.database_id = any (v_down) then
-        v_open := v_open || v_other.ids;
-        return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.database_id::text, 'not asked again'::text;
-        continue;
-      end if;
-      begin
-        -- An application writes the ids, so it may be this one: another connection by its id would replace ours.
-        if v_other.database_id = v_self then
-          v_connection := v_me;
-        else
-          perform once.remote(v_me, format(v_try, v_other.database_id));
-          v_connection := once.connect(v_other.database_id);
-        end if;
-        select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_prepared
-          from once.remote(v_connection, 'select array[b.transaction_id::text] from once.branch b where b.transaction_id is not null') r (v);
-        select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_evident
-          from once.remote(v_connection, format('select array[e::text] from once.find_evidence(%L::uuid[]) e', v_other.ids)) r (v);
-        if v_connection <> v_me then
-          perform once.disconnect(v_connection);
-        end if;
-        select v_open || coalesce(array_agg(i.id), '{}'),
-               v_missing || coalesce(array_agg(i.id) filter (where i.id <> all (v_prepared)), '{}'),
-               v_missing_names || coalesce(array_agg(i.name) filter (where i.id <> all (v_prepared)), '{}')
-          into v_open, v_missing, v_missing_names
-          from unnest(v_other.ids, v_other.names) i (id, name)
-         where i.id <> all (v_evident);
-      exception when others then
-        v_open := v_open || v_other.ids;
-        v_down := v_down || v_other.database_id;
-        return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.database_id::text, sqlerrm;
-      end;
-    end loop;
-    select (r.v)[1]::bigint into v_count
-      from once.remote(v_me, format('select array[once.%I(%L::uuid[])::text]', 'mark_' || v_look,
-             array(select i from unnest(v_ids) i where i <> all (v_open)))) r (v);
-    if v_count > 0 and v_look = 'proven' then
-      return query select 'proven', v_count, null::text, null::text;
-    end if;
-    if cardinality(v_missing) > 0 then
-      for v_other in
-        select i.id, i.name
-          from unnest(v_missing, v_missing_names) i (id, name)
-          join once.remote(v_me, format('select array[d.transaction_id::text] from once.find_decisions(%L::uuid[]) d where not d.%I',
-                                        v_missing, v_look)) r (v) on (r.v)[1]::uuid = i.id
-      loop
-        if (select (r.v)[1]::boolean from once.remote(v_me, format('select array[once.record_loss(%L, %L, %L, ''lost branch'')::text]',
-              v_other.id, v_other.name, v_self)) r (v)) then
-          return query select 'lost branch', 1::bigint, v_other.id::text,
-                              format('committed here, participant %s has neither the branch nor evidence of it', v_other.name);
-        end if;
-      end loop;
-    end if;
-    continue when cardinality(v_ids) = v_page;
-    exit when v_look = 'confirmed';
-    v_look := 'confirmed';
-    v_after_at := '-infinity';
-    v_after := '00000000-0000-0000-0000-000000000000';
-  end loop;
-
-  -- Purging, after the other half of keep: the evidence everywhere, and then the decisions.
-  v_after_at := '-infinity';
-  v_after := '00000000-0000-0000-0000-000000000000';
-  loop
-    v_ids := '{}';
-    v_open := '{}';
-    for v_other in
-      with decision as materialized (
-        select (r.v)[1]::uuid as id, (r.v)[2]::uuid[] as database_ids, (r.v)[3] as at
-          from once.remote(v_me, format('select array[d.transaction_id::text, d.database_ids::text, d.confirmed_at::text] '
-                                        'from once.confirmed(%s, %L, %L, %L) d', v_page, recover.keep / 2, v_after_at, v_after)) r (v)
-      ), last as (
-        select d.at, d.id from decision d order by d.at::timestamptz desc, d.id desc limit 1
-      )
-      select p.database_id, array_agg(d.id) as ids, (select array_agg(a.id) from decision a) as page,
-             (select l.at from last l) as last_at, (select l.id from last l) as last_id
-        from decision d
-        left join lateral unnest(d.database_ids) p (database_id) on true
-       group by p.database_id
-    loop
-      v_ids := v_other.page;
-      v_after_at := v_other.last_at;
-      v_after := v_other.last_id;
-      continue when v_other.database_id is null;
-      if v_other.database_id = any (v_down) then
-        v_open := v_open || v_other.ids;
-        return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.database_id::text, 'not asked again'::text;
-        continue;
-      end if;
-      begin
-        if v_other.database_id = v_self then
-          v_connection := v_me;
-        else
-          perform once.remote(v_me, format(v_try, v_other.database_id));
-          v_connection := once.connect(v_other.database_id);
-        end if;
-        perform once.remote(v_connection, format('select array[once.delete_evidence(%L, %L::uuid[])::text]', v_self, v_other.ids));
-        if v_connection <> v_me then
-          perform once.disconnect(v_connection);
-        end if;
-      exception when others then
-        v_open := v_open || v_other.ids;
-        v_down := v_down || v_other.database_id;
-        return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.database_id::text, sqlerrm;
-      end;
-    end loop;
-    v_known := array(select i from unnest(v_ids) i where i <> all (v_open));
-    select (r.v)[1]::bigint into v_count
-      from once.remote(v_me, format('select array[once.purge(%L::uuid[])::text]', v_known)) r (v);
-    if v_count > 0 then
-      return query select 'purged', v_count, null::text, null::text;
-    end if;
-    exit when cardinality(v_ids) < v_page;
-  end loop;
-
-  -- Auditing. A decision goes only after its evidence, so if evidence is still there after its decision was not,
-  -- the home has lost it.
-  if v_audit then
-    v_after := '00000000-0000-0000-0000-000000000000';
-    loop
-      v_ids := '{}';
-      for v_other in
-        with evidence as materialized (
-          select (r.v)[1]::uuid as id, (r.v)[2]::uuid as home, (r.v)[3] as name
-            from once.remote(v_me, format('select array[e.transaction_id::text, e.home::text, e.participant] from once.evidence_page(%s, %L) e',
-                                          v_page, v_after)) r (v)
-        )
-        select e.home, array_agg(e.id) as ids, array_agg(e.name) as names, (select array_agg(a.id) from evidence a) as page
-          from evidence e group by e.home
-      loop
-        v_ids := v_other.page;
-        if v_other.home = any (v_down) then
-          return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.home::text, 'not asked again'::text;
-          continue;
-        end if;
+      v_answers := '{}';
+      foreach v_question in array v_batch loop
+        continue when v_question ? 'action';
         begin
-          if v_other.home = v_self then
-            v_connection := v_me;
-          else
-            perform once.remote(v_me, format(v_try, v_other.home));
-            v_connection := once.connect(v_other.home);
+          if v_question ->> 'to' = any (v_down) then
+            raise exception 'not asked again';
           end if;
-          select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_known
-            from once.remote(v_connection, format('select array[d.transaction_id::text] from once.find_decisions(%L::uuid[]) d', v_other.ids)) r (v);
-          if v_connection <> v_me then
-            perform once.disconnect(v_connection);
-          end if;
+          v_answers := v_answers || array(
+            select a from once.remote(v_me, format('select once.carry(%L)', v_question -> 'question')) a);
         exception when others then
-          v_known := v_other.ids;
-          v_down := v_down || v_other.home;
-          return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.home::text, sqlerrm;
+          v_down := v_down || (v_question ->> 'to');
+          return query
+          select 'unfinished', 1::bigint, g, sqlerrm from jsonb_array_elements_text(v_question -> 'gids') g
+          union all
+          select 'unreachable', jsonb_array_length(v_question #> '{question,ids}'), v_question ->> 'to',
+                 sqlerrm
+           where not v_question ? 'gids';
         end;
-        v_missing := array(select i from unnest(v_other.ids) i where i <> all (v_known));
-        continue when cardinality(v_missing) = 0;
-        for v_branch in
-          select i.id, i.name
-            from unnest(v_other.ids, v_other.names) i (id, name)
-            join once.remote(v_me, format('select array[e::text] from once.find_evidence(%L::uuid[]) e', v_missing)) r (v)
-              on (r.v)[1]::uuid = i.id
-        loop
-          if (select (r.v)[1]::boolean from once.remote(v_me, format('select array[once.record_loss(%L, %L, %L, ''lost decision'')::text]',
-                v_branch.id, v_branch.name, v_other.home)) r (v)) then
-            return query select 'lost decision', 1::bigint, v_branch.id::text, format('committed here, home %s has no decision', v_other.home);
-          end if;
-        end loop;
       end loop;
-      exit when cardinality(v_ids) < v_page;
-      v_after := (select i from unnest(v_ids) i order by i desc limit 1);
+      for v_result in
+        select r from unnest(v_batch) r where r ? 'action'
+        union all
+        select a::jsonb
+          from once.remote(v_me,
+                 format('select once.apply(%L)', '[' || array_to_string(v_answers, ',') || ']')) a
+      loop
+        if v_result ->> 'action' = 'run' then
+          v_problem := once.finish_remote(v_me, v_result ->> 'statement', (v_result ->> 'role')::name);
+          continue when v_problem = 'gone';
+          return query
+          select case when v_problem is not null then 'unfinished'
+                      when v_result ->> 'outcome' = 'committed' then 'committed' else 'rolled back' end,
+                 1::bigint, v_result ->> 'gid', v_problem;
+        else
+          return query select v_result ->> 'action', coalesce((v_result ->> 'count')::bigint, 1),
+                              v_result ->> 'subject', v_result ->> 'detail';
+        end if;
+      end loop;
     end loop;
-
-    -- Homes of forced branches that answer again.
-    for v_branch in
-      select f.transaction_id as id, a.outcome
-        from once.heuristic f
-        join once.ask_homes((select array_agg(u.gid) from once.heuristic u
-                              where u.judged_at is null and u.home <> all (v_down))) a on a.gid = f.gid
-       where f.judged_at is null and a.outcome in ('committed', 'aborted')
-    loop
-      perform once.remote(v_me, format('select array[once.judge_heuristic(%L, %L)::text]', v_branch.id, v_branch.outcome));
-    end loop;
+  end loop;
+  if v_audit then
+    perform once.remote(v_me, 'select once.stamp_recovery(''once.recover()'', true)::text');
   end if;
-
-  perform once.remote(v_me, format('select array[]::text[] from once.stamp_recovery(''once.recover()'', %L)', v_audit));
   perform once.disconnect(v_me);
 end
 $$;
 
 comment on function once.recover(interval, interval) is
-  'Recovers this database from within, through dblink: select * from once.recover(); for pg_cron. Says what it did, a row each.';
-revoke all on function once.recover(interval, interval) from public;
+  'Recovers this database from within, through dblink; says what it did: select * from once.recover();';
+call once.allow('recover', 'recover');
 --! EndIncluded recovery/recover.sql
 --! Included operator/known_outcomes.sql
 -- Internal: the outcomes of branches as far as this database knows them, in words where it does not. It
@@ -3428,7 +3715,7 @@ $$;
 
 comment on function once.known_outcomes(uuid[], uuid[], text[]) is
   'Internal: committed, aborted or pending for transactions whose home is this database; else why it is unknown here.';
-revoke all on function once.known_outcomes(uuid[], uuid[], text[]) from public;
+call once.allow('app, recover, monitor', 'known_outcomes');
 --! EndIncluded operator/known_outcomes.sql
 --! Included operator/inspect.sql
 -- What an operator wants to know at three in the morning: every prepared transaction of this database, ours
@@ -3591,7 +3878,7 @@ end
 $$;
 
 comment on function once.inspect() is 'Internal: the rows of the view once.in_doubt.';
-revoke all on function once.inspect() from public;
+call once.allow('app, recover, monitor', 'inspect');
 --! EndIncluded operator/inspect.sql
 --! Included operator/in_doubt.sql
 -- What an operator wants to know at three in the morning, in one query; how it is found: once.inspect.
@@ -3609,6 +3896,7 @@ comment on column once.in_doubt.xid_age is 'How many transactions ago it began: 
 comment on column once.in_doubt.locks is 'Relations that it locks, each with the mode; its row locks show only in who waits.';
 comment on column once.in_doubt.blocks is 'How many sessions wait for it, directly or behind others that do.';
 comment on column once.in_doubt.outcome is 'committed, aborted, pending; or where to ask.';
+call once.allow('app, recover, monitor', 'in_doubt', 'select');
 --! EndIncluded operator/in_doubt.sql
 --! Included operator/blocked.sql
 -- The sessions that hang because of a prepared transaction. The query's text shows to members of
@@ -3647,6 +3935,7 @@ select b.pid,
 
 comment on view once.blocked is
   'Session by session: who waits for which prepared transaction, for how long, for which relation, behind whom, and its query.';
+call once.allow('recover, monitor', 'blocked', 'select');
 --! EndIncluded operator/blocked.sql
 --! Included operator/in_doubt_elsewhere.sql
 -- Prepared transactions of the cluster's other databases. They lock nothing here, but hold vacuum back here
@@ -3670,6 +3959,7 @@ select p.database,
 
 comment on view once.in_doubt_elsewhere is
   'Prepared transactions of the cluster''s other databases, which hold vacuum back here too; finish them from their own database.';
+call once.allow('recover, monitor', 'in_doubt_elsewhere', 'select');
 --! EndIncluded operator/in_doubt_elsewhere.sql
 --! Included operator/resolve.sql
 -- The statements that finish what is decided, for psql to run: select once.resolve() \gexec
@@ -3684,54 +3974,36 @@ language plpgsql volatile
 set search_path = ''
 as $$
 declare
-  v_gids text[];
-  v_outcomes text[];
-  v_reasons text[];
-  v_left record;
+  v_said jsonb[];
+  v_left jsonb;
 begin
   if current_setting('transaction_isolation') <> 'read committed' then
     raise exception 'an outcome cannot be read under %', current_setting('transaction_isolation')
       using errcode = 'ONISO', detail = 'The row must be read with a snapshot newer than the transaction''s status.',
             hint = 'begin transaction isolation level read committed;';
   end if;
-  select array_agg(a.gid), array_agg(a.outcome), array_agg(a.reason)
-    into v_gids, v_outcomes, v_reasons
-    from once.ask_homes((select array_agg(b.gid) from once.branch b where b.ours and b.can_finish)) a;
-  for v_left in
-    select b.gid, case when not b.can_finish then format('only role %1$I may finish it; a superuser can: grant %1$I to %2$I', b.owner, current_user)
-                       when a.outcome = 'pending' then 'pending: the home''s transaction still runs'
-                       else a.reason end as reason
-      from once.branch b
-      left join unnest(v_gids, v_outcomes, v_reasons) a (gid, outcome, reason) on a.gid = b.gid
-     where b.ours
-       and (not b.can_finish or a.outcome = 'pending' or a.reason is not null)
-     order by b.prepared_at
-  loop
-    raise notice 'no line for %: %', v_left.gid, v_left.reason;
+  v_said := array(select c from once.consult('finish') c);
+  foreach v_left in array v_said loop
+    if v_left ->> 'action' <> 'run' then
+      raise notice 'no line for %: %', v_left ->> 'subject',
+        case v_left ->> 'action' when 'pending' then 'pending: ' else '' end || (v_left ->> 'detail');
+    end if;
   end loop;
   return query
-  with branch as materialized (
-    select b.gid, b.owner, b.home, b.transaction_id, b.prepared_at, b.age,
-           b.owner <> current_user
-           and not (select r.rolsuper from pg_catalog.pg_roles r where r.rolname = current_user) as as_other
-      from once.branch b
-     where b.ours and b.can_finish
-  ), decided as materialized (
-    select b.*, a.outcome
-      from branch b
-      join unnest(v_gids, v_outcomes) a (gid, outcome) on a.gid = b.gid
-     where a.outcome in ('committed', 'aborted')
+  with decided as materialized (
+    select b.owner, b.prepared_at, r ->> 'role' as role,
+           format('/* %s: home %s %s; prepared %s ago */ %s', b.transaction_id, b.home,
+                  case r ->> 'outcome' when 'committed' then 'committed' else 'is over and did not commit' end,
+                  date_trunc('second', b.age), r ->> 'statement') as statement
+      from unnest(v_said) r
+      join once.branch b on b.gid = r ->> 'gid'
   ), line (owner, step, prepared_at, statement) as (
-    select distinct d.owner, 1, '-infinity'::timestamptz, format('/* only its owner may finish it */ set role %I', d.owner)
-      from decided d where d.as_other
+    select distinct d.owner, 1, '-infinity'::timestamptz, format('/* only its owner may finish it */ set role %I', d.role)
+      from decided d where d.role is not null
     union all
-    select d.owner, 2, d.prepared_at,
-           format('/* %s: home %s %s; prepared %s ago */ %s prepared %L', d.transaction_id, d.home,
-                  case d.outcome when 'committed' then 'committed' else 'is over and did not commit' end,
-                  date_trunc('second', d.age), case d.outcome when 'committed' then 'commit' else 'rollback' end, d.gid)
-      from decided d
+    select d.owner, 2, d.prepared_at, d.statement from decided d
     union all
-    select distinct d.owner, 3, 'infinity'::timestamptz, 'reset role' from decided d where d.as_other
+    select distinct d.owner, 3, 'infinity'::timestamptz, 'reset role' from decided d where d.role is not null
   )
   select l.statement from line l order by l.owner, l.step, l.prepared_at;
 end
@@ -3739,7 +4011,7 @@ $$;
 
 comment on function once.resolve() is
   'The statements that finish every decided branch of ours here; in psql: select once.resolve() \gexec';
-revoke all on function once.resolve() from public;
+call once.allow('recover', 'resolve');
 --! EndIncluded operator/resolve.sql
 --! Included operator/force.sql
 -- Finishes a branch without its home: for a home that is gone for good, and only for that. Records who, when and
@@ -3771,7 +4043,11 @@ begin
       using errcode = 'ONARG', detail = 'Postgres lets the owner and superusers finish a prepared transaction.',
             hint = format('grant %I to %I', v_branch.owner, current_user);
   end if;
-  select a.outcome into v_outcome from once.ask_homes(array[force.gid]) a;
+  begin
+    v_outcome := once.ask_home(force.gid);
+  exception when others then
+    null;  -- out of reach: that is what this is for
+  end;
   if v_outcome is not null then
     raise exception 'its home answers: %', v_outcome
       using errcode = 'ONARG', detail = 'An outcome is forced only where the home is gone for good.',
@@ -3800,7 +4076,7 @@ $$;
 
 comment on function once.force(text, text, text) is
   'Operator: records a heuristic outcome (commit or rollback) for a branch whose home is gone for good, and returns the line to type.';
-revoke all on function once.force(text, text, text) from public;
+call once.allow('operator', 'force');
 --! EndIncluded operator/force.sql
 --! Included operator/heuristics.sql
 -- Forced branches in the words of the XA specification (X/Open, Distributed TP: The XA Specification, 1991,
@@ -3816,27 +4092,8 @@ select f.gid, f.transaction_id, f.participant, f.home,
 
 comment on view once.heuristics is
   'Forced branches: heuristic commit or rollback (as the home decided), mixed (the reverse), or hazard (the home has not been asked again).';
+call once.allow('recover, monitor', 'heuristics', 'select');
 --! EndIncluded operator/heuristics.sql
---! Included operator/find_acknowledged.sql
--- The audit's question to a home: which of these transactions did somebody acknowledge?
-create function once.find_acknowledged(transaction_ids uuid[]) returns setof uuid
-language plpgsql volatile
-set search_path = ''
-as $$
-begin
-  perform once.assert_primary();
-  return query
-  select i.id
-    from unnest(find_acknowledged.transaction_ids) i (id)
-   where exists (select from once.intervention v
-                  where v.action = 'acknowledge' and v.subject ->> 'transaction_id' = i.id::text);
-end
-$$;
-
-comment on function once.find_acknowledged(uuid[]) is
-  'Home: those of the given transactions that somebody has acknowledged (once.acknowledge).';
-revoke all on function once.find_acknowledged(uuid[]) from public;
---! EndIncluded operator/find_acknowledged.sql
 --! Included operator/audit.sql
 -- What does not add up, with what it means and what to do. Losses that recovery has recorded, forced branches,
 -- and what can be found now by asking the other databases: this one's evidence is compared with the decisions
@@ -3854,9 +4111,7 @@ declare
   v_self uuid := once.database_id();
   v_patience constant interval := '1 minute';  -- younger than this, recovery is probably at it
   v_other record;
-  v_connection text;
-  v_prepared uuid[];
-  v_known uuid[];
+  v_answer record;
   v_page constant integer := 100000;
 begin
   perform once.assert_home(v_self);
@@ -3871,16 +4126,7 @@ begin
    order by l.found_at;
 
   -- A forced branch whose home answers again.
-  if exists (select from once.heuristic f where f.judged_at is null) then
-    for v_other in
-      select distinct f.transaction_id as id, a.outcome
-        from once.heuristic f
-        join once.ask_homes((select array_agg(u.gid) from once.heuristic u where u.judged_at is null)) a on a.gid = f.gid
-       where a.outcome in ('committed', 'aborted')
-    loop
-      perform once.judge_heuristic(v_other.id, v_other.outcome);
-    end loop;
-  end if;
+  perform once.consult('judge');
   return query
   select o.outcome, o.transaction_id, o.participant, o.home, o.forced_at,
          case o.outcome
@@ -3910,20 +4156,14 @@ begin
      group by e.home
   loop
     begin
-      if v_other.home = v_self then
-        select coalesce(array_agg(d.transaction_id), '{}') into v_known from once.find_decisions(v_other.ids) d;
-      else
-        v_connection := once.connect(v_other.home);
-        select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_known
-          from once.remote(v_connection, format('select array[d.transaction_id::text] from once.find_decisions(%L::uuid[]) d', v_other.ids)) r (v);
-        perform once.disconnect(v_connection);
-      end if;
+      select a.* into v_answer from once.read_messages(once.carry(jsonb_build_object(
+        'step', 'audit', 'asking', v_self, 'asked', v_other.home, 'ids', v_other.ids)::text)) a;
       return query
       select 'evidence without home row', e.transaction_id, e.participant, e.home, e.recorded_at,
              'this branch committed, its home has no decision: the home lost it (a failover, a restored backup)',
              'pgonce recover (or once.recover()) records it; then compare the data of both and repair by hand'
         from once.evidence e
-       where e.transaction_id = any (v_other.ids) and e.transaction_id <> all (v_known);
+       where e.transaction_id = any (v_answer.missing);
     exception when others then
       return query
       select 'not compared', null::uuid, null::text, v_other.home, v_other.since,
@@ -3945,23 +4185,19 @@ begin
      group by p.database_id
   loop
     begin
-      v_connection := once.connect(v_other.database_id);
-      select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_prepared
-        from once.remote(v_connection, 'select array[b.transaction_id::text] from once.branch b where b.transaction_id is not null') r (v);
-      select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_known
-        from once.remote(v_connection, format('select array[e::text] from once.find_evidence(%L::uuid[]) e', v_other.ids)) r (v);
-      perform once.disconnect(v_connection);
+      select a.* into v_answer from once.read_messages(once.carry(jsonb_build_object(
+        'step', 'prove', 'asking', v_self, 'asked', v_other.database_id, 'ids', v_other.ids)::text)) a;
       return query
-      select case when i.id = any (v_prepared) then 'decided, not finished' else 'home row without evidence' end,
-             i.id, i.name, v_self, i.decided_at,
-             case when i.id = any (v_prepared) then 'decided to commit here, and still prepared at the participant'
-                  else 'committed here, and the participant has neither the prepared branch nor evidence: it lost it '
-                       '(a failover, a restored backup, a manual ROLLBACK PREPARED)' end,
-             case when i.id = any (v_prepared) then 'run recovery there: select once.recover() or select once.resolve() \gexec'
-                  else 'pgonce recover (or once.recover()) records it; then compare the data of both and repair by hand' end
-        from unnest(v_other.ids, v_other.names, v_other.decided) i (id, name, decided_at)
+      select case when i.lost then 'home row without evidence' else 'decided, not finished' end, i.id, i.name, v_self, i.decided_at,
+             case when i.lost then 'committed here, and the participant has neither the prepared branch nor evidence: it lost it '
+                                   '(a failover, a restored backup, a manual ROLLBACK PREPARED)'
+                  else 'decided to commit here, and still prepared at the participant' end,
+             case when i.lost then 'pgonce recover (or once.recover()) records it; then compare the data of both and repair by hand'
+                  else 'run recovery there: select once.recover() or select once.resolve() \gexec' end
+        from (select o.*, o.id = any (v_answer.missing) as lost
+                from unnest(v_other.ids, v_other.names, v_other.decided) o (id, name, decided_at)) i
         join once.global_transaction g on g.transaction_id = i.id and g.confirmed_at is null
-       where i.id <> all (v_known)
+       where i.id <> all (v_answer.evident)
          and not exists (select from once.loss l where l.transaction_id = i.id and l.participant = i.name and l.kind = 'lost branch');
     exception when others then
       return query
@@ -3979,21 +4215,15 @@ begin
      group by b.home
   loop
     begin
-      if v_other.home = v_self then
-        select array_agg(i) into v_known from once.find_acknowledged(v_other.ids) i;
-      else
-        v_connection := once.connect(v_other.home);
-        select array_agg((r.v)[1]::uuid) into v_known
-          from once.remote(v_connection, format('select array[i::text] from once.find_acknowledged(%L::uuid[]) i', v_other.ids)) r (v);
-        perform once.disconnect(v_connection);
-      end if;
+      select a.* into v_answer from once.read_messages(once.carry(jsonb_build_object(
+        'step', 'acknowledge', 'asking', v_self, 'asked', v_other.home, 'ids', v_other.ids)::text)) a;
       return query
       select 'branch of an acknowledged transaction', b.transaction_id, b.participant, b.home, b.prepared_at,
              'prepared here, while its transaction was acknowledged as lost at its home: it came back from a '
              'backup or a standby. Recovery would roll it back',
              'read once.intervention at the home: what was repaired there by hand must not be done twice; then finish it by hand'
         from once.branch b
-       where b.ours and b.transaction_id = any (v_known);
+       where b.ours and b.transaction_id = any (v_answer.ids);
     exception when others then
       return query
       select 'not compared', null::uuid, null::text, v_other.home, null::timestamptz,
@@ -4014,7 +4244,7 @@ $$;
 
 comment on function once.audit() is
   'What does not add up: losses, forced branches, evidence without decision, decisions without evidence; each with its meaning and what to do.';
-revoke all on function once.audit() from public;
+call once.allow('recover', 'audit');
 --! EndIncluded operator/audit.sql
 --! Included operator/health.sql
 -- One row a check, for people and for alarms (pgonce metrics). A check that looks at something that is not in
@@ -4135,77 +4365,52 @@ select f.name,
 
 comment on view once.health is
   'One row a check: name, ok, warn or critical, the value (null: nothing to look at), the thresholds, and what to type.';
+call once.allow('recover, monitor', 'health', 'select');
 --! EndIncluded operator/health.sql
---! Included role/check_role.sql
--- Internal: raises unless a role of this name exists.
-create function once.check_role(role text) returns void
-language plpgsql stable
+--! Included role/grant_kind.sql
+-- Internal: grants what once.privilege has for a kind of role.
+create function once.grant_kind(kind text, role text) returns void
+language plpgsql volatile
 set search_path = ''
 as $$
+declare
+  v_statement text;
 begin
-  if not exists (select from pg_catalog.pg_roles r where r.rolname = check_role.role) then
-    raise exception 'no role named %', coalesce(quote_literal(check_role.role), 'null')
+  if not exists (select from pg_catalog.pg_roles r where r.rolname = grant_kind.role) then
+    raise exception 'no role named %', coalesce(quote_literal(grant_kind.role), 'null')
       using errcode = 'ONARG', detail = 'Expected the name of an existing role, without quotes.',
-            hint = format('create role %I login', coalesce(check_role.role, 'shop'));
+            hint = format('create role %I login', coalesce(grant_kind.role, 'shop'));
   end if;
+  execute format('grant usage on schema once to %I', grant_kind.role);
+  for v_statement in
+    select format('grant %s on %s %s to %I', p.privileges,
+                  case p.privileges when 'execute' then 'routine' else 'table' end,
+                  string_agg(format('once.%I', p.object), ', '), grant_kind.role)
+      from once.privilege p
+     where p.kind = grant_kind.kind
+     group by p.privileges
+  loop
+    execute v_statement;
+  end loop;
 end
 $$;
 
-comment on function once.check_role(text) is 'Internal: raises ONARG unless the role exists.';
-revoke all on function once.check_role(text) from public;
---! EndIncluded role/check_role.sql
+comment on function once.grant_kind(text, text) is
+  'Internal: grants a role what once.privilege has for app, recover, monitor or operator.';
+call once.allow('owner', 'grant_kind');
+--! EndIncluded role/grant_kind.sql
 --! Included role/grant_app.sql
 -- What an application needs to claim, to move positions and to take part in global transactions. It can add
 -- keys, never take one back, and cannot touch anybody's decisions; the counters of producers and positions
 -- it must be trusted with, since it updates them.
 create function once.grant_app(role text) returns void
-language plpgsql volatile
+language sql volatile
 set search_path = ''
-as $$
-begin
-  perform once.check_role(grant_app.role);
-  execute format($grant$
-    grant usage on schema once to %1$I;
-    grant select on once.database, once.scope, once.message_floor, once.global_transaction, once.evidence,
-                    once.producers, once.lag, once.branch, once.in_doubt to %1$I;
-    grant select, insert (producer, epoch), update (epoch, watermark, ahead) on once.producer to %1$I;
-    grant select, insert (consumer_group, topic, partition, epoch, owner, taken_at),
-          update ("position", token, epoch, owner, taken_at, updated_at) on once.consumer_position to %1$I;
-    grant select, insert (topic, partition, end_position), update (end_position, updated_at)
-          on once.topic_end to %1$I;
-    grant select, insert on once.message, once.message_timeless to %1$I;
-    grant update (result) on once.message, once.message_timeless to %1$I;
-    grant insert (scope) on once.scope to %1$I;
-    grant insert (scope_id, claims, oldest_day) on once.expired_claim to %1$I;
-    grant insert (transaction_id, participants, database_ids) on once.global_transaction to %1$I;
-    grant insert (transaction_id, home, participant) on once.evidence to %1$I;
-    grant execute on routine
-      once.schema_version(), once.database_id(), once.assert_primary(), once.check_name(text, text),
-      once.ensure_durable(),
-      once.claim(text, bigint, integer, boolean), once.claim_batch(text, bigint[], integer, boolean),
-      once.claim_run(text, bigint, bigint, integer),
-      once.message_digest(text, text), once.message_time(text), once.ensure_partition(date), once.open_scope(text),
-      once.claim_key(text, text, timestamptz, bytea), once.claim_key_batch(text, text[], timestamptz[], bytea[]),
-      once.keep_result(text, text, jsonb, timestamptz),
-      once.take_partition(text, text, integer, text), once.read_position(text, text, integer),
-      once.explain_position(text, text, integer, integer, text, text),
-      once.advance(text, text, integer, integer, bigint, bigint),
-      once.advance_token(text, text, integer, integer, text, text), once.report_end(text, integer, bigint),
-      once.open(uuid, integer, integer), once.assert_branch(uuid), once.seal(uuid),
-      once.vote(uuid, uuid, text, uuid),
-      once.begin_global(uuid, text[], uuid[], uuid),
-      once.assert_home(uuid), once.branch_outcomes(uuid, uuid[], xid8[]), once.branch_outcome(uuid, uuid, xid8),
-      once.outcome(uuid, uuid, xid8), once.find_evidence(uuid[]), once.decode_gid(text),
-      once.decode_gids(text[]), once.decode_foreign_gid(text), once.may_vote(name), once.may_finish(name),
-      once.inspect(), once.known_outcomes(uuid[], uuid[], text[])
-    to %1$I
-  $grant$, grant_app.role);
-end
-$$;
+as $$ select once.grant_kind('app', grant_app.role) $$;
 
 comment on function once.grant_app(text) is
   'Lets a role claim, move positions and take part in global transactions: select once.grant_app(''shop'').';
-revoke all on function once.grant_app(text) from public;
+call once.allow('owner', 'grant_app');
 --! EndIncluded role/grant_app.sql
 --! Included role/grant_recover.sql
 -- What a recoverer needs: to see branches in doubt, ask for outcomes, purge by the handshake, audit,
@@ -4213,106 +4418,39 @@ revoke all on function once.grant_app(text) from public;
 -- rule), so grant it those: grant shop to recoverer. Make it NOINHERIT, or from 16 on grant WITH INHERIT FALSE:
 -- then it has the application's rights only where it takes on the role to finish a branch.
 create function once.grant_recover(role text) returns void
-language plpgsql volatile
+language sql volatile
 set search_path = ''
-as $$
-begin
-  perform once.check_role(grant_recover.role);
-  execute format($grant$
-    grant usage on schema once to %1$I;
-    grant select on once.database, once.scope, once.expired_claims, once.global_transaction, once.evidence,
-                    once.loss, once.heuristic, once.heuristics, once.branch, once.in_doubt,
-                    once.in_doubt_elsewhere, once.blocked, once.health, once.peer, once.recovery, once.intervention to %1$I;
-    grant update (purged_xid) on once.database to %1$I;
-    grant update (proven_at, confirmed_at), delete on once.global_transaction to %1$I;
-    grant delete on once.evidence to %1$I;
-    grant insert on once.loss to %1$I;
-    grant update (recovered_at, recovered_by, audited_at) on once.recovery to %1$I;
-    grant update (decided, done, judged_at) on once.heuristic to %1$I;
-    grant execute on function
-      once.schema_version(), once.database_id(), once.assert_primary(), once.assert_home(uuid),
-      once.branch_outcome(uuid, uuid, xid8), once.outcome(uuid, uuid, xid8),
-      once.unproven(integer, timestamptz, uuid), once.find_evidence(uuid[]), once.mark_proven(uuid[]),
-      once.proven(integer, interval, timestamptz, uuid), once.mark_confirmed(uuid[]),
-      once.confirmed(integer, interval, timestamptz, uuid), once.delete_evidence(uuid, uuid[]), once.purge(uuid[]),
-      once.evidence_page(integer, uuid), once.find_decisions(uuid[]),
-      once.record_loss(uuid, text, uuid, text), once.expire(integer), once.check_name(text, text),
-      once.decode_gid(text), once.decode_gids(text[]), once.decode_foreign_gid(text), once.may_vote(name),
-      once.may_finish(name), once.inspect(),
-      once.known_outcomes(uuid[], uuid[], text[]), once.branch_outcomes(uuid, uuid[], xid8[]), once.gid_outcome(text),
-      once.stamp_recovery(text, boolean), once.judge_heuristic(uuid, text), once.find_acknowledged(uuid[]),
-      once.dblink_schema(), once.remote(text, text), once.remote_exec(text, text), once.disconnect(text),
-      once.prepare_connection(text), once.quote_conninfo(text), once.connect(uuid), once.ask_homes(text[]),
-      once.ask_home(text), once.finish_remote(text, text, uuid, text, name), once.recover(interval, interval),
-      once.resolve(), once.audit()
-    to %1$I
-  $grant$, grant_recover.role);
-end
-$$;
+as $$ select once.grant_kind('recover', grant_recover.role) $$;
 
 comment on function once.grant_recover(text) is
   'Lets a role recover, purge by the handshake, audit and expire keys: select once.grant_recover(''recoverer'').';
-revoke all on function once.grant_recover(text) from public;
+call once.allow('owner', 'grant_recover');
 --! EndIncluded role/grant_recover.sql
 --! Included role/grant_monitor.sql
 -- What a dashboard needs: to look, at everything but payload hashes and results. The queries of other roles'
 -- sessions show in once.blocked to members of pg_read_all_stats only, which is Postgres's to grant.
 create function once.grant_monitor(role text) returns void
-language plpgsql volatile
+language sql volatile
 set search_path = ''
-as $$
-begin
-  perform once.check_role(grant_monitor.role);
-  execute format($grant$
-    grant usage on schema once to %1$I;
-    grant select on once.database, once.producers, once.scope, once.expired_claims, once.message_floor,
-                    once.consumer_position, once.topic_end, once.lag, once.branch, once.in_doubt,
-                    once.in_doubt_elsewhere, once.blocked, once.health, once.global_transaction, once.evidence, once.loss, once.heuristic,
-                    once.heuristics, once.intervention, once.recovery, once.peer to %1$I;
-    grant execute on function
-      once.schema_version(), once.database_id(), once.read_position(text, text, integer),
-      once.unproven(integer, timestamptz, uuid), once.assert_primary(), once.assert_home(uuid),
-      once.branch_outcomes(uuid, uuid[], xid8[]), once.branch_outcome(uuid, uuid, xid8), once.gid_outcome(text),
-      once.decode_gid(text), once.decode_gids(text[]), once.decode_foreign_gid(text), once.may_vote(name),
-      once.may_finish(name), once.inspect(),
-      once.known_outcomes(uuid[], uuid[], text[])
-    to %1$I
-  $grant$, grant_monitor.role);
-end
-$$;
+as $$ select once.grant_kind('monitor', grant_monitor.role) $$;
 
 comment on function once.grant_monitor(text) is
   'Lets a role look at the database id, ledgers, positions, branches in doubt and losses: select once.grant_monitor(''grafana'').';
-revoke all on function once.grant_monitor(text) from public;
+call once.allow('owner', 'grant_monitor');
 --! EndIncluded role/grant_monitor.sql
 --! Included role/grant_operator.sql
 -- What the person on call needs: all that a recoverer and a monitor may, and to overrule: to name peers, to force
 -- an outcome, to acknowledge losses. When and by whom is filled in by the tables, so nobody can say it was
 -- somebody else. As for a recoverer: grant it the roles whose branches it is to finish.
 create function once.grant_operator(role text) returns void
-language plpgsql volatile
+language sql volatile
 set search_path = ''
 as $$
-begin
-  perform once.grant_recover(grant_operator.role);
-  perform once.grant_monitor(grant_operator.role);
-  execute format($grant$
-    grant insert (action, subject, reason) on once.intervention to %1$I;
-    grant insert (gid, transaction_id, home, home_xid, participant, owner, outcome, reason),
-          update (outcome, reason, acknowledged_at) on once.heuristic to %1$I;
-    grant update (acknowledged_at) on once.loss to %1$I;
-    grant update (participants, database_ids) on once.global_transaction to %1$I;
-    grant insert (database_id, server), update (server, added_at, added_by), delete on once.peer to %1$I;
-    grant execute on function
-      once.record_intervention(text, jsonb, text), once.ensure_durable(), once.add_peer(text),
-      once.force(text, text, text), once.acknowledge(uuid, text)
-    to %1$I
-  $grant$, grant_operator.role);
-end
+  select once.grant_kind(k, grant_operator.role) from unnest(array['recover', 'monitor', 'operator']) k
 $$;
 
 comment on function once.grant_operator(text) is
   'Lets a role look, recover, force outcomes and acknowledge losses: select once.grant_operator(''oncall'').';
-revoke all on function once.grant_operator(text) from public;
+call once.allow('owner', 'grant_operator');
 --! EndIncluded role/grant_operator.sql
 --! EndIncluded schema.sql

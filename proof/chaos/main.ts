@@ -12,8 +12,9 @@
  * printed. Exit code 2: the command line is wrong.
  */
 import { number, oneOrMore, refuse, tool, wholeNumber } from '../../scripts/command.ts'
+import { chooseMutants, runMutants } from '../rig/mutants.ts'
 import { type FailoverReport, failover } from './failover.ts'
-import { mutants, runMutants } from './mutants.ts'
+import { mutants, search } from './mutants.ts'
 import { faults } from './nemesis.ts'
 import { type Found, type RunReport, run } from './run.ts'
 import { workloads } from './workloads/index.ts'
@@ -65,12 +66,8 @@ for (const [signal, code] of [
 const say = (text: string) => console.error(text)
 
 if (flags.mutants) {
-  const chosen = mutants.filter(
-    ({ name }) => flags.only === undefined || flags.only.split(',').includes(name),
-  )
-  if (chosen.length === 0)
-    refuse(`No mutant is named ${flags.only}. There are: ${mutants.map(({ name }) => name).join(', ')}`)
-  process.exit((await runMutants(chosen, say)) ? 0 : 1)
+  const chosen = chooseMutants(mutants, flags.only)
+  process.exit((await runMutants(chosen, (one) => search(one, say), { json: flags.json })) ? 0 : 1)
 }
 if (flags.only !== undefined) refuse('--only chooses among mutants: add --mutants')
 

@@ -7,12 +7,9 @@ import { execFile, spawn } from 'node:child_process'
 import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
-import { type Edit, withEdited } from '../../test/support/mutated.ts'
+import { type Edit, type Mutant, type Search, withMutant } from '../rig/mutants.ts'
 
-export interface Mutant {
-  readonly name: string
-  readonly what: string
-  readonly edits: readonly Edit[]
+interface ChaosMutant extends Mutant {
   /** Arguments of the run. */
   readonly run: readonly string[]
 }
@@ -23,7 +20,7 @@ const asynchronousOpen: Edit = {
   replace: 'if false then',
 }
 
-export const mutants: readonly Mutant[] = [
+export const mutants: readonly ChaosMutant[] = [
   {
     name: 'row-before-status',
     what: 'once.branch_outcome reads the row first and the status second, a quarter of a second later',
@@ -67,9 +64,19 @@ export const mutants: readonly Mutant[] = [
     what: 'recovery rolls back a branch whose home still runs once it is old enough',
     edits: [
       {
-        file: 'src/recovery/finishing.ts',
-        find: `if (outcome !== 'committed' && outcome !== 'aborted') continue`,
-        replace: 'if (outcome === undefined) continue',
+        file: 'sql/recovery/finish_statements.sql',
+        find: `when o.outcome = 'pending'`,
+        replace: `when o.outcome = ''`,
+      },
+      {
+        file: 'sql/recovery/finish_statements.sql',
+        find: `(select distinct * from unnest(`,
+        replace: `(select distinct i, x, case o when 'committed' then o else 'aborted' end from unnest(`,
+      },
+      {
+        file: 'sql/recovery/finish_statements.sql',
+        find: `finish_statements.outcomes)`,
+        replace: `finish_statements.outcomes) u (i, x, o)`,
       },
     ],
     run: ['--workload', 'bank', '--faults', 'stall', '--slots', '4'],
@@ -181,38 +188,24 @@ export const mutants: readonly Mutant[] = [
 ]
 
 /** What a run takes. */
-const parts = ['src', 'sql', 'migrations', 'scripts', 'proof', 'test/support', 'package.json', '.gmrc']
+const parts = ['src', 'sql', 'migrations', 'scripts', 'proof', 'package.json', '.gmrc']
 /** Seconds of a run, and how many are tried. */
 const seconds = 25
 const tries = 2
 
-/** Runs mutants and prints a table. Whether every one was caught. */
-export async function runMutants(chosen: readonly Mutant[], say: (text: string) => void): Promise<boolean> {
-  let all = true
-  for (const mutant of chosen) {
-    const began = performance.now()
-    const caught = await tryMutant(mutant, say)
-    if (caught === undefined) all = false
-    const time = Math.round((performance.now() - began) / 1000)
-    console.log(
-      `${caught === undefined ? 'SURVIVED' : 'caught  '}  ${mutant.name.padEnd(22)} ${String(time).padStart(4)} s  ` +
-        `${mutant.what}${caught === undefined ? '' : `; found: ${caught}`}`,
-    )
-  }
-  return all
-}
-
-/** What was found; undefined if nothing was. */
-function tryMutant(mutant: Mutant, say: (text: string) => void): Promise<string | undefined> {
-  return withEdited(mutant.edits, parts, async (copy) => {
+/** Runs a mutant until something is violated, and then no more. */
+export function search(mutant: ChaosMutant, say: (text: string) => void): Promise<Search> {
+  const began = performance.now()
+  const after = () => `${Math.round((performance.now() - began) / 1000)} s`
+  return withMutant(mutant, parts, async (copy) => {
     if (mutant.edits.some(({ file }) => file.startsWith('sql/')))
       await promisify(execFile)(process.execPath, ['scripts/migrations.ts', 'rebuild'], { cwd: copy })
     for (let seed = 1; seed <= tries; seed += 1) {
       const { found, did } = await tryOnce(copy, [...mutant.run, '--seed', String(seed)])
       say(`${mutant.name}, seed ${seed}: ${did}${found === '' ? '' : `; found ${found}`}`)
-      if (found !== '') return found
+      if (found !== '') return { by: found, after: after() }
     }
-    return undefined
+    return { by: undefined, after: after() }
   })
 }
 

@@ -1,5 +1,6 @@
 /** What breaks things: one loop for each kind of fault, with a rate of its own, and the fates of coordinators. */
 import { setTimeout as sleep } from 'node:timers/promises'
+import type { Random } from '../rig/random.ts'
 import type { Fate } from './coordinators.ts'
 import type { Assignment, Point } from './protocol.ts'
 import type { Cluster, Name } from './servers.ts'
@@ -26,7 +27,7 @@ export type Tally = Record<string, number>
 
 export interface NemesisOptions {
   readonly faults: ReadonlySet<Fault>
-  readonly random: () => number
+  readonly random: Random
   readonly cluster: Cluster
   readonly tally: Tally
   /** Mean milliseconds between two crashes of servers. */
@@ -45,15 +46,16 @@ export function count(tally: Tally, what: string): void {
 /** Runs until the signal says stop, and leaves nothing broken. */
 export async function runNemesis(options: NemesisOptions, signal: AbortSignal): Promise<void> {
   const { random, cluster, tally } = options
-  const pick = <T>(list: readonly T[]): T | undefined => list[Math.floor(random() * list.length)]
-  const between = (low: number, high: number) => low + random() * (high - low)
+  /** None of none. */
+  const pick = <T>(list: readonly T[]): T | undefined => random.pick(list)
+  const between = (low: number, high: number) => low + random.next() * (high - low)
 
   const every = async (fault: Fault, mean: number, act: () => Promise<void>) => {
     if (!options.faults.has(fault)) return
     const running = new Set<Promise<void>>()
     while (!signal.aborted) {
       // Exponential, so that faults meet each other.
-      const pause = Math.min(-Math.log(1 - random()) * mean, mean * 4)
+      const pause = Math.min(-Math.log(1 - random.next()) * mean, mean * 4)
       await sleep(pause, undefined, { signal }).catch(() => {})
       if (signal.aborted) break
       const done: Promise<void> = act().finally(() => running.delete(done))
@@ -79,7 +81,7 @@ export async function runNemesis(options: NemesisOptions, signal: AbortSignal): 
     }),
     every('recoverer', 2_500, async () => {
       const recoverer = pick(options.recoverers())
-      if (random() < 0.5) {
+      if (random.chance(0.5)) {
         count(tally, 'recoverer kills')
         recoverer?.kill('SIGKILL')
       } else {
@@ -88,8 +90,8 @@ export async function runNemesis(options: NemesisOptions, signal: AbortSignal): 
       }
     }),
     every('server', options.serverEvery, async () => {
-      const how = random() < 0.5 ? 'kill' : 'immediate'
-      await pick(cluster.nodes)?.crash(how, random() < 0.3 ? between(200, 2_000) : 0)
+      const how = random.chance(0.5) ? 'kill' : 'immediate'
+      await pick(cluster.nodes)?.crash(how, random.chance(0.3) ? between(200, 2_000) : 0)
       count(tally, `server crashes (${how})`)
     }),
     every('pause', 10_000, async () => {
@@ -112,8 +114,8 @@ export async function runNemesis(options: NemesisOptions, signal: AbortSignal): 
 }
 
 /** How a coordinator is to end, by the faults that are wanted. */
-export function chooseFate(wanted: ReadonlySet<Fault>, random: () => number, meanLife: number): Fate {
-  const after = meanLife * (0.4 + 1.2 * random())
+export function chooseFate(wanted: ReadonlySet<Fault>, random: Random, meanLife: number): Fate {
+  const after = meanLife * (0.4 + 1.2 * random.next())
   const fates: (() => Fate)[] = []
   if (wanted.has('kill')) for (let n = 0; n < 4; n += 1) fates.push(() => ({ kind: 'kill', after }))
   if (wanted.has('point'))
@@ -122,43 +124,40 @@ export function chooseFate(wanted: ReadonlySet<Fault>, random: () => number, mea
     fates.push(() => ({
       kind: 'stall',
       point: chooseWindow(random),
-      milliseconds: 900 + random() * 1_500,
+      milliseconds: 900 + random.next() * 1_500,
     }))
   if (wanted.has('server-at-point')) fates.push(() => ({ kind: 'crash', point: chooseWindow(random) }))
-  const choice = fates[Math.floor(random() * fates.length)]
+  const choice = random.pick(fates)
   return choice?.() ?? { kind: 'live', after: after * 4 }
 }
 
-function choosePoint(random: () => number, action: Point['action']): Point {
+function choosePoint(random: Random, action: Point['action']): Point {
   const steps = ['begin', 'claim', 'vote', 'prepare', 'decide', 'finish'] as const
   // The dangerous ones more often.
-  const step =
-    random() < 0.6
-      ? (['prepare', 'decide', 'finish'] as const)[Math.floor(random() * 3)]
-      : steps[Math.floor(random() * steps.length)]
+  const step = random.chance(0.6) ? random.pick(['prepare', 'decide', 'finish'] as const) : random.pick(steps)
   return {
     step: step ?? 'decide',
-    when: random() < 0.5 ? 'start' : 'asyncEnd',
-    nth: 1 + Math.floor(random() ** 2 * 30),
+    when: random.chance(0.5) ? 'start' : 'asyncEnd',
+    nth: 1 + Math.floor(random.next() ** 2 * 30),
     action,
   }
 }
 
 /** Between the first PREPARE and the decision. */
-function chooseWindow(random: () => number): Point {
+function chooseWindow(random: Random): Point {
   return {
-    ...(random() < 0.6
+    ...(random.chance(0.6)
       ? { step: 'decide' as const, when: 'start' as const }
       : { step: 'prepare' as const, when: 'asyncEnd' as const }),
-    nth: 1 + Math.floor(random() ** 2 * 12),
+    nth: 1 + Math.floor(random.next() ** 2 * 12),
     action: 'stop',
-    thenKill: random() < 0.5,
+    thenKill: random.chance(0.5),
   }
 }
 
 /** One coordinator in four has a wrong clock. */
-export function chooseSkew(wanted: ReadonlySet<Fault>, random: () => number): Assignment['skew'] {
-  if (!wanted.has('skew') || random() >= 0.25) return undefined
+export function chooseSkew(wanted: ReadonlySet<Fault>, random: Random): Assignment['skew'] {
+  if (!wanted.has('skew') || !random.chance(0.25)) return undefined
   const year = 365 * 86_400_000
-  return { milliseconds: Math.round((random() * 2 - 1) * year), factor: random() < 0.5 ? 3 : 0.5 }
+  return { milliseconds: Math.round((random.next() * 2 - 1) * year), factor: random.chance(0.5) ? 3 : 0.5 }
 }

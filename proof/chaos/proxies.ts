@@ -1,13 +1,13 @@
 /** A proxy before each server, and what it does at random. */
 import { setTimeout as sleep } from 'node:timers/promises'
-import { randomFrom } from '../../src/demo/random.ts'
 import {
   type Action,
   type MessageName,
   type Proxy as MessageProxy,
   type Rule,
   startProxy,
-} from './proxy/index.ts'
+} from '../rig/proxy/index.ts'
+import { random as randomOf } from '../rig/random.ts'
 import type { Cluster, Name } from './servers.ts'
 
 export interface NamedProxies extends AsyncDisposable {
@@ -48,18 +48,18 @@ const tags: readonly (RegExp | undefined)[] = [
 const asked: readonly MessageName[] = ['Query', 'Parse', 'Bind', 'Execute']
 
 export async function startProxies(cluster: Cluster, seed: number): Promise<NamedProxies> {
-  const random = randomFrom(seed + 1)
-  const pick = <T>(list: readonly T[]): T => list[Math.floor(random() * list.length)] as T
+  const random = randomOf(seed + 1)
+  const { pick } = random
   const proxies = new Map<Name, MessageProxy>()
   for (const { name, server } of cluster.nodes) {
     const target = { host: '127.0.0.1', port: server.port }
-    proxies.set(name, await startProxy({ target, random: randomFrom(seed + 2 + proxies.size) }))
+    proxies.set(name, await startProxy({ target, random: randomOf(seed + 2 + proxies.size).next }))
   }
   const chooseRule = (): Rule => {
-    const milliseconds = Math.round(100 + random() * 1_900)
-    const nth = 1 + Math.floor(random() ** 2 * 5)
+    const milliseconds = Math.round(100 + random.next() * 1_900)
+    const nth = 1 + Math.floor(random.next() ** 2 * 5)
     const common = { milliseconds }
-    if (random() < 0.6) {
+    if (random.chance(0.6)) {
       const action: Action = pick([
         'drop',
         'drop',
@@ -99,7 +99,7 @@ export async function startProxies(cluster: Cluster, seed: number): Promise<Name
           : {
               when: { direction: pick(['client', 'server'] as const), nth: 1 },
               action: pick(['partition-in', 'partition-out'] as const),
-              milliseconds: Math.round(300 + random() * 2_700),
+              milliseconds: Math.round(300 + random.next() * 2_700),
             }
       const injected = proxy.inject(rule)
       const until = performance.now() + patience

@@ -7,8 +7,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import postgres from 'postgres'
-import { randomFrom } from '../../src/demo/random.ts'
 import { pgonce } from '../../src/index.ts'
+import { random as randomOf } from '../rig/random.ts'
 import { type Anomaly, check, type Verdict } from './checker/index.ts'
 import { startCoordinators } from './coordinators.ts'
 import { checkEffects, checkFencing, readEffects } from './effects.ts'
@@ -80,7 +80,7 @@ export async function run(options: RunOptions): Promise<RunReport> {
   // The servers may run as another user, who must come through.
   await chmod(directory, 0o755)
   const environment = { ...process.env, NODE_COMPILE_CACHE: join(tmpdir(), 'pgonce-chaos-cache') }
-  const random = randomFrom(seed)
+  const random = randomOf(seed)
   const tally: Tally = {}
   const skipped: string[] = []
   let passed = false
@@ -102,7 +102,7 @@ export async function run(options: RunOptions): Promise<RunReport> {
     const book = recorder()
     const kills = { coordinators: 0, servers: 0 }
     const crash = async (database: string) => {
-      await cluster.node(database as Name).crash(random() < 0.5 ? 'kill' : 'immediate')
+      await cluster.node(database as Name).crash(random.chance(0.5) ? 'kill' : 'immediate')
       count(tally, 'server crashes (at a point)')
     }
     const assign = (slot: number, life: number): Assignment => ({
@@ -114,7 +114,7 @@ export async function run(options: RunOptions): Promise<RunReport> {
       lanes: options.lanes,
       start: String(start),
       // Shorter than a coordinator's stall, or longer.
-      idleTimeout: random() < 0.5 ? 500 : 5_000,
+      idleTimeout: random.chance(0.5) ? 500 : 5_000,
       point: undefined,
       skew: chooseSkew(faults, random),
       resumed: Object.fromEntries(book.resume),

@@ -8,10 +8,9 @@ import { chmod, copyFile, mkdir, open, readFile, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
-import postgres from 'postgres'
-import { migrate } from '../../src/database/migrate.ts'
-import { type EmbeddedServer, type ServerSettings, startServer } from '../../src/embedded.ts'
-import { chosenVersion, packageOf } from '../../test/support/postgres-version.ts'
+import type { EmbeddedServer, ServerSettings } from '../../src/embedded/server.ts'
+import { chosenVersion, packageOf } from '../rig/postgres-version.ts'
+import { connection as connect, makeDatabase, startServers } from '../rig/servers.ts'
 
 const run = promisify(execFile)
 
@@ -72,59 +71,50 @@ export async function startCluster(
 ): Promise<Cluster> {
   await mkdir(directory, { recursive: true })
   await chmod(directory, 0o755)
-  const mounted: string[] = []
-  let noSmallDisk: string | undefined = options.smallDisk ? undefined : 'not wanted'
-  if (options.smallDisk) {
-    const mountPoint = join(directory, 'c')
-    await mkdir(mountPoint, { recursive: true })
-    await run('mount', ['-t', 'tmpfs', '-o', `size=${smallDisk}m,mode=755`, 'tmpfs', mountPoint]).then(
-      () => {
-        mounted.push(mountPoint)
-        process.on('exit', () => void unmount(mountPoint))
-      },
-      (error: { stderr?: string; message: string }) => {
-        noSmallDisk = (error.stderr || error.message).trim()
-      },
-    )
+  await using starting = new AsyncDisposableStack()
+  const disk = join(directory, 'c')
+  const noSmallDisk = options.smallDisk ? await mountSmallDisk(disk) : 'not wanted'
+  if (noSmallDisk === undefined) {
+    starting.defer(async () => {
+      await copyFile(join(disk, 'server', 'server.log'), `${disk}.log`).catch(() => {})
+      unmount(disk)
+    })
   }
-  const dispose = async (servers: readonly EmbeddedServer[]) => {
-    await Promise.all(servers.map((server) => server.stop('immediate')))
-    await Promise.all(servers.map((server) => server[Symbol.asyncDispose]()))
-    for (const mountPoint of mounted) {
-      const log = join(mountPoint, 'server', 'server.log')
-      await copyFile(log, `${mountPoint}.log`).catch(() => {})
-      unmount(mountPoint)
-    }
-  }
-  const started = await Promise.allSettled(
-    names.map((name) =>
-      startServer({ package: postgresPackage, directory: join(directory, name, 'server'), settings }),
+  const { servers } = starting.use(
+    await startServers(
+      names.map((name) => {
+        return { package: postgresPackage, directory: join(directory, name, 'server'), settings }
+      }),
     ),
   )
-  const servers = started.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []))
-  const failed = started.find((one) => one.status === 'rejected')
-  if (failed?.status === 'rejected') {
-    await dispose(servers)
-    throw failed.reason
-  }
-  const nodes = servers.map((server, index) => {
-    const name = names[index] as Name
-    const disk = mounted.find((mountPoint) => mountPoint === join(directory, name))
-    return nodeOver(name, server, disk)
+  starting.defer(async () => {
+    await Promise.all(servers.map((server) => server.stop('immediate')))
   })
-  try {
-    await Promise.all(nodes.map((node) => install(node)))
-    for (const node of nodes) await introduce(node, nodes)
-  } catch (error) {
-    await dispose(servers)
-    throw error
-  }
+  const nodes = names.map((name, index) => {
+    const isSmall = noSmallDisk === undefined && name === 'c'
+    return nodeOver(name, servers[index] as EmbeddedServer, isSmall ? disk : undefined)
+  })
+  await Promise.all(nodes.map((node) => install(node)))
+  for (const node of nodes) await introduce(node, nodes)
+  const started = starting.move()
   return {
     nodes,
     node: (name) => nodes[names.indexOf(name)] as Node,
     noSmallDisk,
-    [Symbol.asyncDispose]: () => dispose(servers),
+    [Symbol.asyncDispose]: () => started.disposeAsync(),
   }
+}
+
+/** Makes a disk that can be filled, until the process ends at the latest; says why, if it cannot. */
+async function mountSmallDisk(mountPoint: string): Promise<string | undefined> {
+  await mkdir(mountPoint, { recursive: true })
+  return await run('mount', ['-t', 'tmpfs', '-o', `size=${smallDisk}m,mode=755`, 'tmpfs', mountPoint]).then(
+    () => {
+      process.on('exit', () => void unmount(mountPoint))
+      return undefined
+    },
+    (error: { stderr?: string; message: string }) => (error.stderr || error.message).trim(),
+  )
 }
 
 /** Does nothing where nothing is mounted. At the end of the process there is no time to wait for anything. */
@@ -134,9 +124,8 @@ function unmount(mountPoint: string): void {
 
 /** The schema, and a default that pgonce must overrule: elsewhere a commit would not wait for its flush. */
 async function install({ name, server, url }: Node): Promise<void> {
-  await using admin = connection(server.url())
-  await admin.sql.unsafe(`create database ${databaseName}`)
-  await migrate(url)
+  await makeDatabase(server, databaseName)
+  await using admin = connection(url)
   if (name !== 'b') await admin.sql.unsafe(`alter database ${databaseName} set synchronous_commit = off`)
 }
 
@@ -272,15 +261,11 @@ export async function answers(url: string): Promise<boolean> {
   return await Promise.race([answer, sleep(5_000, false)])
 }
 
-/** One connection for one purpose. */
+/** One connection for one purpose. What the run itself does is not to be lost. */
 export function connection(url: string, connectTimeout = 10) {
-  const sql = postgres(url, {
-    max: 1,
-    onnotice: () => {},
+  return connect(url, {
     connect_timeout: connectTimeout,
     fetch_types: false,
-    // What the run itself does is not to be lost.
     connection: { synchronous_commit: 'on' },
   })
-  return { sql, [Symbol.asyncDispose]: () => sql.end({ timeout: 1 }) }
 }

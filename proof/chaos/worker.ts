@@ -6,9 +6,9 @@
 import { subscribe } from 'node:diagnostics_channel'
 import { writeSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { randomFrom } from '../../src/demo/random.ts'
 import { environment, replaceEnvironment } from '../../src/environment.ts'
 import { OutcomeUnknownError, PgonceError, pgonce, type StepEvent } from '../../src/index.ts'
+import { random as randomOf } from '../rig/random.ts'
 import type { Assignment, Line, ToCoordinator } from './protocol.ts'
 import { workloads } from './workloads/index.ts'
 import type { Databases, Done, Lane, Once, Workload } from './workloads/workload.ts'
@@ -34,7 +34,7 @@ async function work(assignment: Assignment): Promise<void> {
   const { slot, life, urls, idleTimeout, skew, point, drain } = assignment
   const start = BigInt(assignment.start)
   const now = () => Number(clock() - start)
-  const random = randomFrom(assignment.seed)
+  const random = randomOf(assignment.seed)
   if (skew) skewClock(skew)
   if (point) obey(point)
   const once: Once = pgonce<Databases>({
@@ -51,15 +51,13 @@ async function work(assignment: Assignment): Promise<void> {
   const questions = new Set<Promise<void>>()
 
   const lane = (number: number, workload: Workload): Lane => {
-    const below = (n: number) => Math.floor(random() * n)
     const name = `${life}.${workload.name}.${number}`
     return {
       once,
       slot,
       number,
-      random,
-      below,
-      pick: (list) => list[below(list.length)] as (typeof list)[number],
+      below: random.below,
+      pick: random.pick,
       unique: () => life * 100_000 + next(),
       elapsed: () => now() / 1e6,
       resumed: assignment.resumed,

@@ -156,6 +156,9 @@ const mutants: readonly Check[] = [
   mutant('async-mark', purging, 'false_alarm', 'the mark "confirmed" is not flushed before evidence goes'),
   mutant('one-look', failover, 'silent_loss', 'evidence is not looked for again before it is deleted'),
   mutant('one-wait', failover, 'false_alarm', 'evidence is deleted as soon as it was looked for again'),
+  mutant('any-look', failover, 'silent_loss', 'an answer to the first look is taken for one to the second'),
+  mutant('silent', purging, 'premature', 'a participant that has not answered is not waited for'),
+  mutant('unasked', purging, 'false_alarm', 'evidence is asked for before the decision was read'),
   mutant('async-delete', purging, 'false_alarm', 'deleted evidence is not flushed before the decision goes'),
 ]
 
@@ -199,6 +202,11 @@ const witnesses: readonly Check[] = [
   witness('squatted', [...small, 'SQUAT'], 'a squatter makes the home fail, and everything is rolled back'),
   witness('purged', purging, 'everything committed, proven and purged'),
   witness('lost-branch', failover, 'a failover loses a branch, the audit records it'),
+  witness(
+    'late-answer',
+    failover,
+    'evidence that is lost again is applied all the same, and the second look finds the loss',
+  ),
   witness('lost-decision', failover, 'a failover loses the decision, the audit records it'),
 ]
 

@@ -1,4 +1,6 @@
 /** What goes wrong: each fault of a plan strikes at its point, once it has been passed so many times. */
+
+import type { Random } from '../rig/random.ts'
 import { cutWire, dropConnections, killProcess } from './network.ts'
 import { hasGraveFault } from './plan.ts'
 import { isBegun, points } from './points.ts'
@@ -22,7 +24,6 @@ import {
   superuser,
   write,
 } from './postgres/server.ts'
-import type { Random } from './random.ts'
 import { recoverOnce } from './recoverers.ts'
 import { addProcess, type Strike, type World } from './world.ts'
 
@@ -46,7 +47,7 @@ export const strike: Strike = (here, fault, point, process, wire, request) => {
       if (!server.up) return 0
       count()
       failOver(server, fault.lost)
-      dropConnections(here, server, here.processes)
+      endSessions(here, server)
       restartLater(here, server, time)
       return 0
     case 'cut':
@@ -149,8 +150,14 @@ function branchesOf({ servers, oracle }: World): Prepared[] {
 function crashServer(here: World, server: Server, downTime: number): void {
   if (!server.up) return
   crash(server)
-  dropConnections(here, server, here.processes)
+  endSessions(here, server)
   restartLater(here, server, downTime)
+}
+
+/** Connections break, and what runs inside the server ends with it. */
+function endSessions(here: World, server: Server): void {
+  dropConnections(here, server, here.processes)
+  for (const process of here.processes) if (process.host === server) killProcess(here, process)
 }
 
 function restartLater(here: World, server: Server, downTime: number): void {

@@ -13,7 +13,8 @@ import { once } from 'node:events'
 import { availableParallelism } from 'node:os'
 import { Worker } from 'node:worker_threads'
 import { refuse, tool, wholeNumber } from '../../scripts/command.ts'
-import { mutants, runMutants } from './mutants.ts'
+import { chooseMutants, runMutants } from '../rig/mutants.ts'
+import { mutants, search } from './mutants.ts'
 import { planOf } from './plan.ts'
 import { points, reachable } from './points.ts'
 import { join, noTotals, simulate, type Totals } from './run.ts'
@@ -30,7 +31,7 @@ const values = tool(
   .option('--threads <n>', 'instead of one a processor', wholeNumber(1), availableParallelism())
   .option('--first', 'end at the first violation', false)
   .option('--mutants', 'versions of the code with one bug each: every one must be caught', false)
-  .option('--only <word>', 'of the mutants those whose name contains it')
+  .option('--only <word>', 'of the mutants those whose name contains it; several by commas')
   .option('--json', 'the report as JSON, on standard output', false)
   .parse()
   .opts<{
@@ -53,10 +54,9 @@ const enoughSchedules = 10_000
 const enoughCrashes = 50_000
 
 if (values.mutants) {
-  const chosen = mutants.filter(({ name }) => name.includes(values.only ?? ''))
-  if (chosen.length === 0)
-    refuse(`No mutant is named ${values.only}. There are:\n  ${mutants.map(({ name }) => name).join('\n  ')}`)
-  process.exitCode = (await runMutants(chosen, values.seeds ?? 50_000, values.json)) ? 0 : 1
+  const chosen = chooseMutants(mutants, values.only)
+  const options = { atOnce: availableParallelism(), json: values.json }
+  process.exitCode = (await runMutants(chosen, (one) => search(one, values.seeds ?? 50_000), options)) ? 0 : 1
 } else if (values.only !== undefined) {
   refuse('--only chooses among mutants: add --mutants')
 } else if (values.seed === undefined) {

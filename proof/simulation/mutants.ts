@@ -4,20 +4,16 @@
  * without. Each is a copy of the sources with one place replaced, run until an invariant is violated.
  */
 import { execFile } from 'node:child_process'
-import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
-import { type Edit, withEdited } from '../../test/support/mutated.ts'
+import { type Mutant, type Search, withMutant } from '../rig/mutants.ts'
 
-interface Mutant {
-  readonly name: string
-  /** What goes wrong with it. */
-  readonly what: string
-  /** Of the sources, each of one place. */
-  readonly edits?: readonly Edit[]
+interface SimulationMutant extends Mutant {
   /** Commands that are left out of a statement: its name, and how the command begins. */
-  readonly without?: readonly (readonly [statement: string, command: string])[]
+  readonly without: readonly Omission[]
 }
+
+type Omission = readonly [statement: string, command: string]
 
 /*
  * Not here, since they change nothing that anybody could see:
@@ -30,7 +26,7 @@ interface Mutant {
  *   mutant is `unclear is clean`.
  * - `savepoint once` left out of `decide_direct`: the decision row before it is refused wherever that would be.
  */
-export const mutants: readonly Mutant[] = [
+const seeded: readonly (Pick<Mutant, 'name' | 'what'> & Partial<SimulationMutant>)[] = [
   // Deciding
   {
     name: 'lost answer is an abort',
@@ -433,9 +429,14 @@ export const mutants: readonly Mutant[] = [
     what: 'recovery rolls back while the home transaction still runs',
     edits: [
       {
-        file: 'src/recovery/finishing.ts',
-        find: "if (outcome !== 'committed' && outcome !== 'aborted') continue",
-        replace: 'if (outcome === undefined) continue',
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: "if (outcome === 'pending')",
+        replace: "if (outcome === '')",
+      },
+      {
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: 'id,\n          outcome,\n',
+        replace: "id,\n          outcome: outcome === 'committed' ? outcome : 'aborted',\n",
       },
     ],
   },
@@ -444,9 +445,14 @@ export const mutants: readonly Mutant[] = [
     what: 'the answer about one xid is taken for the answer about another',
     edits: [
       {
-        file: 'src/recovery/finishing.ts',
-        find: 'return `${home} ${transactionId} ${homeXid}`',
-        replace: 'return `${home} ${transactionId} ${homeXid.length}`',
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: 'new Map(ids.map((id, index) => [`${id} ${xids[index]}`, outcomes[index]]))',
+        replace: 'new Map(ids.map((id, index) => [`${id} ${xids[index]?.length}`, outcomes[index]]))',
+      },
+      {
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: 'said.get(`${id} ${xid}`)',
+        replace: 'said.get(`${id} ${xid.length}`)',
       },
     ],
   },
@@ -455,32 +461,38 @@ export const mutants: readonly Mutant[] = [
     what: 'a branch that commits between the two readings is taken for lost',
     edits: [
       {
-        file: 'src/recovery/purging.ts',
-        find: `      const prepared = await session.query<{ id: string }>(
-        'select d.transaction_id::text as id from once.branch d where d.transaction_id is not null',
-      )
-      const evident = await session.query<{ id: string }>(
-        'select e::text as id from once.find_evidence($1::text::uuid[]) e',
-        [arrayOf(ids)],
-      )`,
-        replace: `      const evident = await session.query<{ id: string }>(
-        'select e::text as id from once.find_evidence($1::text::uuid[]) e',
-        [arrayOf(ids)],
-      )
-      const prepared = await session.query<{ id: string }>(
-        'select d.transaction_id::text as id from once.branch d where d.transaction_id is not null',
-      )`,
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: `    const prepared = new Set(branchesOf(database).map(({ id }) => id))
+    yield pause(transaction)
+    const evident = evidentOf(transaction, ids)
+`,
+        replace: `    const evident = evidentOf(transaction, ids)
+    yield pause(transaction)
+    const prepared = new Set(branchesOf(database).map(({ id }) => id))
+`,
       },
     ],
   },
   {
     name: 'proven unseen',
-    what: 'decisions are marked proven whose evidence is not there yet',
+    what: 'decisions are marked whose evidence is not there yet: whatever is not missing counts as evident',
     edits: [
       {
-        file: 'src/recovery/purging.ts',
-        find: 'const evident = decisions.map(({ id }) => id).filter((id) => !open.has(id))',
-        replace: 'const evident = decisions.map(({ id }) => id).filter((id) => !missing.has(id))',
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: "answers.flatMap(({ asked, ids, evident = [] }) =>\n      (step === 'purge' ? ids : evident).map(",
+        replace:
+          'answers.flatMap(({ asked, ids, missing = [] }) =>\n      ids.filter((id) => !missing.includes(id)).map(',
+      },
+    ],
+  },
+  {
+    name: 'silence is evidence',
+    what: 'decisions are marked although a participant has not answered',
+    edits: [
+      {
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: '(one) => given.has(`${one} ${id}`)',
+        replace: '(one) => given.has(`${one} ${id}`) || !answers.some(({ asked }) => asked === one)',
       },
     ],
   },
@@ -489,10 +501,9 @@ export const mutants: readonly Mutant[] = [
     what: 'the second look marks what is proven, whether its evidence still stands or not',
     edits: [
       {
-        file: 'src/recovery/purging.ts',
-        find: 'const evident = decisions.map(({ id }) => id).filter((id) => !open.has(id))',
-        replace:
-          'const evident = decisions.map(({ id }) => id).filter((id) => mark === second.mark || !open.has(id))',
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: "(step === 'purge' ? ids : evident).map(",
+        replace: "(step === 'purge' || step === 'confirm' ? ids : evident).map(",
       },
     ],
   },
@@ -501,21 +512,81 @@ export const mutants: readonly Mutant[] = [
     what: 'the decision goes although the evidence of some participant could not be deleted',
     edits: [
       {
-        file: 'src/recovery/purging.ts',
-        find: 'if (deleted === undefined) for (const id of ids) kept.add(id)',
-        replace: 'if (deleted === undefined) for (const id of ids) kept.delete(id)',
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: 'databaseIds.every((one) => given.has(`${one} ${id}`))',
+        replace: "databaseIds[step === 'purge' ? 'some' : 'every']((one) => given.has(`${one} ${id}`))",
       },
     ],
   },
   {
-    name: 'gives up at the first error',
-    what: 'recovery leaves what comes after a branch that it cannot finish',
+    name: 'loss without a second look',
+    what: 'what was missing is recorded as lost, whatever the decision says by then',
     edits: [
       {
-        file: 'src/recovery/finishing.ts',
-        find: "if (outcome === 'pending') report.pending += 1",
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: "if (row === undefined || (step === 'prove' ? !isUnproven(row) : row.confirmedAt !== undefined)) continue",
+        replace: 'if (row === undefined) continue',
+      },
+    ],
+  },
+  {
+    name: 'deletion asked for at once',
+    what: 'evidence is deleted of what is proven, before it was looked for once more',
+    edits: [
+      {
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: '.filter(({ confirmedAt }) => confirmedAt !== undefined && confirmedAt <= before)',
+        replace: '.filter(({ provenAt }) => provenAt !== undefined && provenAt <= before)',
+      },
+    ],
+  },
+  {
+    name: 'answers kept',
+    what: 'a courier takes an answer for one to every question that is put later',
+    edits: [
+      {
+        file: 'src/recovery/courier.ts',
+        find: '    if (answer !== undefined) return answer\n',
+        replace: '    if (answer !== undefined) return (kept ??= answer)\n',
+      },
+      {
+        file: 'src/recovery/courier.ts',
+        find: '  const silent = new Set<Database>()\n',
+        replace: '  const silent = new Set<Database>()\n  let kept: string | undefined\n',
+      },
+    ],
+  },
+  {
+    name: 'inside, all in one transaction',
+    what: 'once.recover() commits no mark before what comes of it has been done elsewhere',
+    edits: [
+      {
+        file: 'proof/simulation/inside.ts',
+        find: '    await inTime(here, process, send(here, wire, statementOf(say.end())))\n',
         replace:
-          "if (outcome === 'pending') report.pending += 1\n    if (report.unfinished.length > 0 || report.pending > 0 || outcome === 'aborted') return",
+          "    if (name !== 'apply') await inTime(here, process, send(here, wire, statementOf(say.end())))\n",
+      },
+    ],
+  },
+  {
+    name: 'leaves what is aborted',
+    what: 'a courier runs only what commits',
+    edits: [
+      {
+        file: 'src/recovery/courier.ts',
+        find: 'if (statement !== undefined) statements.push(statement)',
+        replace: "if (statement?.outcome === 'committed') statements.push(statement)",
+      },
+    ],
+  },
+  {
+    name: 'the first page only',
+    what: 'recovery does not ask for the rest of a long list',
+    edits: [
+      {
+        file: 'src/recovery/courier.ts',
+        find: 'next: rows.flatMap(({ next }) => next ?? [])',
+        replace: 'next: rows.flatMap(({ next }) => (next ? [] : []))',
       },
     ],
   },
@@ -553,34 +624,42 @@ export const mutants: readonly Mutant[] = [
   },
 ]
 
-interface Caught {
-  /** Undefined: it survived. */
-  readonly after: number | undefined
-  readonly invariant: string | undefined
-  readonly seed: number | undefined
-  /** Whether the code without it passes the schedule that caught it: else it was a false alarm. */
-  readonly isSound: boolean
-}
+export const mutants: readonly SimulationMutant[] = seeded.map((mutant) => ({
+  edits: [],
+  without: [],
+  ...mutant,
+}))
 
 /** Runs a task with a simulation, and an environment for its processes, in which a mutant lives. */
-export async function withMutant<T>(
-  { edits = [], without = [] }: Mutant,
+export async function withSimulation<T>(
+  { edits, without }: SimulationMutant,
   task: (simulation: string, env: NodeJS.ProcessEnv) => Promise<T>,
 ): Promise<T> {
   const left = without.map(([statement, command]) => `${statement}: ${command}`).join('; ')
   const env = { ...process.env, PGONCE_SIMULATION_WITHOUT: left }
   if (edits.length === 0) return await task(import.meta.dirname, env)
-  return await withEdited(edits, ['src', 'proof', 'scripts', 'test/support', 'package.json'], (copy) =>
-    task(join(copy, 'proof/simulation'), env),
-  )
+  const parts = ['src', 'proof/simulation', 'proof/rig', 'scripts', 'package.json']
+  return await withMutant({ edits }, parts, (copy) => task(join(copy, 'proof/simulation'), env))
 }
 
-/** Runs one mutant until it is caught or the seeds are used up, and then the code without it where it was caught. */
-export async function runMutant(mutant: Mutant, seeds: number): Promise<Caught> {
-  const caught = await withMutant(mutant, (simulation, env) => hunt(simulation, seeds, 1, env))
-  if (caught.seed === undefined) return { ...caught, isSound: true }
-  const { after } = await hunt(import.meta.dirname, 1, caught.seed, process.env)
-  return { ...caught, isSound: after === undefined }
+/** Runs schedules until one is violated or the seeds are used up, and then the code without the bug where it was. */
+export async function search(mutant: SimulationMutant, seeds: number): Promise<Search> {
+  const { after, invariant, seed } = await withSimulation(mutant, (simulation, env) =>
+    hunt(simulation, seeds, 1, env),
+  )
+  if (seed === undefined) return { by: undefined, after: `${seeds} schedules` }
+  const without = await hunt(import.meta.dirname, 1, seed, process.env)
+  return {
+    by: invariant,
+    after: `${after} schedules`,
+    falseAlarm: without.after === undefined ? undefined : `seed ${seed} is violated without it, too`,
+  }
+}
+
+interface Hunted {
+  readonly after?: number
+  readonly invariant?: string
+  readonly seed?: number
 }
 
 async function hunt(
@@ -588,42 +667,8 @@ async function hunt(
   seeds: number,
   from: number,
   env: NodeJS.ProcessEnv,
-): Promise<Omit<Caught, 'isSound'>> {
+): Promise<Hunted> {
   const arguments_ = ['--max-semi-space-size=32', join(simulation, 'hunt.ts'), String(seeds), String(from)]
   const { stdout } = await promisify(execFile)(process.execPath, arguments_, { env })
-  const { after, invariant, seed } = JSON.parse(stdout) as Partial<Caught>
-  return { after, invariant, seed }
-}
-
-/** Runs mutants, one a core; whether all were caught. */
-export async function runMutants(chosen: readonly Mutant[], seeds: number, json: boolean): Promise<boolean> {
-  const results = new Map<Mutant, Caught>()
-  const waiting = chosen.values()
-  await Promise.all(
-    Array.from({ length: availableParallelism() }, async () => {
-      for (const mutant of waiting) {
-        const caught = await runMutant(mutant, seeds)
-        results.set(mutant, caught)
-        process.stderr.write(`${mutant.name}: ${tell(caught, seeds)}\n`)
-      }
-    }),
-  )
-  const rows = chosen.map((mutant) => ({
-    mutant: mutant.name,
-    what: mutant.what,
-    ...(results.get(mutant) as Caught),
-  }))
-  if (json) process.stdout.write(`${JSON.stringify(rows, null, 2)}\n`)
-  else {
-    console.log('| mutant | what it does | caught after | by |\n|---|---|---|---|')
-    for (const { mutant, what, after, invariant } of rows)
-      console.log(`| ${mutant} | ${what} | ${after ?? 'never'} | ${invariant ?? ''} |`)
-  }
-  return rows.every(({ after, isSound }) => after !== undefined && isSound)
-}
-
-function tell({ after, invariant, seed, isSound }: Caught, seeds: number): string {
-  if (after === undefined) return `SURVIVED ${seeds} schedules`
-  const caught = `caught after ${after}, “${invariant}”`
-  return isSound ? caught : `${caught}; but seed ${seed} breaks without it: A FALSE ALARM`
+  return JSON.parse(stdout) as Hunted
 }

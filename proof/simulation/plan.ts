@@ -3,9 +3,9 @@
  * faults strike at which points. A plan is plain data, so that it can be printed, run again, and made smaller.
  * Delays and other small chances are drawn while it runs, from streams of the same seed.
  */
+import { type Random, random } from '../rig/random.ts'
 import type { DriverPlan, ForeignDriver } from './drivers.ts'
 import { type Kind, kinds, points, reachable, sidesOf } from './points.ts'
-import { type Random, random } from './random.ts'
 
 export interface Plan {
   readonly seed: number
@@ -93,6 +93,8 @@ export interface Operation {
 
 export interface RecovererPlan {
   readonly driver: DriverPlan
+  /** `once.recover()` in each database, instead of a process that has connections to all. */
+  readonly inside: boolean
   /** As whom: the role that owns the branches, another that may take it on, or a superuser. */
   readonly login: string
   readonly at: number
@@ -167,9 +169,12 @@ const busy = [
   'prepare',
   'decide',
   'commit',
+  'prepare_shared',
+  'decide_shared',
+  'commit_shared',
   'finish commit',
   'finish rollback',
-  'branch outcome',
+  'answer finish',
 ] as const
 
 /** Every other seed makes for a point that is seldom passed, and strikes there. */
@@ -197,6 +202,7 @@ interface Provocation {
   readonly synchronousCommit?: string
   readonly login?: string
   readonly audits?: boolean
+  readonly keep?: number
   readonly recoverAt?: number
   readonly runs?: number
   readonly transactions?: number
@@ -340,6 +346,24 @@ const ofCommits: readonly Provocation[] = [
     { kinds: ['commit_direct', 'open_direct'] as const, does: [does] as const, transactions: 3 },
     { kinds: ['finish commit', 'prepare_direct'] as const, does: ['insert', does] as const, transactions: 3 },
     { kinds: ['prepare', 'decide'] as const, does: [does, 'insert'] as const, drivers: foreign },
+    {
+      kinds: ['prepare_shared', 'decide_shared', 'finish commit'] as const,
+      does: ['insert', does] as const,
+      drivers: ['pooled'] as const,
+      transactions: 3,
+    },
+    {
+      kinds: ['commit_shared', 'rollback'] as const,
+      does: [does, 'throw'] as const,
+      drivers: ['pooled'] as const,
+      transactions: 3,
+    },
+    {
+      kinds: ['commit_shared'] as const,
+      does: [does] as const,
+      drivers: ['pooled'] as const,
+      transactions: 3,
+    },
   ]),
   // BEGIN fails, and what was sent behind it must not take effect.
   ...(['open_direct: arrive', 'begin: arrive'] as const).flatMap((point) => [
@@ -407,18 +431,18 @@ const ofCommits: readonly Provocation[] = [
 
 const ofRecovery: readonly Provocation[] = [
   {
-    kinds: ['find decisions', 'record loss'],
+    kinds: ['answer prove', 'apply prove'],
     action: 'roll back by hand',
     point: 'decide_direct: arrive',
   },
   {
-    kinds: ['ask about a heuristic', 'judge heuristic'],
+    kinds: ['ask judge', 'answer judge', 'apply judge'],
     action: 'force',
     point: 'decide_direct: arrive',
     audits: true,
   },
   {
-    kinds: ['ask about a heuristic', 'judge heuristic'],
+    kinds: ['ask judge', 'answer judge', 'apply judge'],
     action: 'force',
     point: 'decide_direct: done',
     audits: true,
@@ -431,15 +455,19 @@ const ofRecovery: readonly Provocation[] = [
       { ...killed, kinds: ['tell_role', 'take role', 'set_role', kind] as const, recoverer: driver },
     ]
   }),
-  { kinds: ['list in doubt', 'branch outcome'], action: 'kill', point: 'prepare_direct: answer' },
-  { kinds: ['list in doubt', 'branch outcome'], action: 'kill', also: 'forge', point: 'decide_direct: done' },
-  { kinds: ['list prepared', 'find evidence', 'mark proven', 'unproven', 'stamp recovery', 'identify'] },
-  { kinds: ['list prepared', 'find evidence', 'mark confirmed', 'proven', 'confirmed', 'assert_home'] },
-  { kinds: ['delete evidence', 'purge', 'mark confirmed', 'confirmed'] },
-  { kinds: ['page evidence', 'list heuristics'], audits: true },
+  {
+    kinds: ['ask finish', 'answer finish', 'apply finish'],
+    action: 'kill',
+    point: 'prepare_direct: answer',
+  },
+  { kinds: ['answer finish', 'apply finish'], action: 'kill', also: 'forge', point: 'decide_direct: done' },
+  { kinds: ['ask prove', 'answer prove', 'apply prove', 'identify'] },
+  { kinds: ['ask confirm', 'answer confirm', 'apply confirm'] },
+  { kinds: ['ask purge', 'answer purge', 'apply purge'] },
+  { kinds: ['ask audit', 'answer audit', 'apply audit', 'ask judge'], audits: true, keep: 600_000 },
   // Recovery asks for the decision just when it falls, and what it does comes before what the coordinator does.
   {
-    kinds: ['stamp recovery', 'confirmed', 'delete evidence', 'purge'],
+    kinds: ['ask confirm', 'ask purge', 'answer purge', 'apply purge'],
     action: 'stall',
     point: 'decide_direct: arrive',
     time: [2, 20],
@@ -447,8 +475,8 @@ const ofRecovery: readonly Provocation[] = [
     slow: 'finish commit: send',
   },
   // A standby takes over that lacks what recovery has seen already.
-  ...(['list in doubt: arrive', 'stamp recovery: done', 'unproven: arrive'] as const).map((point) => ({
-    kinds: ['list in doubt', 'stamp recovery', 'mark proven'] as const,
+  ...(['ask finish: arrive', 'ask purge: done', 'ask prove: arrive'] as const).map((point) => ({
+    kinds: ['ask finish', 'ask purge', 'apply prove'] as const,
     action: 'fail over' as const,
     point,
     latest: 8,
@@ -467,7 +495,7 @@ const leading = [
 ]
 
 /** What recovery says comes behind what a coordinator says. */
-const firstOfRecovery = kinds.indexOf('list in doubt')
+const firstOfRecovery = kinds.indexOf('ask finish')
 
 /** The traced steps; those of recovery are taken where a coordinator has died. */
 const steps = points.filter((point) => point.startsWith('step '))
@@ -534,12 +562,13 @@ function provoke(seed: number): Plan {
     })),
     recoverers: Array.from({ length: dice.pick(isCoordinators ? [0, 1] : [1, 1, 1, 2]) }, (_, number) => ({
       driver: recoverer,
+      inside: provocation.recoverer === undefined && dice.chance(0.25),
       login,
       at: (provocation.recoverAt ?? 60) + dice.between(1, 100) + 300 * number,
       every: dice.between(1, 300),
       runs,
       purges: true,
-      keep: isGrave ? 600_000 : 0,
+      keep: provocation.keep ?? (isGrave ? 600_000 : 0),
       audits: provocation.audits ?? false,
     })),
     faults: [
@@ -613,6 +642,7 @@ function drawPlan(seed: number): Plan {
     ),
     recoverers: Array.from({ length: dice.pick([0, 1, 1, 2]) }, () => ({
       driver: dice.chance(0.6) ? ('own' as const) : driverOf(dice),
+      inside: dice.chance(0.25),
       login: dice.pick(['app', 'keeper', 'postgres']),
       at: dice.between(1, 500),
       every: dice.between(1, 3000),

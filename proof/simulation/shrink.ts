@@ -67,6 +67,8 @@ function* simpler(plan: Plan): Generator<Plan> {
   for (const [index, recoverer] of plan.recoverers.entries()) {
     if (recoverer.runs > 1)
       yield { ...plan, recoverers: plan.recoverers.with(index, { ...recoverer, runs: 1 }) }
+    if (recoverer.inside)
+      yield { ...plan, recoverers: plan.recoverers.with(index, { ...recoverer, inside: false }) }
     if (recoverer.audits)
       yield { ...plan, recoverers: plan.recoverers.with(index, { ...recoverer, audits: false }) }
   }

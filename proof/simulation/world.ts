@@ -6,6 +6,7 @@
 import type { Context } from '../../src/commit/coordinator.ts'
 import { type Database, databaseOver } from '../../src/connection/database.ts'
 import type { RunningRecovery } from '../../src/recovery/recovery.ts'
+import { type Random, random } from '../rig/random.ts'
 import { type DriverPlan, openSimulated, type SimulatedPool } from './drivers.ts'
 import type { ClientProcess, Network, Wire } from './network.ts'
 import { createOracle, type Oracle } from './oracle.ts'
@@ -19,7 +20,6 @@ import {
   type Server,
   type SimulatedDatabase,
 } from './postgres/server.ts'
-import { type Random, random } from './random.ts'
 import { type Process, scheduler } from './scheduler.ts'
 
 export interface Running extends ClientProcess {
@@ -28,6 +28,8 @@ export interface Running extends ClientProcess {
   readonly context: Context
   readonly random: Random
   recovery: RunningRecovery | undefined
+  /** It is a backend of this server's, and ends with it. */
+  host: Server | undefined
 }
 
 export interface World extends Network {
@@ -82,7 +84,7 @@ export function createWorld(
   const servers = plan.servers.map((settings, number) =>
     createServer(
       number,
-      settings,
+      { ...settings, page: 2 },
       oracle as Observer,
       random(plan.seed, 2 + number),
       () => clock.now,
@@ -162,6 +164,7 @@ export function addProcess(
     pools,
     random: random(here.plan.seed, 100 + number),
     recovery: undefined,
+    host: undefined,
     context: {
       databases: new Map(),
       background: new Set(),

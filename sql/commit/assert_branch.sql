@@ -29,7 +29,7 @@ $$;
 
 comment on function once.assert_branch(uuid) is
   'True inside the marked transaction; raises ONEND if it is over, ONROL if the role changed.';
-revoke all on function once.assert_branch(uuid) from public;
+call once.allow('app', 'assert_branch');
 
 -- The last word before a COMMIT in one phase, in one text with it. Deferred triggers have run by then (set constraints
 -- all immediate stands before it, outside of a function, since it runs them under the function's search_path), so
@@ -46,4 +46,4 @@ $$;
 
 comment on function once.seal(uuid) is
   'Last statement before COMMIT: as once.assert_branch, and the commit waits for its flush.';
-revoke all on function once.seal(uuid) from public;
+call once.allow('app', 'seal');

@@ -51,4 +51,4 @@ $$;
 
 comment on function once.begin_global(uuid, text[], uuid[], uuid) is
   'Home, before the others prepare: inserts the decision row and returns the home''s xid for the gids (null: nothing written).';
-revoke all on function once.begin_global(uuid, text[], uuid[], uuid) from public;
+call once.allow('app', 'begin_global');

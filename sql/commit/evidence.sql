@@ -9,3 +9,6 @@ create table once.evidence (
 
 comment on table once.evidence is
   'Participant: one row a committed branch, until the home has confirmed the transaction.';
+call once.allow('app', 'evidence', 'select, insert (transaction_id, home, participant)');
+call once.allow('recover', 'evidence', 'select, delete');
+call once.allow('monitor', 'evidence', 'select');

@@ -23,3 +23,7 @@ create index global_transaction_confirmed on once.global_transaction (confirmed_
 
 comment on table once.global_transaction is
   'Home: one row a committed global transaction, until every branch is proven to have committed.';
+call once.allow('app', 'global_transaction', 'select, insert (transaction_id, participants, database_ids)');
+call once.allow('recover', 'global_transaction', 'select, update (proven_at, confirmed_at), delete');
+call once.allow('monitor', 'global_transaction', 'select');
+call once.allow('operator', 'global_transaction', 'update (participants, database_ids)');

@@ -29,4 +29,4 @@ $$;
 
 comment on procedure once.open(uuid, integer, integer) is
   'First statement of a branch: marks the transaction with its global id and sets its lock and idle timeouts (ms).';
-revoke all on procedure once.open(uuid, integer, integer) from public;
+call once.allow('app', 'open');

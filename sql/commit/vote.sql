@@ -38,4 +38,4 @@ $$;
 
 comment on function once.vote(uuid, uuid, text, uuid) is
   'Participant, before PREPARE: false if it wrote nothing; else inserts the evidence of the branch and returns true.';
-revoke all on function once.vote(uuid, uuid, text, uuid) from public;
+call once.allow('app', 'vote');

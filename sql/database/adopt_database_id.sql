@@ -21,4 +21,4 @@ $$;
 
 comment on function once.adopt_database_id(text) is
   'Keeps the database id in a database that has replaced its original for good (dump and restore, pg_upgrade).';
-revoke all on function once.adopt_database_id(text) from public;
+call once.allow('owner', 'adopt_database_id');

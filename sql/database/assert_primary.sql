@@ -14,4 +14,4 @@ end
 $$;
 
 comment on function once.assert_primary() is 'Internal: raises ONSTB on a standby.';
-revoke all on function once.assert_primary() from public;
+call once.allow('app, recover, monitor', 'assert_primary');

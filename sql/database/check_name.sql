@@ -18,4 +18,4 @@ $$;
 
 comment on function once.check_name(text, text) is
   'Internal: raises ONARG unless a name has 1 to 200 characters.';
-revoke all on function once.check_name(text, text) from public;
+call once.allow('app, recover', 'check_name');

@@ -19,3 +19,5 @@ select c.system_identifier, d.oid
 
 comment on table once.database is
   'One row: the id of this database in gids, and the fingerprint that tells an original from a copy.';
+call once.allow('app, monitor', 'database', 'select');
+call once.allow('recover', 'database', 'select, update (purged_xid)');

@@ -31,4 +31,4 @@ $$;
 
 comment on function once.database_id() is
   'The id of this database as it stands in gids; raises ONCPY in a copied database.';
-revoke all on function once.database_id() from public;
+call once.allow('app, recover, monitor', 'database_id');

@@ -37,4 +37,6 @@ $$;
 
 comment on function once.record_intervention(text, jsonb, text) is
   'Internal: writes a row to once.intervention.';
-revoke all on function once.record_intervention(text, jsonb, text) from public;
+call once.allow('operator', 'record_intervention');
+call once.allow('recover, monitor', 'intervention', 'select');
+call once.allow('operator', 'intervention', 'insert (action, subject, reason)');

@@ -37,4 +37,4 @@ $$;
 
 comment on function once.renew_database_id(text) is
   'Gives a copied database an id of its own and drops the original''s decisions and evidence from it.';
-revoke all on function once.renew_database_id(text) from public;
+call once.allow('owner', 'renew_database_id');

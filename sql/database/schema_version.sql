@@ -7,4 +7,4 @@ as $$ select 1 $$;
 
 comment on function once.schema_version() is
   'The number of the newest pgonce migration installed in this database.';
-revoke all on function once.schema_version() from public;
+call once.allow('app, recover, monitor', 'schema_version');

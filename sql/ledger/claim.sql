@@ -22,4 +22,4 @@ $$;
 
 comment on function once.claim(text, bigint, integer, boolean) is
   'Claims one message by producer and sequence: select once.claim(''shop-7'', 41) answers claimed or duplicate.';
-revoke all on function once.claim(text, bigint, integer, boolean) from public;
+call once.allow('app', 'claim');

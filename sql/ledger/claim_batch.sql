@@ -129,4 +129,4 @@ $$;
 
 comment on function once.claim_batch(text, bigint[], integer, boolean) is
   'Claims sequences of a producer and returns the new ones, once each: select * from once.claim_batch(''shop-7'', array[41, 42]).';
-revoke all on function once.claim_batch(text, bigint[], integer, boolean) from public;
+call once.allow('app', 'claim_batch');

@@ -44,4 +44,4 @@ $$;
 
 comment on function once.claim_key(text, text, timestamptz, bytea) is
   'Claims one message by scope and key: select * from once.claim_key(''stripe'', ''evt_1'') answers claimed, duplicate or expired.';
-revoke all on function once.claim_key(text, text, timestamptz, bytea) from public;
+call once.allow('app', 'claim_key');

@@ -158,4 +158,4 @@ $$;
 
 comment on function once.claim_key_batch(text, text[], timestamptz[], bytea[]) is
   'Claims messages by key, one answer a key (claimed, duplicate, expired): select * from once.claim_key_batch(''stripe'', array[''evt_1'']).';
-revoke all on function once.claim_key_batch(text, text[], timestamptz[], bytea[]) from public;
+call once.allow('app', 'claim_key_batch');

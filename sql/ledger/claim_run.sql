@@ -25,4 +25,4 @@ $$;
 
 comment on function once.claim_run(text, bigint, bigint, integer) is
   'Claims the sequences first to last if they follow the producer''s watermark: true if all are claimed, false if none is.';
-revoke all on function once.claim_run(text, bigint, bigint, integer) from public;
+call once.allow('app', 'claim_run');

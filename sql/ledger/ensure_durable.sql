@@ -14,4 +14,4 @@ $$;
 
 comment on function once.ensure_durable() is
   'Internal: turns synchronous_commit on for the current transaction if it is off.';
-revoke all on function once.ensure_durable() from public;
+call once.allow('app, operator', 'ensure_durable');

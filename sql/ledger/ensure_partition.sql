@@ -48,4 +48,4 @@ $$;
 
 comment on function once.ensure_partition(date) is
   'Creates the key ledger''s partition of a day if it is missing; false if that day was dropped already.';
-revoke all on function once.ensure_partition(date) from public;
+call once.allow('app', 'ensure_partition');

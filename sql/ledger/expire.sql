@@ -141,4 +141,4 @@ $$;
 
 comment on function once.expire(integer) is
   'One step of retention (horizons, partitions, timeless keys): select * from once.expire(); again while a row says more.';
-revoke all on function once.expire(integer) from public;
+call once.allow('recover', 'expire');

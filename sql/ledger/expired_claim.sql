@@ -36,3 +36,5 @@ select s.scope,
 
 comment on view once.expired_claims is
   'Scopes of the key ledger whose claims were answered expired within a day: how many, when, the oldest message''s day, and the horizon.';
+call once.allow('app', 'expired_claim', 'insert (scope_id, claims, oldest_day)');
+call once.allow('recover, monitor', 'expired_claims', 'select');

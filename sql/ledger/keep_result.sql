@@ -31,4 +31,4 @@ $$;
 
 comment on function once.keep_result(text, text, jsonb, timestamptz) is
   'Keeps the result of a claimed key for its duplicates; call it in the claiming transaction.';
-revoke all on function once.keep_result(text, text, jsonb, timestamptz) from public;
+call once.allow('app', 'keep_result');

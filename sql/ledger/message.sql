@@ -51,3 +51,6 @@ insert into once.message_floor (day) values ('-infinity');
 
 comment on table once.message_floor is
   'One row: the first day whose partition was not dropped; older messages are answered expired.';
+call once.allow('app', 'message', 'select, insert, update (result)');
+call once.allow('app', 'message_timeless', 'select, insert, update (result)');
+call once.allow('app, monitor', 'message_floor', 'select');

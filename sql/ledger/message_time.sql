@@ -29,4 +29,4 @@ $$;
 
 comment on function once.message_time(text) is
   'The time in a UUIDv7 or ULID (2010 to 2100), else null.';
-revoke all on function once.message_time(text) from public;
+call once.allow('app', 'message_time');

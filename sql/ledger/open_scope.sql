@@ -17,4 +17,4 @@ end
 $$;
 
 comment on function once.open_scope(text) is 'Internal: the row of a scope, created at first use.';
-revoke all on function once.open_scope(text) from public;
+call once.allow('app', 'open_scope');

@@ -23,3 +23,5 @@ select p.producer, p.epoch, p.watermark,
 
 comment on view once.producers is
   'Per producer: epoch, watermark, how many gaps are open, the highest sequence claimed, the limit of gaps.';
+call once.allow('app', 'producer', 'select, insert (producer, epoch), update (epoch, watermark, ahead)');
+call once.allow('app, monitor', 'producers', 'select');

@@ -9,3 +9,5 @@ create table once.scope (
 
 comment on table once.scope is
   'Scopes of the key ledger: retention (null: keep for ever) and horizon (older keys are answered expired).';
+call once.allow('app', 'scope', 'select, insert (scope)');
+call once.allow('recover, monitor', 'scope', 'select');

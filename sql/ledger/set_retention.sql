@@ -19,4 +19,4 @@ $$;
 
 comment on function once.set_retention(text, interval) is
   'Sets how long a scope of the key ledger remembers its keys (null: for ever); applied by once.expire().';
-revoke all on function once.set_retention(text, interval) from public;
+call once.allow('owner', 'set_retention');

@@ -43,4 +43,4 @@ $$;
 
 comment on function once.set_watermark(text, bigint, text) is
   'Operator: counts all sequences of a producer up to this one as processed, and records who and why.';
-revoke all on function once.set_watermark(text, bigint, text) from public;
+call once.allow('owner', 'set_watermark');

@@ -14,9 +14,7 @@ declare
   v_self uuid := once.database_id();
   v_patience constant interval := '1 minute';  -- younger than this, recovery is probably at it
   v_other record;
-  v_connection text;
-  v_prepared uuid[];
-  v_known uuid[];
+  v_answer record;
   v_page constant integer := 100000;
 begin
   perform once.assert_home(v_self);
@@ -31,16 +29,7 @@ begin
    order by l.found_at;
 
   -- A forced branch whose home answers again.
-  if exists (select from once.heuristic f where f.judged_at is null) then
-    for v_other in
-      select distinct f.transaction_id as id, a.outcome
-        from once.heuristic f
-        join once.ask_homes((select array_agg(u.gid) from once.heuristic u where u.judged_at is null)) a on a.gid = f.gid
-       where a.outcome in ('committed', 'aborted')
-    loop
-      perform once.judge_heuristic(v_other.id, v_other.outcome);
-    end loop;
-  end if;
+  perform once.consult('judge');
   return query
   select o.outcome, o.transaction_id, o.participant, o.home, o.forced_at,
          case o.outcome
@@ -70,20 +59,14 @@ begin
      group by e.home
   loop
     begin
-      if v_other.home = v_self then
-        select coalesce(array_agg(d.transaction_id), '{}') into v_known from once.find_decisions(v_other.ids) d;
-      else
-        v_connection := once.connect(v_other.home);
-        select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_known
-          from once.remote(v_connection, format('select array[d.transaction_id::text] from once.find_decisions(%L::uuid[]) d', v_other.ids)) r (v);
-        perform once.disconnect(v_connection);
-      end if;
+      select a.* into v_answer from once.read_messages(once.carry(jsonb_build_object(
+        'step', 'audit', 'asking', v_self, 'asked', v_other.home, 'ids', v_other.ids)::text)) a;
       return query
       select 'evidence without home row', e.transaction_id, e.participant, e.home, e.recorded_at,
              'this branch committed, its home has no decision: the home lost it (a failover, a restored backup)',
              'pgonce recover (or once.recover()) records it; then compare the data of both and repair by hand'
         from once.evidence e
-       where e.transaction_id = any (v_other.ids) and e.transaction_id <> all (v_known);
+       where e.transaction_id = any (v_answer.missing);
     exception when others then
       return query
       select 'not compared', null::uuid, null::text, v_other.home, v_other.since,
@@ -105,23 +88,19 @@ begin
      group by p.database_id
   loop
     begin
-      v_connection := once.connect(v_other.database_id);
-      select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_prepared
-        from once.remote(v_connection, 'select array[b.transaction_id::text] from once.branch b where b.transaction_id is not null') r (v);
-      select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_known
-        from once.remote(v_connection, format('select array[e::text] from once.find_evidence(%L::uuid[]) e', v_other.ids)) r (v);
-      perform once.disconnect(v_connection);
+      select a.* into v_answer from once.read_messages(once.carry(jsonb_build_object(
+        'step', 'prove', 'asking', v_self, 'asked', v_other.database_id, 'ids', v_other.ids)::text)) a;
       return query
-      select case when i.id = any (v_prepared) then 'decided, not finished' else 'home row without evidence' end,
-             i.id, i.name, v_self, i.decided_at,
-             case when i.id = any (v_prepared) then 'decided to commit here, and still prepared at the participant'
-                  else 'committed here, and the participant has neither the prepared branch nor evidence: it lost it '
-                       '(a failover, a restored backup, a manual ROLLBACK PREPARED)' end,
-             case when i.id = any (v_prepared) then 'run recovery there: select once.recover() or select once.resolve() \gexec'
-                  else 'pgonce recover (or once.recover()) records it; then compare the data of both and repair by hand' end
-        from unnest(v_other.ids, v_other.names, v_other.decided) i (id, name, decided_at)
+      select case when i.lost then 'home row without evidence' else 'decided, not finished' end, i.id, i.name, v_self, i.decided_at,
+             case when i.lost then 'committed here, and the participant has neither the prepared branch nor evidence: it lost it '
+                                   '(a failover, a restored backup, a manual ROLLBACK PREPARED)'
+                  else 'decided to commit here, and still prepared at the participant' end,
+             case when i.lost then 'pgonce recover (or once.recover()) records it; then compare the data of both and repair by hand'
+                  else 'run recovery there: select once.recover() or select once.resolve() \gexec' end
+        from (select o.*, o.id = any (v_answer.missing) as lost
+                from unnest(v_other.ids, v_other.names, v_other.decided) o (id, name, decided_at)) i
         join once.global_transaction g on g.transaction_id = i.id and g.confirmed_at is null
-       where i.id <> all (v_known)
+       where i.id <> all (v_answer.evident)
          and not exists (select from once.loss l where l.transaction_id = i.id and l.participant = i.name and l.kind = 'lost branch');
     exception when others then
       return query
@@ -139,21 +118,15 @@ begin
      group by b.home
   loop
     begin
-      if v_other.home = v_self then
-        select array_agg(i) into v_known from once.find_acknowledged(v_other.ids) i;
-      else
-        v_connection := once.connect(v_other.home);
-        select array_agg((r.v)[1]::uuid) into v_known
-          from once.remote(v_connection, format('select array[i::text] from once.find_acknowledged(%L::uuid[]) i', v_other.ids)) r (v);
-        perform once.disconnect(v_connection);
-      end if;
+      select a.* into v_answer from once.read_messages(once.carry(jsonb_build_object(
+        'step', 'acknowledge', 'asking', v_self, 'asked', v_other.home, 'ids', v_other.ids)::text)) a;
       return query
       select 'branch of an acknowledged transaction', b.transaction_id, b.participant, b.home, b.prepared_at,
              'prepared here, while its transaction was acknowledged as lost at its home: it came back from a '
              'backup or a standby. Recovery would roll it back',
              'read once.intervention at the home: what was repaired there by hand must not be done twice; then finish it by hand'
         from once.branch b
-       where b.ours and b.transaction_id = any (v_known);
+       where b.ours and b.transaction_id = any (v_answer.ids);
     exception when others then
       return query
       select 'not compared', null::uuid, null::text, v_other.home, null::timestamptz,
@@ -174,4 +147,4 @@ $$;
 
 comment on function once.audit() is
   'What does not add up: losses, forced branches, evidence without decision, decisions without evidence; each with its meaning and what to do.';
-revoke all on function once.audit() from public;
+call once.allow('recover', 'audit');

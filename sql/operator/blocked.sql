@@ -34,3 +34,4 @@ select b.pid,
 
 comment on view once.blocked is
   'Session by session: who waits for which prepared transaction, for how long, for which relation, behind whom, and its query.';
+call once.allow('recover, monitor', 'blocked', 'select');

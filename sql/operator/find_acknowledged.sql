@@ -15,4 +15,4 @@ $$;
 
 comment on function once.find_acknowledged(uuid[]) is
   'Home: those of the given transactions that somebody has acknowledged (once.acknowledge).';
-revoke all on function once.find_acknowledged(uuid[]) from public;
+call once.allow('recover', 'find_acknowledged');

@@ -116,3 +116,4 @@ select f.name,
 
 comment on view once.health is
   'One row a check: name, ok, warn or critical, the value (null: nothing to look at), the thresholds, and what to type.';
+call once.allow('recover, monitor', 'health', 'select');

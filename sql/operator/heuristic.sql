@@ -22,3 +22,8 @@ create table once.heuristic (
 
 comment on table once.heuristic is
   'Participant: branches finished by hand without a decision (once.force): which way, who, when, why, and what the home said later.';
+call once.allow('recover', 'heuristic', 'select, update (decided, done, judged_at)');
+call once.allow('monitor', 'heuristic', 'select');
+call once.allow('operator', 'heuristic',
+  'insert (gid, transaction_id, home, home_xid, participant, owner, outcome, reason),
+   update (outcome, reason, acknowledged_at)');

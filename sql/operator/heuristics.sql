@@ -11,3 +11,4 @@ select f.gid, f.transaction_id, f.participant, f.home,
 
 comment on view once.heuristics is
   'Forced branches: heuristic commit or rollback (as the home decided), mixed (the reverse), or hazard (the home has not been asked again).';
+call once.allow('recover, monitor', 'heuristics', 'select');

@@ -13,3 +13,4 @@ comment on column once.in_doubt.xid_age is 'How many transactions ago it began: 
 comment on column once.in_doubt.locks is 'Relations that it locks, each with the mode; its row locks show only in who waits.';
 comment on column once.in_doubt.blocks is 'How many sessions wait for it, directly or behind others that do.';
 comment on column once.in_doubt.outcome is 'committed, aborted, pending; or where to ask.';
+call once.allow('app, recover, monitor', 'in_doubt', 'select');

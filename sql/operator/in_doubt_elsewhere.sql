@@ -19,3 +19,4 @@ select p.database,
 
 comment on view once.in_doubt_elsewhere is
   'Prepared transactions of the cluster''s other databases, which hold vacuum back here too; finish them from their own database.';
+call once.allow('recover, monitor', 'in_doubt_elsewhere', 'select');

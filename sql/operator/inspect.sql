@@ -158,4 +158,4 @@ end
 $$;
 
 comment on function once.inspect() is 'Internal: the rows of the view once.in_doubt.';
-revoke all on function once.inspect() from public;
+call once.allow('app, recover, monitor', 'inspect');

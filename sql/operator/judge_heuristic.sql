@@ -31,4 +31,4 @@ $$;
 
 comment on function once.judge_heuristic(uuid, text) is
   'Recoverer: notes what the home of a forced branch decided, once it can be asked again.';
-revoke all on function once.judge_heuristic(uuid, text) from public;
+call once.allow('recover', 'judge_heuristic');

@@ -44,4 +44,4 @@ $$;
 
 comment on function once.known_outcomes(uuid[], uuid[], text[]) is
   'Internal: committed, aborted or pending for transactions whose home is this database; else why it is unknown here.';
-revoke all on function once.known_outcomes(uuid[], uuid[], text[]) from public;
+call once.allow('app, recover, monitor', 'known_outcomes');

@@ -33,4 +33,4 @@ $$;
 
 comment on function once.advance(text, text, integer, integer, bigint, bigint) is
   'Moves a position from expected to next (the next message to read) if the epoch is current; else ONFEN, ONCAS or ONTKN.';
-revoke all on function once.advance(text, text, integer, integer, bigint, bigint) from public;
+call once.allow('app', 'advance');

@@ -30,4 +30,4 @@ $$;
 
 comment on function once.advance_token(text, text, integer, integer, text, text) is
   'Moves an opaque position from expected to next if the epoch is current; else ONFEN, ONCAS or ONTKN.';
-revoke all on function once.advance_token(text, text, integer, integer, text, text) from public;
+call once.allow('app', 'advance_token');

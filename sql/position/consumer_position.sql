@@ -41,3 +41,12 @@ select o.consumer_group, o.topic, o.partition, o."position", o.token, e.end_posi
 
 comment on view once.lag is
   'Per group and partition: position, reported end, lag in messages, owner, epoch, time since the position moved.';
+call once.allow('app', 'consumer_position',
+  'select, insert (consumer_group, topic, partition, epoch, owner, taken_at),
+   update ("position", token, epoch, owner, taken_at, updated_at)');
+call once.allow('monitor', 'consumer_position', 'select');
+call once.allow('app', 'topic_end',
+  'select, insert (topic, partition, end_position),
+   update (end_position, updated_at)');
+call once.allow('monitor', 'topic_end', 'select');
+call once.allow('app, monitor', 'lag', 'select');

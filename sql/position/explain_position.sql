@@ -38,4 +38,4 @@ $$;
 
 comment on function once.explain_position(text, text, integer, integer, text, text) is
   'Internal: raises ONTKN, ONFEN or ONCAS for a position that could not be moved.';
-revoke all on function once.explain_position(text, text, integer, integer, text, text) from public;
+call once.allow('app', 'explain_position');

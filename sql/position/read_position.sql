@@ -13,4 +13,4 @@ $$;
 
 comment on function once.read_position(text, text, integer) is
   'The position, epoch and owner of a partition; no row if it was never taken.';
-revoke all on function once.read_position(text, text, integer) from public;
+call once.allow('app, monitor', 'read_position');

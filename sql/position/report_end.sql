@@ -22,4 +22,4 @@ $$;
 
 comment on function once.report_end(text, integer, bigint) is
   'Reports the end of a partition (the position after its last message) for the view once.lag.';
-revoke all on function once.report_end(text, integer, bigint) from public;
+call once.allow('app', 'report_end');

@@ -43,4 +43,4 @@ $$;
 
 comment on function once.reset_position(text, text, integer, bigint, text, text) is
   'Operator: sets a position by hand, fences the running consumer, records who and why; returns the new epoch.';
-revoke all on function once.reset_position(text, text, integer, bigint, text, text) from public;
+call once.allow('owner', 'reset_position');

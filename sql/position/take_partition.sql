@@ -35,4 +35,4 @@ $$;
 
 comment on function once.take_partition(text, text, integer, text) is
   'Takes a partition: fences the previous owner and returns the new epoch and the position to go on from (null: from the start).';
-revoke all on function once.take_partition(text, text, integer, text) from public;
+call once.allow('app', 'take_partition');

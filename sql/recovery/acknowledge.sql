@@ -51,4 +51,4 @@ $$;
 
 comment on function once.acknowledge(uuid, text) is
   'Operator: acknowledges a recorded loss or a heuristic outcome, removes what is left of it here, records who and why.';
-revoke all on function once.acknowledge(uuid, text) from public;
+call once.allow('operator', 'acknowledge');

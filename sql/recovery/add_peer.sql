@@ -21,7 +21,7 @@ begin
   begin
     execute format('select %s.dblink_connect($1, $2)', v_dblink) using v_name, add_peer.server;
     perform once.prepare_connection(v_name);
-    select (r.v)[1] into v_id from once.remote(v_name, 'select array[once.database_id()::text]') r (v);
+    select r into v_id from once.remote(v_name, 'select once.database_id()::text') r;
     perform once.disconnect(v_name);
   exception when others then
     get stacked diagnostics v_message = message_text, v_detail = pg_exception_detail;
@@ -43,4 +43,4 @@ $$;
 
 comment on function once.add_peer(text) is
   'Names the foreign server that leads to another database with schema once; returns its database id: select once.add_peer(''billing'').';
-revoke all on function once.add_peer(text) from public;
+call once.allow('operator', 'add_peer');

@@ -21,4 +21,4 @@ $$;
 
 comment on function once.assert_home(uuid) is
   'Internal: raises ONSTB on a standby, ONISO under a frozen snapshot, ONIDN in another database.';
-revoke all on function once.assert_home(uuid) from public;
+call once.allow('app, recover, monitor', 'assert_home');

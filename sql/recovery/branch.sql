@@ -29,3 +29,4 @@ select p.gid,
 
 comment on view once.branch is
   'Prepared transactions of this database with pgonce''s prefix: gid taken apart, owner, age, whether it is ours and whether you may finish it.';
+call once.allow('app, recover, monitor', 'branch', 'select');

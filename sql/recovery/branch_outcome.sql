@@ -13,4 +13,4 @@ $$;
 
 comment on function once.branch_outcome(uuid, uuid, xid8) is
   'Home: committed, aborted or pending, for a branch in doubt (arguments from its gid). Conclusive at any moment.';
-revoke all on function once.branch_outcome(uuid, uuid, xid8) from public;
+call once.allow('app, recover, monitor', 'branch_outcome');

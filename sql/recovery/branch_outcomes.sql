@@ -81,4 +81,4 @@ $$;
 
 comment on function once.branch_outcomes(uuid, uuid[], xid8[]) is
   'Home: once.branch_outcome for many branches at once.';
-revoke all on function once.branch_outcomes(uuid, uuid[], xid8[]) from public;
+call once.allow('app, recover, monitor', 'branch_outcomes');

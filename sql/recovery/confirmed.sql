@@ -29,4 +29,4 @@ $$;
 
 comment on function once.confirmed(integer, interval, timestamptz, uuid) is
   'Home: decisions that were confirmed longer ago than keep (5 minutes), whose evidence may be deleted, oldest first, after the given one.';
-revoke all on function once.confirmed(integer, interval, timestamptz, uuid) from public;
+call once.allow('recover', 'confirmed');

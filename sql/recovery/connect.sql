@@ -34,7 +34,7 @@ begin
       end if;
       execute format('select %s.dblink_connect($1, $2)', v_dblink) using v_name, v_server;
       perform once.prepare_connection(v_name);
-      select (r.v)[1] into v_found from once.remote(v_name, 'select array[once.database_id()::text]') r (v);
+      select r into v_found from once.remote(v_name, 'select once.database_id()::text') r;
     exception when others then
       get stacked diagnostics v_message = message_text, v_detail = pg_exception_detail;
       perform once.disconnect(v_name);
@@ -73,8 +73,7 @@ begin
         perform once.prepare_connection(v_name);
         if exists (
           select from once.remote(v_name, format($q$
-            select array[]::text[]
-              from pg_catalog.pg_namespace n
+            select '' from pg_catalog.pg_namespace n
              where n.nspname = 'once' and pg_catalog.pg_get_userbyid(n.nspowner) = %1$L
                and exists (select from pg_catalog.pg_class c where c.relnamespace = n.oid and c.relname = 'database' and c.relkind = 'r')
                and not exists (select from pg_catalog.pg_class c
@@ -82,7 +81,7 @@ begin
                and not exists (select from pg_catalog.pg_proc f
                                 where f.pronamespace = n.oid and pg_catalog.pg_get_userbyid(f.proowner) <> %1$L)
             $q$, v_owner))) then
-          select (r.v)[1] into v_found from once.remote(v_name, 'select array[i.id::text] from once.database i') r (v);
+          select r into v_found from once.remote(v_name, 'select i.id::text from once.database i') r;
         end if;
       exception when others then
         if v_database = current_database() then
@@ -103,7 +102,7 @@ begin
         using errcode = 'ONPER', detail = 'It is no peer, and no other database of this cluster that could be looked into.',
               hint = 'Name a foreign server (wrapper dblink_fdw) that leads to it: select once.add_peer(''server'').';
     end if;
-    select (r.v)[1] into v_found from once.remote(v_name, 'select array[once.database_id()::text]') r (v);
+    select r into v_found from once.remote(v_name, 'select once.database_id()::text') r;
   end if;
   if v_found is distinct from connect.database_id then
     perform once.disconnect(v_name);
@@ -116,4 +115,4 @@ end
 $$;
 
 comment on function once.connect(uuid) is 'Internal: opens a dblink connection to the database with this id; returns its name.';
-revoke all on function once.connect(uuid) from public;
+call once.allow('recover', 'connect');

@@ -21,4 +21,4 @@ end
 $$;
 
 comment on function once.dblink_schema() is 'Internal: the schema of the extension dblink; raises ONEXT if it is not installed.';
-revoke all on function once.dblink_schema() from public;
+call once.allow('recover', 'dblink_schema');

@@ -45,7 +45,7 @@ $$;
 
 comment on function once.decode_gids(text[]) is
   'Takes gids apart, a row each in no order: manager, global id, participant, and for ours the home; see once.decode_gid.';
-revoke all on function once.decode_gids(text[]) from public;
+call once.allow('app, recover, monitor', 'decode_gids');
 
 create function once.decode_gid(
   gid text,
@@ -69,7 +69,7 @@ $$;
 
 comment on function once.decode_gid(text) is
   'Takes a gid apart: manager (pgonce, pgjdbc or psycopg, flink, citus, … or unknown), global id, participant, and for ours the home.';
-revoke all on function once.decode_gid(text) from public;
+call once.allow('app, recover, monitor', 'decode_gid');
 
 -- Internal: the formats of others. Sources:
 --   XA       <format id>_<gtrid>_<bqual>, base64: RecoveredXid of pgjdbc, Xid of psycopg; who manages the
@@ -148,4 +148,4 @@ $$;
 
 comment on function once.decode_foreign_gid(text) is
   'Internal: takes the gid of another manager apart; see once.decode_gid.';
-revoke all on function once.decode_foreign_gid(text) from public;
+call once.allow('app, recover, monitor', 'decode_foreign_gid');

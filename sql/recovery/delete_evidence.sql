@@ -27,4 +27,4 @@ $$;
 
 comment on function once.delete_evidence(uuid, uuid[]) is
   'Participant: deletes evidence of transactions that their home has confirmed.';
-revoke all on function once.delete_evidence(uuid, uuid[]) from public;
+call once.allow('recover', 'delete_evidence');

@@ -15,4 +15,4 @@ end
 $$;
 
 comment on function once.disconnect(text) is 'Internal: closes a dblink connection if it is open.';
-revoke all on function once.disconnect(text) from public;
+call once.allow('recover', 'disconnect');

@@ -23,4 +23,4 @@ $$;
 
 comment on function once.evidence_page(integer, uuid) is
   'Participant: a page of the evidence in this database, by transaction id.';
-revoke all on function once.evidence_page(integer, uuid) from public;
+call once.allow('recover', 'evidence_page');

@@ -12,4 +12,4 @@ $$;
 
 comment on function once.find_evidence(uuid[]) is
   'Participant: those of the given transactions whose branch committed in this database.';
-revoke all on function once.find_evidence(uuid[]) from public;
+call once.allow('app, recover', 'find_evidence');

@@ -19,4 +19,4 @@ $$;
 
 comment on function once.gid_outcome(text) is
   'Home: committed, aborted or pending for a gid: select once.gid_outcome(''once:1:…''). Elsewhere: see once.ask_home.';
-revoke all on function once.gid_outcome(text) from public;
+call once.allow('recover, monitor', 'gid_outcome');

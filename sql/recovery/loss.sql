@@ -13,3 +13,6 @@ create table once.loss (
 
 comment on table once.loss is
   'Losses found by the audit. lost branch: the home committed, the participant did not. lost decision: the reverse.';
+call once.allow('recover', 'loss', 'select, insert');
+call once.allow('monitor', 'loss', 'select');
+call once.allow('operator', 'loss', 'update (acknowledged_at)');

@@ -20,4 +20,4 @@ $$;
 
 comment on function once.mark_proven(uuid[]) is
   'Home: marks decisions whose evidence was seen at every participant; returns how many were new.';
-revoke all on function once.mark_proven(uuid[]) from public;
+call once.allow('recover', 'mark_proven');

@@ -10,7 +10,7 @@ as $$
 $$;
 
 comment on function once.may_vote(name) is 'Internal: whether a role may vote, without which no prepared transaction of it is ours.';
-revoke all on function once.may_vote(name) from public;
+call once.allow('app, recover, monitor', 'may_vote');
 
 -- Internal: whether the current user can finish what a role has prepared: only the owner or a superuser may; a
 -- member must SET ROLE, since 16 a privilege of its own.
@@ -24,4 +24,4 @@ as $$
 $$;
 
 comment on function once.may_finish(name) is 'Internal: whether the current user may finish what this role has prepared.';
-revoke all on function once.may_finish(name) from public;
+call once.allow('app, recover, monitor', 'may_finish');

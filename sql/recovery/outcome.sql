@@ -19,4 +19,4 @@ $$;
 
 comment on function once.outcome(uuid, uuid, xid8) is
   'Home: committed, aborted, pending or purged (cleaned up too long ago to tell) for an application''s question.';
-revoke all on function once.outcome(uuid, uuid, xid8) from public;
+call once.allow('app, recover', 'outcome');

@@ -9,3 +9,7 @@ create table once.peer (
 
 comment on table once.peer is
   'The foreign server by which dblink reaches the database with this id; see once.add_peer.';
+call once.allow('recover, monitor', 'peer', 'select');
+call once.allow('operator', 'peer',
+  'insert (database_id, server),
+   update (server, added_at, added_by), delete');

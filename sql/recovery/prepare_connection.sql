@@ -19,4 +19,4 @@ end
 $$;
 
 comment on function once.prepare_connection(text) is 'Internal: session settings of a dblink connection.';
-revoke all on function once.prepare_connection(text) from public;
+call once.allow('recover', 'prepare_connection');

@@ -30,4 +30,4 @@ $$;
 
 comment on function once.proven(integer, interval, timestamptz, uuid) is
   'Home: decisions that were proven longer ago than keep (5 minutes), whose evidence is to be confirmed, oldest first, after the given one.';
-revoke all on function once.proven(integer, interval, timestamptz, uuid) from public;
+call once.allow('recover', 'proven');

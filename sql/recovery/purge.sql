@@ -27,4 +27,4 @@ $$;
 
 comment on function once.purge(uuid[]) is
   'Home: deletes confirmed decisions, whose evidence is gone; returns how many.';
-revoke all on function once.purge(uuid[]) from public;
+call once.allow('recover', 'purge');

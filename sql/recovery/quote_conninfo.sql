@@ -8,4 +8,4 @@ as $$
 $$;
 
 comment on function once.quote_conninfo(text) is 'Internal: quotes a value for a libpq connection string.';
-revoke all on function once.quote_conninfo(text) from public;
+call once.allow('recover', 'quote_conninfo');

@@ -29,4 +29,4 @@ $$;
 
 comment on function once.record_loss(uuid, text, uuid, text) is
   'Records that a decision (lost decision) or a branch (lost branch) was lost; true if it was not known yet.';
-revoke all on function once.record_loss(uuid, text, uuid, text) from public;
+call once.allow('recover', 'record_loss');

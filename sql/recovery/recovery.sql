@@ -12,3 +12,5 @@ insert into once.recovery default values;
 
 comment on table once.recovery is
   'One row: when a recoverer last looked after this database, and who it was.';
+call once.allow('recover', 'recovery', 'select, update (recovered_at, recovered_by, audited_at)');
+call once.allow('monitor', 'recovery', 'select');

@@ -22,4 +22,4 @@ end
 $$;
 
 comment on function once.remote_exec(text, text) is 'Internal: a statement over a dblink connection; returns its command tag.';
-revoke all on function once.remote_exec(text, text) from public;
+call once.allow('recover', 'remote_exec');

@@ -24,4 +24,4 @@ $$;
 
 comment on function once.stamp_recovery(text, boolean) is
   'Recoverer: notes in once.recovery that it looked after this database; writes every 5 seconds at most.';
-revoke all on function once.stamp_recovery(text, boolean) from public;
+call once.allow('recover', 'stamp_recovery');

@@ -24,4 +24,4 @@ $$;
 
 comment on function once.unproven(integer, timestamptz, uuid) is
   'Home: decisions whose branches are not all proven, oldest first, after the given one.';
-revoke all on function once.unproven(integer, timestamptz, uuid) from public;
+call once.allow('recover, monitor', 'unproven');

@@ -206,24 +206,26 @@ export async function checkDatabaseId(session: Link, add: Add): Promise<string |
 }
 
 /**
- * Whether the role has what one of the grants gives. The list comes from the granting function itself, so it
- * is that of the installed version: a role that was granted before an update lacks what came with it.
+ * Whether the role may execute what one of the grants gives, as the installed version has it: a role that was granted
+ * before an update lacks what came with it.
+ *
+ * @see sql/role/privilege.sql
  */
 export async function checkPrivileges(session: Link, { login, superuser }: Server, add: Add): Promise<void> {
   const check = 'privileges'
   if (superuser) return add({ check, status: 'ok', found: `role ${login} is a superuser and may do all` })
-  const { rows } = await session.query<{ grant: string; missing: string[]; total: number }>(`
-    select substr(p.proname, 7) as "grant", count(*)::int4 as total,
-           coalesce(array_agg(m[1] order by m[1]) filter (where not has_function_privilege(m[1], 'execute')), '{}') as missing
-      from pg_catalog.pg_proc p
-      join pg_catalog.pg_namespace n on n.oid = p.pronamespace and n.nspname = 'once',
-           regexp_matches(split_part(p.prosrc, '$grant$', 2), 'once\\.[a-z_]+\\([^)]*\\)', 'g') m
-     where p.proname in ('grant_app', 'grant_recover', 'grant_monitor')
+  const { rows } = await session.query<{ kind: string; missing: string[]; total: number }>(`
+    select p.kind, count(*)::int4 as total,
+           coalesce(array_agg(p.object order by p.object) filter (where f.may is not true), '{}') as missing
+      from once.privilege p,
+           lateral (select pg_catalog.has_function_privilege(
+                      pg_catalog.to_regproc(pg_catalog.format('once.%I', p.object))::oid, 'execute') as may) f
+     where p.privileges = 'execute' and p.kind <> 'operator'
      group by 1 order by 1`)
   const can: Record<string, string> = { app: 'process', recover: 'recover and expire keys', monitor: 'look' }
   const full = rows.filter(({ missing }) => missing.length === 0)
   if (full.length > 0) {
-    const may = full.map((row) => can[row.grant] ?? row.grant).join(', ')
+    const may = full.map(({ kind }) => can[kind] ?? kind).join(', ')
     return add({ check, status: 'ok', found: `role ${login} may ${may}` })
   }
   // The one that it was probably given, an update ago.
@@ -233,8 +235,8 @@ export async function checkPrivileges(session: Link, { login, superuser }: Serve
   add({
     check,
     status: 'critical',
-    found: `role ${login} may not execute ${missing[0] ?? 'the functions of schema once'}${more}`,
-    hint: grantLine(nearest?.grant ?? 'app', login),
+    found: `role ${login} may not execute once.${missing[0]}${more}`,
+    hint: grantLine(nearest?.kind ?? 'app', login),
   })
 }
 

@@ -8,7 +8,7 @@ import { type Command, InvalidArgumentError } from 'commander'
 import postgres from 'postgres'
 import { checkDatabaseName } from '../check.ts'
 import { migrate } from '../database/migrate.ts'
-import type { EmbeddedServer } from '../embedded.ts'
+import type { EmbeddedServer } from '../embedded/server.ts'
 import { InvalidInputError } from '../errors.ts'
 import { databasesVariable } from './databases.ts'
 import { count, print, printJson, progress, table } from './output.ts'
@@ -55,7 +55,7 @@ async function runDev(flags: DevFlags): Promise<void> {
     throw new InvalidInputError('ONARG', `${count(wanted, 'server')} from port ${port} on go beyond 65535`)
   }
   // Servers are for this command and the demo only, so nobody else loads what starts them.
-  const { checkInstalled, startServer } = await import('../embedded.ts')
+  const { checkInstalled, startServer } = await import('../embedded/server.ts')
   await checkInstalled()
   const stop = interruption()
   const shown = progress()

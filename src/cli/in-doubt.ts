@@ -5,7 +5,6 @@ import type { Command } from 'commander'
 import { type Database, withLink, withReadCommitted } from '../connection/database.ts'
 import { identifier, literal } from '../connection/quote.ts'
 import { fromSql, withHint } from '../errors.ts'
-import { arrayOf } from '../recovery/report.ts'
 import { chooseDatabases, type DatabaseFlags, withDatabases, withEach } from './databases.ts'
 import { count, paint, print, printJson, type Row, type Style, sayAge, table } from './output.ts'
 
@@ -247,4 +246,9 @@ function rowOf(branch: BranchShown): Row {
     ],
     notes,
   }
+}
+
+/** UUIDs and numbers only: nothing in them needs quotes. */
+function arrayOf(values: readonly string[]): string {
+  return `{${values.join(',')}}`
 }

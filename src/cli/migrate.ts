@@ -4,7 +4,7 @@
 import type { Command } from 'commander'
 import { hostIn } from '../connection/url.ts'
 import { type MigrateResult, migrate } from '../database/migrate.ts'
-import { migrationSql } from '../database/migration-sql.ts'
+import { migrationSql } from '../database/migration.ts'
 import { InvalidInputError } from '../errors.ts'
 import {
   type ChosenDatabase,

@@ -3,7 +3,6 @@
  */
 import { Command } from 'commander'
 import { describeTarget } from '../connection/url.ts'
-import { demoCommand } from './demo.ts'
 import { devCommand } from './dev.ts'
 import { doctorCommand } from './doctor.ts'
 import { expireCommand } from './expire.ts'
@@ -38,7 +37,6 @@ export function createProgram(
   expireCommand(program)
   metricsCommand(program)
   devCommand(program)
-  demoCommand(program)
   return program
 }
 

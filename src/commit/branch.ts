@@ -41,6 +41,8 @@ export interface Branch {
   change<A>(statement: say.Statement<A>): Promise<A>
   /** As {@link change}, but {@link settle} waits for the answer: behind it may come another in the same round trip. */
   send(statement: say.Statement<unknown>): Promise<void>
+  /** As {@link send}, and gives the answer, for after the commit. */
+  sendAhead<A>(statement: say.Statement<A>): Promise<{ readonly answer: Promise<A> }>
   /** Waits for all that was sent. @throws the first error among them */
   settle(): Promise<void>
   /** @throws DatabaseError `READ_ONLY` if an operator has made the database read-only since its session was opened */
@@ -148,6 +150,13 @@ class OpenBranch implements Branch {
         throw asAborted(this.database, fromOwn(this.database.name, outcome.reason))
     }
     if (outcomes.length > 0) this.answered = true
+  }
+
+  async sendAhead<A>(statement: say.Statement<A>): Promise<{ readonly answer: Promise<A> }> {
+    if (!this.link.isDirect) return { answer: Promise.resolve(await this.change(statement)) }
+    const answer = this.link.send(statement)
+    this.#ahead(answer)
+    return { answer }
   }
 
   /** Ahead of BEGIN, and so outside of the transaction: {@link obeyFence} waits for it. */

@@ -105,8 +105,11 @@ async function findHome({ branches, deadline, preferredHome }: Work): Promise<Br
   }
 }
 
+/** Undefined on a caller's connection, where what a handler leaves is the caller's. */
+const sharedOf = ({ isOwn, durability }: Link) => (isOwn ? { level: durability } : undefined)
+
 const sayCommit = ({ link, transactionId }: Branch) =>
-  link.isDirect ? say.commitDirect(link.durability) : say.commit(transactionId)
+  link.isDirect ? say.commitDirect(link.durability) : say.commit(transactionId, sharedOf(link))
 
 /** One database wrote: its plain COMMIT is the decision. */
 async function commitAlone(work: Work, branch: Branch): Promise<Committed> {
@@ -157,7 +160,7 @@ async function commitInTwoPhases(
     home,
     link.isDirect
       ? say.decideDirect(global, participants, link.durability)
-      : say.decide(global, participants),
+      : say.decide(global, participants, sharedOf(link)),
   )
   if (decision.outcome === 'unknown') {
     link.abandon()
@@ -198,7 +201,7 @@ async function prepare(branch: Branch, global: say.GlobalId, gid: string): Promi
       branch.ask(
         link.isDirect
           ? say.prepareDirect(global, participant, gid, link.durability)
-          : say.prepare(global, participant, gid),
+          : say.prepare(global, participant, gid, sharedOf(link)),
       ),
     ])
     if (prepared.status === 'fulfilled') {
@@ -283,9 +286,9 @@ async function finish(branch: Branch, verb: 'commit' | 'rollback', gid: string):
 }
 
 /**
- * Runs COMMIT PREPARED or ROLLBACK PREPARED; false if it is not known to have happened. Recovery uses it too.
+ * Runs COMMIT PREPARED or ROLLBACK PREPARED; false if it is not known to have happened.
  */
-export async function finishPrepared(
+async function finishPrepared(
   link: Link,
   verb: 'commit' | 'rollback',
   gid: string,

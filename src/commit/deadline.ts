@@ -24,12 +24,15 @@ export function startDeadline(timeout: number, signal: AbortSignal | undefined):
   let listener = () => {}
   const over = new Promise<never>((_, reject) => {
     listener = () => {
-      const timedOut = late.signal.aborted
+      const timedOut = late.signal.aborted || isTimeout(both)
       reject(
         new AbortedError(
           timedOut ? 'TIMEOUT' : 'ABORTED',
-          `The transaction was ${timedOut ? `not decided within ${timeout} ms` : 'aborted'}`,
-          { detail: 'It is rolled back in every database.', cause: timedOut ? undefined : signal?.reason },
+          `The transaction was ${timedOut ? 'not decided in time' : 'aborted'}`,
+          {
+            detail: 'It is rolled back in every database.',
+            cause: signal?.aborted ? signal.reason : undefined,
+          },
         ),
       )
     }
@@ -60,4 +63,13 @@ export function answerUntil<T>(signal: AbortSignal, answer: Promise<T>): Promise
     signal.addEventListener('abort', leave, { once: true })
     answer.then(give, leave)
   })
+}
+
+/** A reason is anything, with getters that throw in turn. */
+function isTimeout(signal: AbortSignal): boolean {
+  try {
+    return (signal.reason as Error | undefined)?.name === 'TimeoutError'
+  } catch {
+    return false
+  }
 }

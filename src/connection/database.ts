@@ -177,28 +177,6 @@ export async function withReadCommitted<T>(
   )
 }
 
-/**
- * As {@link withReadCommitted}, in the database that has this id: one that has another by now, or that an address
- * leads to by now, is refused (`ONIDN`), since it knows nothing of what is asked or told there.
- *
- * @see sql/recovery/assert_home.sql
- */
-export async function withIdentified<T>(
-  id: string,
-  connecting: Promise<Link>,
-  task: (link: Link) => Promise<T>,
-  timeout?: number,
-): Promise<T> {
-  return await withReadCommitted(
-    connecting,
-    async (link) => {
-      await link.send(say.assertHome(id))
-      return await task(link)
-    },
-    timeout,
-  )
-}
-
 /** An error that the server did not send means the connection is gone, in whatever words the driver says so. */
 export function asConnectionLost(name: string, error: unknown): unknown {
   if (isServerError(error) || error instanceof PgonceError) return error

@@ -35,7 +35,7 @@ export interface Owner {
 /** What postgres.js gives for a statement. */
 export interface WireQuery extends Promise<postgres.RowList<postgres.Row[]>> {
   raw(): this
-  cancel(): Promise<void> | null
+  readonly canceller: ((query: WireQuery) => Promise<void>) | null
   readonly state: { readonly pid: number | null } | null
 }
 

@@ -6,6 +6,7 @@ import type postgres from 'postgres'
 import { parse } from 'postgres-array'
 import { show } from '../check.ts'
 import { InvalidInputError } from '../errors.ts'
+import { literal } from './quote.ts'
 
 /** The most that the protocol can count. */
 const most = 65_534
@@ -95,6 +96,23 @@ export function textParameters(client: postgres.Sql, values: readonly unknown[])
       default:
         return refuse(value, index + 1)
     }
+  })
+}
+
+/**
+ * Parameters as they stand in a text. There only the context tells a type: a list is written as an array, anything
+ * else that is no plain value as JSON.
+ *
+ * @throws InvalidInputError `ONARG`
+ */
+export function literals(values: readonly unknown[]): string[] {
+  return values.map((value, index) => {
+    if (value === null) return 'null'
+    if (typeof value === 'boolean') return String(value)
+    if (typeof value === 'bigint') return `'${value}'::pg_catalog.int8`
+    if (value instanceof Date) return `${literal(wordOf(value, index + 1))}::pg_catalog.timestamptz`
+    if (value instanceof Uint8Array) return `${literal(hex(value))}::pg_catalog.bytea`
+    return literal(Array.isArray(value) ? arrayOf(value, index + 1) : wordOf(value, index + 1))
   })
 }
 

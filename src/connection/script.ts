@@ -8,7 +8,7 @@
  *
  * @see https://www.postgresql.org/docs/current/sql-syntax-lexical.html
  */
-import { HandlerError } from '../errors.ts'
+import { HandlerError, InvalidInputError } from '../errors.ts'
 
 /** @throws HandlerError `ONEND` for what begins or ends a transaction, `COPY` for COPY from or to the client */
 export function refuseControl(text: string): void {
@@ -147,4 +147,46 @@ function skipQuoted(text: string, from: number, quote: string, backslashes: bool
     }
   }
   return text.length
+}
+
+/**
+ * A text with its parameters written into it. Where backslashes may or may not quote, it depends on the session what
+ * is a placeholder; such a text is refused.
+ *
+ * @param literals of the parameters, in SQL
+ * @throws InvalidInputError `ONARG`
+ */
+export function fillIn(text: string, literals: readonly string[]): string {
+  const filled = fill(text, literals, false)
+  if (!text.includes('\\') || filled === fill(text, literals, true)) return filled
+  throw new InvalidInputError(
+    'ONARG',
+    'A query has a backslash in a text that its session may read in two ways',
+    {
+      hint: 'Pass the text as a parameter',
+    },
+  )
+}
+
+function fill(text: string, literals: readonly string[], backslashes: boolean): string {
+  let filled = ''
+  for (let at = 0; at < text.length; ) {
+    const end = skip(text, at, backslashes)
+    if (end > at) {
+      filled += text.slice(at, end)
+      at = end
+      continue
+    }
+    const placeholder = /\$(\d+)/y
+    placeholder.lastIndex = at
+    const match = placeholder.exec(text)
+    if (match && !/[\w$\x80-\uffff]/.test(text[at - 1] ?? '')) {
+      filled += ` ${literals[Number(match[1]) - 1] ?? match[0]} `
+      at += match[0].length
+    } else {
+      filled += text[at]
+      at += 1
+    }
+  }
+  return filled
 }

@@ -14,6 +14,7 @@ import {
   PostgresQueryCompiler,
 } from 'kysely'
 import type postgres from 'postgres'
+import { checkInteger } from '../check.ts'
 import { InvalidInputError } from '../errors.ts'
 import { takeKyselyLink } from './kysely-link.ts'
 import type { Link } from './link.ts'
@@ -23,7 +24,8 @@ import { type Address, openWire } from './wire.ts'
 
 /**
  * A database by its URL, by options or an instance of postgres.js (then we open connections of our own with its
- * options), or by a Kysely instance of any Postgres dialect (then its connections are used).
+ * options), or by a Kysely instance of any Postgres dialect (then its connections are used; `maxConnections` says how
+ * many of them are ours, where its pool has others than the client's option says).
  */
 export type DatabaseTarget<DB = unknown> =
   | string
@@ -31,6 +33,7 @@ export type DatabaseTarget<DB = unknown> =
   | postgres.Options<Record<string, postgres.PostgresType>>
   | postgres.Sql
   | Kysely<DB>
+  | { readonly kysely: Kysely<DB>; readonly maxConnections: number }
 
 export interface OpenDatabase<DB> {
   /** Compiles queries, with the caller's plugins; for those who need it, runs them as well. */
@@ -60,14 +63,18 @@ export interface OpenOptions {
 /** @throws InvalidInputError `ONARG` if it is none of these */
 export function open<DB>(target: unknown, options: OpenOptions = {}): OpenDatabase<DB> {
   if (typeof target === 'string' || target instanceof URL) return overOwn(checkUrl(String(target)), options)
-  if (isKysely<DB>(target)) return overKysely(target)
+  if (isKysely<DB>(target)) return overKysely(target, undefined)
+  if (typeof target === 'object' && target !== null && 'kysely' in target && isKysely<DB>(target.kysely)) {
+    const { maxConnections } = target as { maxConnections?: unknown }
+    return overKysely(target.kysely, Number(checkInteger('maxConnections', maxConnections, 1n, 10_000n)))
+  }
   if (typeof target === 'function' && 'unsafe' in target && 'reserve' in target) {
     const client = target as unknown as postgres.Sql
     return overOwn(optionsOf(client), { ...options, max: client.options.max })
   }
-  if (typeof target === 'object' && target !== null && Object.getPrototypeOf(target) === Object.prototype) {
-    const { max } = target as { max?: number }
-    return overOwn(target as Address, max === undefined ? options : { ...options, max })
+  if (isOptions(target)) {
+    const { max } = target
+    return overOwn(target, max === undefined ? options : { ...options, max })
   }
   throw new InvalidInputError(
     'ONARG',
@@ -75,7 +82,7 @@ export function open<DB>(target: unknown, options: OpenOptions = {}): OpenDataba
   )
 }
 
-function overKysely<DB>(db: Kysely<DB>): OpenDatabase<DB> {
+function overKysely<DB>(db: Kysely<DB>, maxConnections: number | undefined): OpenDatabase<DB> {
   if (db.isTransaction) {
     throw new InvalidInputError('ONARG', 'Expected a database, got a Kysely transaction', {
       hint: 'Pass the Kysely instance that the transaction came from',
@@ -84,7 +91,7 @@ function overKysely<DB>(db: Kysely<DB>): OpenDatabase<DB> {
   const borrowed: OpenDatabase<DB> = {
     db,
     take: () => takeKyselyLink(db as Kysely<unknown>),
-    maxConnections: undefined,
+    maxConnections,
     isOwn: false,
     apart: () => borrowed,
     close: async () => {},
@@ -134,6 +141,13 @@ function optionsOf(client: postgres.Sql): Address {
     ...(path ? { path } : {}),
     ...(socket ? { socket } : {}),
   } as unknown as Address
+}
+
+/** What postgres.js needs to know of a place; an object without any of it is none. */
+const places = ['host', 'hostname', 'port', 'path', 'database', 'db', 'user', 'username']
+
+function isOptions(target: unknown): target is postgres.Options<Record<string, postgres.PostgresType>> {
+  return typeof target === 'object' && target !== null && places.some((name) => name in target)
 }
 
 /** By what it can do: the caller's Kysely may be another copy of the module than ours. */

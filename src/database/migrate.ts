@@ -1,22 +1,20 @@
 /**
  * Installs schema `once` into a database that exists already, and brings an older one up to date.
  *
- * Kysely's Migrator runs the committed files of `migrations/`, each in a transaction of its own together
- * with its bookkeeping, so that a failure leaves the database at the last complete version. A first install
- * that fails leaves nothing, not even the schema.
+ * Each file of `migrations/` runs in a transaction of its own together with its bookkeeping, as the text that
+ * `migration.ts` makes of it: a failure leaves the database at the last complete version. A first install that fails
+ * leaves nothing, not even the schema.
  *
  * graphile-migrate, with which the files are written, does not run here: its bookkeeping schema is global
  * to a database, so a user's own chain and ours could not live side by side.
  */
-
-import { type Kysely, sql, type Transaction } from 'kysely'
-import { type MigrationProvider, Migrator } from 'kysely/migration'
+import { type Kysely, sql } from 'kysely'
 import { checkBoolean, checkFunction, checkMilliseconds, checkObject } from '../check.ts'
-import { identifier } from '../connection/quote.ts'
+import { identifier, literal } from '../connection/quote.ts'
 import { type DatabaseTarget, open } from '../connection/target.ts'
 import { checkUrl, databaseIn, describeTarget } from '../connection/url.ts'
-import { codeOf, DatabaseError, InvalidInputError, LimitError, PgonceError } from '../errors.ts'
-import { type MigrationFile, packageVersion, readMigrations, versionOf } from './migration-files.ts'
+import { AbortedError, codeOf, DatabaseError, InvalidInputError, LimitError, PgonceError } from '../errors.ts'
+import { installationOf, type MigrationFile, packageVersion, readMigrations, versionOf } from './migration.ts'
 
 /** `installed` now, `present` before, or `pending` (only with `dryRun`). */
 export type MigrationStatus = 'installed' | 'present' | 'pending'
@@ -68,8 +66,6 @@ export interface MigrateResult {
   readonly migrations: readonly MigrationStep[]
 }
 
-const defaults = { connectTimeout: 10_000, lockTimeout: 10_000 } as const
-
 /** The oldest server on which every function works. */
 const oldestServer = 150_000
 
@@ -83,7 +79,8 @@ const installerLock = '2087155398171459377'
  * Installs or updates schema `once`. Does nothing where it is up to date, and may run in any number of
  * processes at once: one installs, the others wait and find the work done.
  *
- * It needs the privilege to create a schema, or an empty schema `once` of its own; no superuser.
+ * It needs the privilege to create a schema, or an empty schema `once` of its own; no superuser. Where nothing is to be
+ * done, any of our grants is enough.
  *
  * @example
  * await migrate('postgres://app@localhost/orders')
@@ -95,7 +92,6 @@ const installerLock = '2087155398171459377'
  *   `UNREACHABLE` no answer, or not let in; `SERVER_VERSION` older than Postgres 15; `ONSTB` a standby;
  *   `SCHEMA_VERSION` the schema is newer than this package; `FOREIGN_SCHEMA` a schema once of somebody else;
  *   `NO_PRIVILEGE` not allowed to; `MIGRATION_FAILED` anything else, `cause` has it
- * @see https://github.com/kysely-org/kysely Migrator
  */
 export async function migrate<DB = unknown>(
   target: DatabaseTarget<DB>,
@@ -104,46 +100,29 @@ export async function migrate<DB = unknown>(
   checkObject('options', options)
   const dryRun = checkBoolean('dryRun', options.dryRun, false)
   const onProgress = options.onProgress && checkFunction('onProgress', options.onProgress)
-  const connectTimeout = checkMilliseconds(
-    'connectTimeout',
-    options.connectTimeout ?? defaults.connectTimeout,
-    1,
-  )
-  const lockTimeout = checkMilliseconds('lockTimeout', options.lockTimeout ?? defaults.lockTimeout)
-  if (typeof target === 'object' && target !== null && 'isTransaction' in target && target.isTransaction) {
-    throw new InvalidInputError(
-      'ONARG',
-      'Expected a database, got a transaction: each migration has its own',
-      {
-        hint: 'To install as part of your transaction: sql.raw(await migrationSql()).execute(trx)',
-      },
-    )
-  }
+  const connectTimeout = checkMilliseconds('connectTimeout', options.connectTimeout ?? 10_000, 1)
+  const lockTimeout = checkMilliseconds('lockTimeout', options.lockTimeout ?? 10_000)
   const isUrl = typeof target === 'string' || target instanceof URL
   if (isUrl) refuseUnnamed(String(target))
+  else refuseTransaction(target)
   const migrations = options.migrations ?? (await readMigrations())
-  const opened = open<Bookkeeping>(target, { applicationName: 'pgonce migrate', connectTimeout })
+  const opened = open<unknown>(target, { applicationName: 'pgonce migrate', connectTimeout })
   // A plugin that renames columns would rename Postgres's own.
   const db = opened.db.withoutPlugins()
   const place: Place = { label: describeTarget(target) }
   try {
-    const found = await (isUrl ? answer(look(db, place), place, connectTimeout) : look(db, place))
+    const found = await (isUrl ? inTime(look(db, place), place, connectTimeout) : look(db, place))
     checkServer(found)
     await refuseNewer(found.database, found.installed, migrations)
-
     const present = new Set(found.installed)
     const isPending = migrations.some(({ name }) => !present.has(name))
-    const installed = new Set<string>()
     if (isPending) checkPrivileges(found)
-    if (isPending && !dryRun) {
-      // One at a time, because Kysely would run them all in one transaction. Which one is next is asked
-      // anew in each, for another installer may have been here meanwhile.
-      for (;;) {
-        const name = await installNext(db, place, { database: found.database, migrations, lockTimeout })
-        if (name === undefined) break
-        installed.add(name)
-        onProgress?.({ name, status: 'installed' })
-      }
+    const installed = new Set<string>()
+    while (isPending && !dryRun) {
+      const name = await installNext(db, place, { database: found.database, migrations, lockTimeout })
+      if (name === undefined) break
+      installed.add(name)
+      onProgress?.({ name, status: 'installed' })
     }
     const statusOf = (name: string): MigrationStatus => {
       if (installed.has(name)) return 'installed'
@@ -169,13 +148,16 @@ function refuseUnnamed(url: string): void {
   })
 }
 
+function refuseTransaction(target: unknown): void {
+  if (typeof target !== 'object' || target === null || !('isTransaction' in target)) return
+  if (!target.isTransaction) return
+  throw new InvalidInputError('ONARG', 'Expected a database, got a transaction: each migration has its own', {
+    hint: 'To install as part of your transaction: sql.raw(await migrationSql()).execute(trx)',
+  })
+}
+
 // ---------------------------------------------------------------------------------------------------
 // Looking first
-
-/** Kysely's bookkeeping, in our schema and under our names. */
-interface Bookkeeping {
-  'once.migration': { name: string; timestamp: string }
-}
 
 /** For messages: what the caller named, and, once we are in, where we are. */
 interface Place {
@@ -192,17 +174,19 @@ interface Found {
   readonly login: string
   /** Whether we may create schemas. */
   readonly creator: boolean
-  /** Whether schema `once` exists, belongs to us, and holds relations, those of the bookkeeping among them. */
+  /** Whether schema `once` exists, belongs to us, and holds relations. */
   readonly exists: boolean
   readonly owner: string | null
   readonly ours: boolean | null
   readonly used: boolean
+  /** Whether it has once.migration, and we may read it. */
   readonly booked: boolean
+  readonly readable: boolean
   /** The names in once.migration, in order. */
   readonly installed: readonly string[]
 }
 
-async function look(db: Kysely<Bookkeeping>, place: Place): Promise<Found> {
+async function look(db: Kysely<unknown>, place: Place): Promise<Found> {
   // Works on any Postgres, in any search_path, and takes no lock that anybody could wait for.
   const { rows } = await sql<Omit<Found, 'installed'>>`
     select pg_catalog.current_setting('server_version_num')::pg_catalog.int4 as server,
@@ -215,21 +199,39 @@ async function look(db: Kysely<Bookkeeping>, place: Place): Promise<Found> {
            pg_catalog.pg_get_userbyid(n.nspowner) as owner,
            pg_catalog.pg_has_role(n.nspowner, 'usage') as ours,
            exists (select from pg_catalog.pg_class c where c.relnamespace = n.oid) as used,
-           exists (select from pg_catalog.pg_class c
-                    where c.relnamespace = n.oid and c.relname = 'migration' and c.relkind = 'r') as booked
-      from (select) x left join pg_catalog.pg_namespace n on n.nspname = 'once'`.execute(db)
+           m.oid is not null as booked,
+           pg_catalog.has_schema_privilege(n.oid, 'usage')
+             and pg_catalog.has_table_privilege(m.oid, 'select') as readable
+      from (select) x
+      left join pg_catalog.pg_namespace n on n.nspname = 'once'
+      left join pg_catalog.pg_class m on m.relnamespace = n.oid and m.relname = 'migration' and m.relkind = 'r'`.execute(
+    db,
+  )
   const found = rows[0]
   if (found === undefined)
     throw new DatabaseError('UNREACHABLE', `${place.label} gave no answer to a plain select`)
   place.connected = true
+  if (found.booked && !found.readable) throw unreadable(found)
   return { ...found, installed: found.booked ? await installedNames(db) : [] }
+}
+
+function unreadable({ database, login, owner }: Omit<Found, 'installed'>): DatabaseError {
+  return new DatabaseError(
+    'NO_PRIVILEGE',
+    `Role ${identifier(login)} may not see which version schema once has in database ${identifier(database)}`,
+    {
+      hint:
+        `Connect as ${identifier(owner ?? '')}, who owns it, or let that role type: ` +
+        `select once.grant_app(${literal(login)});`,
+    },
+  )
 }
 
 /**
  * Gives up in the end. Where something else than Postgres takes the connection and hangs up, postgres.js
  * connects again for ever.
  */
-async function answer<T>(work: Promise<T>, place: Place, timeout: number): Promise<T> {
+async function inTime<T>(work: Promise<T>, place: Place, timeout: number): Promise<T> {
   let timer: NodeJS.Timeout | undefined
   const late = new Promise<never>((_, reject) => {
     timer = setTimeout(() => {
@@ -244,11 +246,9 @@ async function answer<T>(work: Promise<T>, place: Place, timeout: number): Promi
   }
 }
 
-async function installedNames(db: Kysely<Bookkeeping>): Promise<string[]> {
-  const { rows } = await sql<{
-    name: string
-  }>`select name from once.migration order by name collate "C"`.execute(db)
-  return rows.map(({ name }) => name)
+async function installedNames(db: Kysely<unknown>): Promise<string[]> {
+  const names = sql<{ name: string }>`select name from once.migration order by name collate "C"`
+  return (await names.execute(db)).rows.map(({ name }) => name)
 }
 
 function checkServer(found: Found): void {
@@ -284,33 +284,25 @@ async function refuseNewer(
 }
 
 function checkPrivileges(found: Found): void {
-  const place = `database ${identifier(found.database)}`
-  const login = identifier(found.login)
+  const [database, login, owner] = [found.database, found.login, found.owner ?? ''].map(identifier)
+  const refuse = (message: string, hint: string) => new DatabaseError('NO_PRIVILEGE', message, { hint })
   if (!found.exists && !found.creator) {
-    throw new DatabaseError(
-      'NO_PRIVILEGE',
-      `Role ${identifier(found.login)} may not create a schema in ${place}`,
-      {
-        hint:
-          `Let the owner of the database type: grant create on database ${identifier(found.database)} to ${login}; ` +
-          `or: create schema once authorization ${login};`,
-      },
+    throw refuse(
+      `Role ${login} may not create a schema in database ${database}`,
+      `Let the owner of the database type: grant create on database ${database} to ${login}; ` +
+        `or: create schema once authorization ${login};`,
     )
   }
   if (found.exists && !found.ours) {
-    const owner = found.owner ?? ''
-    throw new DatabaseError(
-      'NO_PRIVILEGE',
-      `Schema once in ${place} belongs to role ${identifier(owner)}, and ${identifier(found.login)} is no member of it`,
-      {
-        hint: `Connect as ${identifier(owner)}, or let a superuser type: grant ${identifier(owner)} to ${login};`,
-      },
+    throw refuse(
+      `Schema once in database ${database} belongs to role ${owner}, and ${login} is no member of it`,
+      `Connect as ${owner}, or let a superuser type: grant ${owner} to ${login};`,
     )
   }
   if (found.exists && found.used && !found.booked) {
     throw new DatabaseError(
       'FOREIGN_SCHEMA',
-      `There is a schema once in ${place} that pgonce did not make: it has no table once.migration`,
+      `There is a schema once in database ${database} that pgonce did not make: it has no table once.migration`,
       { hint: 'Install into another database, or rename that schema: alter schema once rename to …' },
     )
   }
@@ -327,15 +319,16 @@ interface InstallOptions {
 
 /** Runs the first migration that the database lacks and gives its name; undefined if it lacks none. */
 function installNext(
-  db: Kysely<Bookkeeping>,
+  db: Kysely<unknown>,
   place: Place,
   { database, migrations, lockTimeout }: InstallOptions,
 ): Promise<string | undefined> {
   return db.transaction().execute(async (trx) => {
+    // Several statements in one text go only without parameters; then both drivers send it as it is.
+    const run = (text: string) => sql.raw(text).execute(trx)
     // The session's defaults are the user's own: a snapshot taken before another installer has committed
     // would not show what he did, and names must mean the same whatever the search_path.
     await run(
-      trx,
       `set transaction isolation level read committed, read write;
        set local search_path = '';
        set local standard_conforming_strings = on;
@@ -347,55 +340,22 @@ function installNext(
     // Asked in a statement of its own, after the lock: its snapshot shows what an earlier holder committed.
     const { rows } = await sql<{ booked: boolean }>`
       select pg_catalog.to_regclass('once.migration') is not null as booked`.execute(trx)
-    if (rows[0]?.booked) await refuseNewer(database, await installedNames(trx), migrations)
-
-    const migrator = new Migrator({
-      db: trx,
-      provider: provider(migrations, place, lockTimeout),
-      migrationTableSchema: 'once',
-      migrationTableName: 'migration',
-      migrationLockTableName: 'migration_lock',
-    })
-    const { error, results } = await migrator.migrateUp()
-    if (error !== undefined) throw error
-    return results?.[0]?.migrationName
+    const installed = rows[0]?.booked ? await installedNames(trx) : []
+    await refuseNewer(database, installed, migrations)
+    const index = migrations.findIndex(({ name }) => !installed.includes(name))
+    const next = migrations[index]
+    if (next === undefined) return undefined
+    place.migration = next.name
+    await run(`set local lock_timeout = ${lockTimeout};\n${installationOf(next, migrations.slice(0, index))}`)
+    return next.name
   })
-}
-
-function provider(
-  migrations: readonly MigrationFile[],
-  place: Place,
-  lockTimeout: number,
-): MigrationProvider {
-  const up = (file: MigrationFile) => async (trx: Kysely<unknown>) => {
-    place.migration = file.name
-    // Kysely's own lock is for a session and is given back by a statement, which a failed transaction
-    // would refuse: the lock would stay, and the refusal would hide what went wrong. Hence the savepoint.
-    // It also leaves a lock_timeout of an hour behind.
-    await run(trx, `set local lock_timeout = ${lockTimeout}; savepoint pgonce_migration`)
-    try {
-      await run(trx, file.sql)
-    } catch (error) {
-      await run(trx, 'rollback to savepoint pgonce_migration')
-      throw error
-    }
-    await run(trx, 'release savepoint pgonce_migration')
-  }
-  return {
-    getMigrations: async () => Object.fromEntries(migrations.map((file) => [file.name, { up: up(file) }])),
-  }
-}
-
-/** Several statements in one text go only without parameters; then both drivers send it as it is. */
-async function run<DB>(trx: Kysely<DB> | Transaction<DB>, text: string): Promise<void> {
-  await sql.raw(text).execute(trx)
 }
 
 // ---------------------------------------------------------------------------------------------------
 // Words
 
 function explain(error: unknown, place: Place): Error {
-  if (error instanceof PgonceError) return error
+  if (error instanceof PgonceError && !(error instanceof AbortedError)) return error
   const code = codeOf(error) ?? ''
   // A refused connection has no message of its own if several addresses were tried.
   const said = text(error, 'message') || code || String(error)

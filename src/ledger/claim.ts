@@ -112,7 +112,18 @@ export function isSequenced(given: {
   if (sequenced)
     refuseAmong(given, byKey, 'is for messages by key, and this has a producer or a sequence', hint)
   else refuseAmong(given, bySequence, 'is for messages by sequence, and this has none', hint)
+  refuseUnknown(given)
   return sequenced
+}
+
+/** What would be ignored is refused: a mistyped `occurredAt` would make another message of it. */
+function refuseUnknown(given: object): void {
+  const known: readonly string[] = [...bySequence, ...byKey]
+  const found = Object.keys(given).find((name) => !known.includes(name))
+  if (found === undefined) return
+  throw new InvalidInputError('ONARG', `Nothing is known of \`${found}\` in a message`, {
+    hint: `A message has ${bySequence.join(', ')}; or ${byKey.join(', ')}`,
+  })
 }
 
 /** What would be ignored is refused: whoever wrote it expects it to do something. */
@@ -130,6 +141,8 @@ export interface KeyClaim extends say.Claim {
 /** A claim that is checked and copied: whatever the caller does to the message later, each attempt claims the same. */
 export interface ClaimPlan {
   readonly statement: say.Statement<say.Claim>
+  /** The claim and its effects in one statement. */
+  readonly withEffects: (statements: readonly string[]) => say.Statement<say.Claim>
   /** What keeps the handler's result beside the claim; undefined if it is not kept. */
   readonly keep: ((result: unknown) => say.Statement<unknown>) | undefined
 }
@@ -149,14 +162,16 @@ export function planClaim(message: Message): ClaimPlan {
       checkEpoch(epoch ?? 0),
       checkBoolean('strict', strict, false),
     )
-    return { statement, keep: undefined }
+    return { statement, withEffects: say.withEffects(statement), keep: undefined }
   }
   const scope = checkName('scope', message.scope)
   const key = checkKey(message.key)
   const at = time(message)
   const keeps = checkBoolean('keepResult', message.keepResult, false)
+  const statement = say.claimKey(scope, key, at, hash(message))
   return {
-    statement: say.claimKey(scope, key, at, hash(message)),
+    statement,
+    withEffects: say.withEffects(statement),
     keep: keeps ? (result) => say.keepResult(scope, key, resultJson(result), at) : undefined,
   }
 }

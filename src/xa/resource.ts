@@ -300,7 +300,10 @@ export function xaResource<DB = unknown>(
     } catch (error) {
       if (error instanceof XaError) session.release()
       else if (isErrorAnswer(error)) {
-        await session.query('rollback').then(session.release, session.abandon)
+        await session.query('rollback').then(
+          () => session.release(),
+          () => session.abandon(),
+        )
         throw rolledBack(gid, error)
       } else {
         session.abandon()

@@ -128,13 +128,11 @@ test('privileges are those that the grants give, all of them', async (t) => {
     found: `role ${role} may process, look, recover and expire keys`,
   })
   // As after an update that brought a function: nobody was granted it yet.
-  await sql.unsafe(`revoke execute on function once.database_id() from ${role};
-                    grant execute on function once.database_id() to ${role};
-                    revoke execute on function once.claim(text, bigint, integer, boolean) from ${role};
+  await sql.unsafe(`revoke execute on function once.claim(text, bigint, integer, boolean) from ${role};
                     revoke execute on function once.unproven(integer, timestamptz, uuid) from ${role}`)
   const lacking = await privileges()
   t.is(lacking.status, 'critical')
-  t.regex(lacking.found, /may not execute once\.(claim|unproven)\(/)
+  t.regex(lacking.found, /may not execute once\.(claim|unproven)$/)
   t.regex(lacking.hint ?? '', new RegExp(`^select once\\.grant_(app|monitor|recover)\\('${role}'\\);`))
   await sql.unsafe((lacking.hint ?? '').split(';')[0] ?? '')
   t.is((await privileges()).status, 'ok')

@@ -15,7 +15,7 @@ test('pgonce --version tells the version of the package', async (t) => {
 test('pgonce --help lists the commands, and each explains itself', async (t) => {
   const { stdout, exitCode } = await pgonceCli(['--help'])
   t.is(exitCode, 0)
-  for (const command of [...commands, 'dev', 'demo']) t.regex(stdout, new RegExp(`^  ${command}\\b`, 'm'))
+  for (const command of [...commands, 'dev']) t.regex(stdout, new RegExp(`^  ${command}\\b`, 'm'))
   for (const command of commands) {
     const help = await pgonceCli([command, '--help'])
     t.is(help.exitCode, 0)

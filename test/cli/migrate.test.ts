@@ -1,6 +1,5 @@
 import test from 'ava'
-import { readMigrations } from '../../src/database/migration-files.ts'
-import { migrationSql } from '../../src/database/migration-sql.ts'
+import { migrationSql, readMigrations } from '../../src/database/migration.ts'
 import { pgonceCli } from '../support/cli.ts'
 import { emptyDatabase, randomName } from '../support/database.ts'
 import { serverUrl } from '../support/servers.ts'

@@ -727,7 +727,7 @@ const words = fc.oneof(
   fc.string({ unit: 'grapheme', maxLength: 20 }),
   fc.string({ unit: fc.constantFrom(...'-=: /@a1'), maxLength: 12 }),
 )
-const commands = ['migrate', 'doctor', 'in-doubt', 'recover', 'expire', 'metrics', 'dev', 'demo']
+const commands = ['migrate', 'doctor', 'in-doubt', 'recover', 'expire', 'metrics', 'dev']
 const commandLine = fc.tuple(
   fc.oneof({ weight: 8, arbitrary: fc.constantFrom(...commands) }, { weight: 1, arbitrary: words }),
   fc.array(words, { maxLength: 5 }),
@@ -747,8 +747,7 @@ test('Any command line is understood, or refused without giving a password away'
       }
       const program = createProgram('0.0.0', { writeOut: write, writeErr: write })
       program.hook('preAction', (_, chosen) => {
-        if (!['dev', 'demo'].includes(chosen.name()))
-          chooseDatabases(chosen.args, chosen.opts() as DatabaseFlags)
+        if (chosen.name() !== 'dev') chooseDatabases(chosen.args, chosen.opts() as DatabaseFlags)
         throw new Parsed()
       })
       try {
@@ -772,8 +771,7 @@ test('A command line ends with 0, 1 or 2, without a stack and without a password
     t,
     'processes',
     commandLine.filter(
-      ([command, rest]) =>
-        !['dev', 'demo'].includes(command) && !rest.some((word) => /^--(watch|listen)|\0/.test(word)),
+      ([command, rest]) => command !== 'dev' && !rest.some((word) => /^--(watch|listen)|\0/.test(word)),
     ),
     async ([command, rest]) => {
       const { exitCode, stdout, stderr } = await inTime(30_000, 'pgonce', () => pgonceCli([command, ...rest]))

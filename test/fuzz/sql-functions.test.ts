@@ -18,12 +18,15 @@ const exempt: Readonly<Record<string, string>> = {
   'once.remote_exec(text,text)': 'as once.remote',
   'once.prepare_connection(text)':
     'takes the name of a dblink connection, or else, as dblink does, a connection string',
-  'once.finish_remote(text,text,uuid,text,name)': 'as once.prepare_connection; its callers are called here',
+  'once.finish_remote(text,text,name)': 'as once.prepare_connection; its callers are called here',
+  'once.allow(text,text,text)':
+    'for the installation alone: takes the name of a routine that it has just made',
   'once.recover(interval,interval)': 'works outside of the caller’s transaction: has a test of its own below',
 }
 
 /** Those that ask other databases, where dblink is installed. */
-const asking = /^once\.(ask_homes?|connect|disconnect|add_peer|audit|resolve|force|dblink_schema)\(/
+const asking =
+  /^once\.(ask_home|carry|consult|connect|disconnect|add_peer|audit|resolve|force|dblink_schema)\(/
 
 interface Signature {
   readonly id: string
@@ -336,8 +339,6 @@ const found: readonly [statement: string, code: string][] = [
   [`select once.begin_global(${id}, '{billing}', array[null]::uuid[])`, 'ONARG'],
   [`select once.begin_global(${id}, array[null], array[${id}::uuid])`, 'ONARG'],
   [`select once.begin_global(${id}, '{{a},{b}}', array[${id}, ${id}]::uuid[])`, 'ONARG'],
-  [`select once.narrow_global(${id}, '{billing}', '{}')`, 'ONARG'],
-  [`select once.narrow_global(${id}, '{billing}', array[null]::uuid[])`, 'ONARG'],
   [`select once.vote(${id}, null, 'billing')`, 'ONARG'],
   [`select once.vote(${id}, ${id}, null)`, 'ONARG'],
   [`select once.record_loss(${id}, 'billing', ${id}, 'lost')`, 'ONARG'],

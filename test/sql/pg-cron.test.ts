@@ -4,7 +4,7 @@
  */
 import { existsSync } from 'node:fs'
 import test from 'ava'
-import { startServer } from '../../src/embedded.ts'
+import { startServer } from '../../src/embedded/server.ts'
 import { connect } from '../support/database.ts'
 import { runStatements } from '../support/documents.ts'
 import { askForPasswords, blocksFor, hostedDatabase, password } from '../support/hosted.ts'

@@ -29,6 +29,7 @@ async function allForbidden(t: ExecutionContext, url: string, statements: readon
 }
 
 const tables = [
+  'privilege',
   'database',
   'intervention',
   'producer',
@@ -77,7 +78,8 @@ const operators = [
   `select once.grant_app('postgres')`,
   `select once.grant_recover('postgres')`,
   `select once.grant_monitor('postgres')`,
-  `select once.check_role('postgres')`,
+  `select once.grant_kind('app', 'postgres')`,
+  `call once.allow('app', 'expire')`,
 ]
 
 test('A login that was granted nothing can do nothing', async (t) => {
@@ -149,9 +151,8 @@ test('grant_app is enough to be the home of a global transaction, and a branch o
   await a.rows(`call once.open('${transaction}', 1000, 1000)`)
   await a.rows(`select once.claim('p', 0)`)
   await a.rows(`select once.vote('${transaction}', '${id}', 'a')`)
-  await a.rows(`select once.vote('${transaction}', '${homeId}', 'a')`)
+  await a.rows(`select once.seal('${transaction}')`)
   const xid = await a.value(`select once.begin_global('${transaction}', '{b,c}', '{${id},${id}}')`)
-  await a.rows(`select once.narrow_global('${transaction}', '{b}', '{${id}}')`)
   await a.rows(`select once.assert_branch('${transaction}')`)
   await a.sql`commit`
   t.is(await a.value(`select once.branch_outcome('${homeId}', '${transaction}', '${xid}')`), 'committed')
@@ -247,7 +248,6 @@ test('An application’s own types and tables never run code with the rights of 
   for (const relation of ['pg_inherits', 'pg_class', 'message_floor', 'scope', 'message'])
     await a.sql.unsafe(`create view pg_temp.${relation} as select pg_temp.trap(1)`)
   await a.rows(`select once.ensure_partition('2024-01-02')`)
-  await a.rows(`select once.narrow_global('${id}', '{}', '{}')`)
   t.deepEqual(await a.rows('select who from pg_temp.seen where who <> current_user'), [])
   t.deepEqual(await a.rows('select who from pg_temp.seen'), [], 'not even with its own')
   await a.sql`rollback`
@@ -332,7 +332,7 @@ test('grant_recover gives no way to claim, decide, or overrule the protocol', as
     `call once.open('${id}')`,
     `select once.vote('${id}', '${id}', 'b')`,
     `select once.begin_global('${id}', '{}', '{}')`,
-    `select once.narrow_global('${id}', '{}', '{}')`,
+    `select once.seal('${id}')`,
     'select * from once.message',
     'select * from once.message_timeless',
     'select * from once.producer',

@@ -6,10 +6,8 @@ import type postgres from 'postgres'
  * One line an object of schema `once`: relations, columns, constraints, indexes, views, functions, types,
  * sequences, triggers, policies, default privileges, each with owner, comment and privileges. Object ids do
  * not appear.
- *
- * @param except relations to leave out, with all that belongs to them
  */
-export async function catalog(sql: postgres.Sql, except: readonly string[] = []): Promise<string[]> {
+export async function catalog(sql: postgres.Sql): Promise<string[]> {
   const rows = await sql.begin(async (trx) => {
     // Otherwise names in printed definitions are qualified or not, depending on the session.
     await trx`set local search_path = ''`
@@ -18,9 +16,6 @@ export async function catalog(sql: postgres.Sql, except: readonly string[] = [])
         select n.oid, n.nspacl, n.nspowner from pg_catalog.pg_namespace n where n.nspname = 'once'
       ), relation as (
         select c.* from pg_catalog.pg_class c join once o on o.oid = c.relnamespace
-         where c.relname <> all (${except})
-           and not exists (select from pg_catalog.pg_index i join pg_catalog.pg_class b on b.oid = i.indrelid
-                            where i.indexrelid = c.oid and b.relname = any (${except}))
       ), object (kind, name, definition, comment, acl, owner) as (
         select 'schema', 'once', null, pg_catalog.obj_description(o.oid, 'pg_namespace'), o.nspacl, o.nspowner
           from once o

@@ -14,8 +14,17 @@ export interface CliResult {
 }
 
 /** Runs a command to its end. No databases come from the environment unless given here. */
-export async function pgonceCli(args: readonly string[], env: NodeJS.ProcessEnv = {}): Promise<CliResult> {
-  const child = launch(args, env)
+export function pgonceCli(args: readonly string[], env: NodeJS.ProcessEnv = {}): Promise<CliResult> {
+  return runScript(cliProgram, args, env)
+}
+
+/** Runs any script of ours to its end. */
+export async function runScript(
+  script: string,
+  args: readonly string[],
+  env: NodeJS.ProcessEnv = {},
+): Promise<CliResult> {
+  const child = launch(script, args, env)
   const exit = new Promise<number | null>((resolve) => child.once('close', resolve))
   const [stdout, stderr, exitCode] = await Promise.all([read(child.stdout), read(child.stderr), exit])
   return { exitCode, stdout, stderr }
@@ -33,7 +42,7 @@ export interface RunningCli {
 
 /** Starts a command that stays. It is killed at the end of the test if it still runs. */
 export function startCli(t: TestContext, args: readonly string[], env: NodeJS.ProcessEnv = {}): RunningCli {
-  const child = launch(args, env)
+  const child = launch(cliProgram, args, env)
   const lines: string[] = []
   const waiting = new Set<() => void>()
   let ended: number | null | undefined
@@ -85,9 +94,9 @@ export function named(databases: Readonly<Record<string, string | Pick<TestDatab
   ])
 }
 
-function launch(args: readonly string[], env: NodeJS.ProcessEnv): ChildProcess {
+function launch(script: string, args: readonly string[], env: NodeJS.ProcessEnv): ChildProcess {
   const { PGONCE_DATABASES: _, ...inherited } = process.env
-  return spawn(process.execPath, [cliProgram, ...args], {
+  return spawn(process.execPath, [script, ...args], {
     stdio: ['ignore', 'pipe', 'pipe'],
     env: { ...inherited, ...env },
   })

@@ -3,8 +3,10 @@ import { randomBytes } from 'node:crypto'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import postgres from 'postgres'
-import { type EmbeddedServer, type ServerSettings, startServer } from '../../src/embedded.ts'
-import { chosenVersion, packageOf } from './postgres-version.ts'
+import { chosenVersion, packageOf } from '../../proof/rig/postgres-version.ts'
+import { connection } from '../../proof/rig/servers.ts'
+import { migrate } from '../../src/database/migrate.ts'
+import { type EmbeddedServer, type ServerSettings, startServer } from '../../src/embedded/server.ts'
 import { type ServerName, serverUrl } from './servers.ts'
 
 export interface TestDatabase {
@@ -103,7 +105,6 @@ export async function makeStandby(server: EmbeddedServer): Promise<void> {
 
 /** Installs the pgonce schema, for tests that make their database themselves. */
 export async function installSchema(url: string): Promise<void> {
-  const { migrate } = await import('../../src/database/migrate.ts')
   await migrate(url)
 }
 
@@ -192,9 +193,4 @@ async function terminateSessions(sql: postgres.Sql, database: string): Promise<v
   await sql`
     select pg_terminate_backend(pid, 10000) from pg_stat_activity
      where datname = ${database} and pid <> pg_backend_pid()`
-}
-
-function connection(url: string) {
-  const sql = postgres(url, { max: 1, onnotice: () => {} })
-  return { sql, [Symbol.asyncDispose]: () => sql.end({ timeout: 5 }) }
 }

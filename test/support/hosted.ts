@@ -2,7 +2,7 @@
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type postgres from 'postgres'
-import type { EmbeddedServer } from '../../src/embedded.ts'
+import type { EmbeddedServer } from '../../src/embedded/server.ts'
 import { connect, installSchema, type TestContext } from './database.ts'
 import { blocksOf, situationOf } from './documents.ts'
 import { type EffectsDatabase, withEffects } from './effects.ts'

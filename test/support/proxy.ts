@@ -1,5 +1,5 @@
 /** A proxy before a database, for tests that lose connections or answers at a chosen moment. */
-import { startProxy } from '../../proof/chaos/proxy/index.ts'
+import { startProxy } from '../../proof/rig/proxy/index.ts'
 import type { Pgonce } from '../../src/index.ts'
 import { client, reach, type Two } from './client.ts'
 import type { TestContext } from './database.ts'
@@ -19,11 +19,10 @@ export interface TcpProxy {
 }
 
 export async function proxyTo(t: TestContext, target: string): Promise<TcpProxy> {
-  const { hostname, port } = new URL(target)
-  const proxy = await startProxy({ target: { host: hostname, port: Number(port) } })
+  const proxy = await startProxy({ target })
   t.teardown(() => proxy.close())
   return {
-    url: proxy.url(target),
+    url: proxy.url(),
     muteServer: () => proxy.drop('server'),
     muteClient: () => proxy.drop('client'),
     cut: proxy.cutAll,

@@ -22,7 +22,7 @@ import { connect, fileContext, ownServer, testRole } from '../support/database.t
 import type { Effects } from '../support/effects.ts'
 import { standbyOf } from '../support/standby.ts'
 import { until } from '../support/until.ts'
-import { freshXid, resource, startProxy, throwsXa, work, xaDatabase } from './support.ts'
+import { freshXid, resource, throwsXa, unsteady, work, xaDatabase } from './support.ts'
 
 const file = fileContext(test.after.always)
 /** For tests that look at nothing but their own xids. */
@@ -633,7 +633,7 @@ for (const when of ['before', 'after'] as const) {
 
   test(`Commit whose connection is lost ${lost} says XAER_RMFAIL, and asking again tells`, async (t) => {
     const database = await xaDatabase(t)
-    const proxy = await startProxy(t, database.url)
+    const proxy = await unsteady(t, database.url)
     const xa = resource(t, proxy.url)
     const xid = freshXid()
     await work(xa, xid, 1)
@@ -649,7 +649,7 @@ for (const when of ['before', 'after'] as const) {
 
   test(`One-phase commit whose connection is lost ${lost} says XAER_RMFAIL`, async (t) => {
     const database = await xaDatabase(t)
-    const proxy = await startProxy(t, database.url)
+    const proxy = await unsteady(t, database.url)
     const xa = resource(t, proxy.url)
     const xid = freshXid()
     await work(xa, xid, 1)
@@ -662,7 +662,7 @@ for (const when of ['before', 'after'] as const) {
 
   test(`Rollback whose connection is lost ${lost} says XAER_RMFAIL`, async (t) => {
     const database = await xaDatabase(t)
-    const proxy = await startProxy(t, database.url)
+    const proxy = await unsteady(t, database.url)
     const xa = resource(t, proxy.url)
     const [open, prepared] = [freshXid(), freshXid()]
     await work(xa, open, 1)
@@ -683,7 +683,7 @@ for (const when of ['before', 'after'] as const) {
 
   test(`Prepare whose connection is lost ${lost} says XAER_RMFAIL, and recover tells`, async (t) => {
     const database = await xaDatabase(t)
-    const proxy = await startProxy(t, database.url)
+    const proxy = await unsteady(t, database.url)
     const xa = resource(t, proxy.url)
     const xid = freshXid()
     await work(xa, xid, 1)
@@ -697,7 +697,7 @@ for (const when of ['before', 'after'] as const) {
 
   test(`With Kysely on pg, commit whose connection is lost ${lost} says XAER_RMFAIL`, async (t) => {
     const database = await xaDatabase(t)
-    const proxy = await startProxy(t, database.url)
+    const proxy = await unsteady(t, database.url)
     const xa = resource(t, kyselyOnPg<Effects>(t, proxy.url))
     const xid = freshXid()
     await work(xa, xid, 1)
@@ -790,10 +790,6 @@ test('A branch that somebody else is busy with says XA_RETRY to commit, and is f
 // Local transactions, other owners, other databases
 
 for (const [name, open] of Object.entries({
-  'postgres.js': (t: ExecutionContext, url: string) => {
-    const client = connect(t, url)
-    return { target: client as DatabaseTarget<Effects>, run: (text: string) => client.unsafe(text) }
-  },
   pg: (t: ExecutionContext, url: string) => {
     const db = kyselyOnPg<Effects>(t, url, { max: 1 })
     return {

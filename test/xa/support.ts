@@ -1,7 +1,7 @@
 /** What the tests of the XA verbs share. */
 import { randomBytes } from 'node:crypto'
-import { createServer, connect as dial, type Socket } from 'node:net'
 import type { ExecutionContext } from 'ava'
+import { startProxy } from '../../proof/rig/proxy/index.ts'
 import type { DatabaseTarget } from '../../src/index.ts'
 import {
   XaError,
@@ -62,49 +62,20 @@ export async function throwsXa(
 
 export interface Proxy {
   readonly url: string
-  /** Cuts the connection at the next statement with this text: before it arrives, or before its answer does. */
+  /** Cuts the connection at the next statement that begins with this text: before it arrives, or before its answer does. */
   cut(when: 'before' | 'after', text: string): void
 }
 
 /** A network between a client and a server that can fail at a chosen moment, once. */
-export async function startProxy(t: TestContext, target: string): Promise<Proxy> {
-  const url = new URL(target)
-  const [host, port] = [url.hostname, Number(url.port)]
-  const sockets = new Set<Socket>()
-  let armed: { when: 'before' | 'after'; text: string } | undefined
-  const server = createServer((client) => {
-    const backend = dial(port, host)
-    const both = [client, backend]
-    const hangUp = () => {
-      for (const socket of both) socket.destroy()
-      for (const socket of both) sockets.delete(socket)
-    }
-    for (const socket of both) {
-      sockets.add(socket)
-      socket.on('error', () => {}).on('close', hangUp)
-    }
-    let doomed = false
-    client.on('data', (piece) => {
-      const hit = armed !== undefined && piece.includes(armed.text) ? armed.when : undefined
-      if (hit !== undefined) armed = undefined
-      if (hit === 'before') return hangUp()
-      doomed ||= hit === 'after'
-      backend.write(piece)
-    })
-    backend.on('data', (piece) => (doomed ? hangUp() : client.write(piece)))
-  })
-  await new Promise<void>((listening) => server.listen(0, '127.0.0.1', listening))
-  t.teardown(async () => {
-    for (const socket of sockets) socket.destroy()
-    await new Promise((closed) => server.close(closed))
-  })
-  const address = server.address()
-  url.hostname = '127.0.0.1'
-  url.port = String(typeof address === 'object' ? address?.port : '')
+export async function unsteady(t: TestContext, target: string): Promise<Proxy> {
+  const proxy = await startProxy({ target })
+  t.teardown(() => proxy.close())
   return {
-    url: url.href,
-    cut: (when, text) => {
-      armed = { when, text }
+    url: proxy.url(),
+    cut(when, statement) {
+      const direction = when === 'before' ? 'client' : 'server'
+      const text = new RegExp(`^${statement}\\b`)
+      proxy.inject({ when: { direction, text, nth: 1 }, action: 'cut-before' })
     },
   }
 }

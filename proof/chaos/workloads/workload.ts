@@ -2,6 +2,7 @@
 import type { Generated } from 'kysely'
 import type postgres from 'postgres'
 import type { Pgonce, Transactions } from '../../../src/index.ts'
+import type { Random } from '../../rig/random.ts'
 import type { Completion } from '../history.ts'
 import type { Name } from '../servers.ts'
 
@@ -45,16 +46,12 @@ export interface Done {
 }
 
 /** A client that does one thing after the other. */
-export interface Lane {
+export interface Lane extends Pick<Random, 'below' | 'pick'> {
   readonly once: Once
   /** The place among the coordinators, which outlives each of them. */
   readonly slot: number
   /** Its number among the lanes of the slot. */
   readonly number: number
-  readonly random: () => number
-  /** Less than n. */
-  readonly below: (n: number) => number
-  readonly pick: <T>(list: readonly T[]) => T
   /** Positive and never the same again in this run. */
   readonly unique: () => number
   /** Milliseconds since the run began, whatever the clock says. */

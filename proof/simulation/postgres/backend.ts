@@ -47,6 +47,7 @@ export function openBackend(
   login: string,
   pid: number,
   onclose: Backend['onclose'],
+  isPooled = false,
 ): Backend {
   return {
     database,
@@ -58,6 +59,7 @@ export function openBackend(
     transaction: undefined,
     implicit: false,
     advisory: 0,
+    isPooled,
     pid,
     epoch: database.server.epoch,
     queue: [],

@@ -8,7 +8,7 @@
  * @see https://github.com/postgres/postgres/blob/master/src/backend/access/transam/twophase.c
  * @see https://github.com/postgres/postgres/blob/master/src/backend/access/transam/xact.c
  */
-import type { Random } from '../random.ts'
+import type { Random } from '../../rig/random.ts'
 
 /** A row is never changed, only replaced. */
 interface Tables {
@@ -153,6 +153,8 @@ interface ServerSettings {
   readonly statusReach: number
   /** Milliseconds. */
   readonly lockTimeout?: number
+  /** How many rows `once.ask` lists at once: few, so that there is a next page. */
+  readonly page: number
 }
 
 /** What the oracle wants to know at the moment when it happens. */

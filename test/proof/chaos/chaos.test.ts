@@ -7,7 +7,7 @@ import { mutants } from '../../../proof/chaos/mutants.ts'
 import { type Fault, faults } from '../../../proof/chaos/nemesis.ts'
 import { run } from '../../../proof/chaos/run.ts'
 import { workloads } from '../../../proof/chaos/workloads/index.ts'
-import { edited } from '../../support/mutated.ts'
+import { edited } from '../../../proof/rig/mutants.ts'
 
 test('Every seeded bug still fits its place in the code', async (t) => {
   for (const { name, edits } of mutants) await t.notThrowsAsync(edited(edits), name)

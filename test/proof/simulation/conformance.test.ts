@@ -6,6 +6,7 @@
  */
 import test from 'ava'
 import postgres from 'postgres'
+import { type Random, random } from '../../../proof/rig/random.ts'
 import { type Backend, openBackend, receive } from '../../../proof/simulation/postgres/backend.ts'
 import {
   type Answer,
@@ -25,7 +26,6 @@ import {
   textOf,
 } from '../../../proof/simulation/postgres/statements.ts'
 import { endings, smuggled, streamText } from '../../../proof/simulation/postgres/workload.ts'
-import { type Random, random } from '../../../proof/simulation/random.ts'
 import { scheduler } from '../../../proof/simulation/scheduler.ts'
 import * as say from '../../../src/statements.ts'
 import { installSchema, ownServer } from '../../support/database.ts'
@@ -81,6 +81,7 @@ function simulatedSide(databaseIds: readonly string[]): Side {
       isolation: 'read committed',
       statusReach: 1_000_000,
       lockTimeout,
+      page: 1000,
     },
     { committed() {}, prepared() {}, seen() {}, finished() {}, lostTail() {}, wrote() {}, tainted() {} },
     random(1),
@@ -167,42 +168,28 @@ interface Step {
   readonly words: (xid: string) => Words
 }
 
-/** What is known by text, one for each that the client sends; the rest is in {@link workSteps}. */
-function recoveryWords(dice: Random, xid: string, home: string, ids: readonly string[]): Words[] {
-  const id = dice.pick(ids)
-  const list = `{${ids.join(',')}}`
-  const text = (words: string, ...values: unknown[]): Words => ({ text: words, values })
+/** What couriers carry, and what else recovery says. */
+function recoveryWords(
+  dice: Random,
+  xid: string,
+  databaseIds: readonly string[],
+  home: string,
+  ids: readonly string[],
+): Words[] {
+  const text = (words: string): Words => ({ text: words, values: [] })
+  const xids = ids.map(() => dice.pick([xid, xid, '4611686018427387904']))
+  const [asking = '', asked = ''] = dice.chance(0.9) ? [home, home] : databaseIds
+  const step = dice.pick(['finish', 'prove', 'confirm', 'purge', 'audit', 'judge'])
+  const answered = {
+    ...{ step, asking, asked, ids, xids },
+    outcomes: ids.map(() => dice.pick(['committed', 'aborted', 'pending'])),
+    evident: ids.filter(() => dice.chance(0.5)),
+    missing: ids.filter(() => dice.chance(0.3)),
+  }
   return [
-    text('select once.mark_proven($1::text::uuid[])::text as n', list),
-    text('select once.mark_confirmed($1::text::uuid[])::text as n', list),
-    text('select once.delete_evidence($2::uuid, $1::text::uuid[])::text as n', list, home),
-    text('select once.purge($1::text::uuid[])::text as n', list),
-    text('select once.record_loss($1::uuid, $2, $3::uuid, $4) as new', id, 'p', home, 'lost branch'),
-    text('select once.judge_heuristic($1::uuid, $2)', id, 'committed'),
-    text(knownText('once.proven('), 1000, null, null, 0),
-    text(knownText('once.confirmed('), 1000, null, null, 0),
-    text(
-      'select once.branch_outcome($1::uuid, $2::uuid, $3::text::xid8) as outcome',
-      home,
-      id,
-      dice.pick([xid, xid, '4611686018427387904']),
-    ),
-    text(knownText('select i.id, i.xid, once.branch_outcome('), home, `{${id}}`, `{${xid}}`),
-    text('select d.transaction_id::text as id from once.branch d where d.transaction_id is not null'),
-    text('select e::text as id from once.find_evidence($1::text::uuid[]) e', list),
-    text('select d.transaction_id::text as id from once.find_decisions($1::text::uuid[]) d', list),
-    text(
-      'select d.transaction_id::text as id from once.find_decisions($1::text::uuid[]) d where not d.proven',
-      list,
-    ),
-    text(
-      'select d.transaction_id::text as id from once.find_decisions($1::text::uuid[]) d where not d.confirmed',
-      list,
-    ),
-    text(knownText('order by d.prepared_at'), 0),
-    text(knownText('once.unproven('), 1000, null, null),
-    text(knownText('once.evidence_page('), 1000, dice.pick([null, ids[0]])),
-    text(knownText('once.heuristic'), 1000),
+    ...Array.from({ length: 3 }, () => say.ask(JSON.stringify({ steps: [step], keep: '0 ms' }))),
+    ...Array.from({ length: 3 }, () => say.answer(JSON.stringify({ step, asking, asked, ids, xids }))),
+    ...Array.from({ length: 3 }, () => say.apply(JSON.stringify([answered]))),
     text('set role "keeper"'),
     text('reset role'),
     text('rollback'),
@@ -249,6 +236,7 @@ function namedWords(
   const isolationLevel = dice.pick([undefined, undefined, 'read committed', 'repeatable read'])
   const options = { lockTimeout, idleTimeout: 60_000, isolationLevel }
   const others = [{ name: 'p', databaseId: own }]
+  const shared = { level: 'on' }
   return {
     hello: say.hello(false),
     second_net: say.secondNet(),
@@ -260,7 +248,9 @@ function namedWords(
     tell_role: say.tellRole(),
     set_role: say.setRole(dice.pick(['none', 'keeper'])),
     begin_read_committed: say.beginReadCommitted(),
-    assert_home: say.assertHome(home),
+    ask: say.ask(JSON.stringify({ steps: ['finish'], keep: '0 ms' })),
+    answer: say.answer(JSON.stringify({ step: 'prove', asking: home, asked: own, ids })),
+    apply: say.apply(JSON.stringify([{ step: 'prove', asking: own, asked: home, ids, evident: [] }])),
     end: say.end(),
     open_direct: say.openDirect(options),
     begin: say.begin(isolationLevel),
@@ -268,10 +258,13 @@ function namedWords(
     note_xid: say.noteXid(),
     commit_direct: say.commitDirect('on'),
     commit: say.commit(id),
+    commit_shared: say.commit(id, shared),
     prepare_direct: say.prepareDirect(global, participant, gid, 'on'),
     prepare: say.prepare(global, participant, gid),
+    prepare_shared: say.prepare(global, participant, gid, shared),
     decide_direct: say.decideDirect({ ...global, home: own }, others, 'on'),
     decide: say.decide({ ...global, home: dice.chance(0.8) ? own : home }, others),
+    decide_shared: say.decide({ ...global, home: dice.chance(0.8) ? own : home }, others, shared),
     rollback_direct: say.rollbackDirect(),
     rollback: say.rollback(),
     finish: say.finish(dice.pick(['commit', 'rollback']), gid),
@@ -291,7 +284,16 @@ function* scriptOf(dice: Random, seed: number, databaseIds: readonly string[]): 
   const beginnings = ['open_direct', 'open_direct', 'open_direct', 'begin', 'begin_read_committed']
   const alone = [
     ...['finish', 'finish', 'finish', 'second_net', 'second_net', 'hello', 'identify', 'fence', 'probe'],
-    ...['commit_direct', 'prepare_direct', 'decide_direct', 'commit', 'prepare', 'decide', 'rollback_direct'],
+    ...[
+      'commit_direct',
+      'prepare_direct',
+      'decide_direct',
+      'commit',
+      'prepare',
+      'decide',
+      'rollback_direct',
+      'commit_shared',
+    ],
     ...[
       'rollback',
       'end',
@@ -302,10 +304,10 @@ function* scriptOf(dice: Random, seed: number, databaseIds: readonly string[]): 
       'probe_several',
       'read_probe',
     ],
-    ...['assert_home', 'note_xid', 'open'],
+    ...['note_xid', 'open'],
   ]
   const inside = [
-    ...['open', 'open', 'note_xid', 'note_xid', 'find_evidence', 'outcome', 'assert_home'],
+    ...['open', 'open', 'note_xid', 'note_xid', 'find_evidence', 'outcome'],
     ...['finish', 'probe_several', 'read_probe', 'hello', 'set_role', 'tell_role', 'second_net'],
   ]
   const ends = [
@@ -320,9 +322,13 @@ function* scriptOf(dice: Random, seed: number, databaseIds: readonly string[]): 
       'rollback',
       'end',
     ],
+    ...['commit_shared', 'prepare_shared', 'prepare_shared', 'decide_shared', 'decide_shared'],
   ]
   // What it writes depends on how long ago the last one was, so nobody may look at its xid, or refuse it.
-  yield { session: 0, words: () => ({ text: knownText('once.stamp_recovery('), values: [] }) }
+  yield {
+    session: 0,
+    words: () => say.ask(JSON.stringify({ steps: ['finish'], keep: '0 ms', recoverer: 'pgonce' })),
+  }
   for (let step = 0; step < 50; step += 1) {
     const session = dice.below(3)
     const own = databaseIds[databaseOf(session)] as string
@@ -337,7 +343,7 @@ function* scriptOf(dice: Random, seed: number, databaseIds: readonly string[]): 
           const statement = namedWords(random(seed, stream), xid, home, believed, ids)[name]
           if (statement === undefined) throw new Error(`There is no statement ${name}`)
           return name === 'find_evidence' && stream % 2 === 0
-            ? say.guarded(statement, dice.pick([ids[0] as string]))
+            ? say.guarded(statement, ids[0] as string)
             : statement
         },
       }
@@ -348,7 +354,7 @@ function* scriptOf(dice: Random, seed: number, databaseIds: readonly string[]): 
     }
     const work = () => among((own_) => workWords(own_, effect))
     const recovery = () =>
-      hasNet[session] ? work() : among((own_, xid) => recoveryWords(own_, xid, home, ids))
+      hasNet[session] ? work() : among((own_, xid) => recoveryWords(own_, xid, databaseIds, home, ids))
     effect += 3
     if (!inBlock[session]) {
       if (dice.chance(0.6)) {
@@ -375,13 +381,6 @@ function* scriptOf(dice: Random, seed: number, databaseIds: readonly string[]): 
         yield { session, words: (xid) => say.finish('rollback', `once:1:${home}:${id}:${xid}:p`) }
 }
 
-/** The text that contains this, as the client sends it. */
-function knownText(part: string): string {
-  const [text, ...others] = plainTexts.filter((one) => one.includes(part))
-  if (text === undefined || others.length > 0) throw new Error(`Expected one text with ${part}`)
-  return text
-}
-
 /** Where the two may differ: xids and times, process ids, and the order of rows that nobody orders. */
 function comparable(words: Words, said: Said): unknown {
   if ('code' in said) return said
@@ -396,9 +395,10 @@ function comparable(words: Words, said: Said): unknown {
       }
       // A setting of ours that was in force once is empty, not null, for the rest of the session.
       if (words.name === 'read_probe') return value || null
+      if (['ask', 'answer', 'apply'].includes(words.name)) return inOrder(JSON.parse(String(value)))
       return words.name === 'note_xid' && value !== null ? 'some' : value
     })
-    return { command, rows }
+    return { command, rows: words.name === 'hello' ? rows : rows.map((row) => JSON.stringify(row)).sort() }
   }
   const rows = (said.rows as Record<string, unknown>[]).map((row) =>
     Object.fromEntries(
@@ -411,6 +411,21 @@ function comparable(words: Words, said: Said): unknown {
   // Which rows come first is nobody's promise.
   if (words.text.startsWith('fetch')) return { command, count: rows.length }
   return { command, rows: rows.map((row) => JSON.stringify(row)).sort() }
+}
+
+/** A message, without times and xids; what stands in a list has no order. */
+function inOrder(said: unknown): unknown {
+  if (Array.isArray(said))
+    return said
+      .map(inOrder)
+      .map((one) => JSON.stringify(one))
+      .sort()
+  if (typeof said === 'string') return said.replaceAll(/(once:1:[^:]*:[^:]*):[0-9]+:/g, '$1:some:')
+  if (typeof said !== 'object' || said === null) return said
+  return Object.entries(said)
+    .filter(([name]) => name !== 'xids')
+    .map(([name, value]) => [name, inOrder(value)])
+    .sort()
 }
 
 /** What no script says, and why. */
@@ -453,6 +468,7 @@ test('The simulated Postgres answers as the real one does', async (t) => {
   const urls = ['one', 'two'].map((name) => server.url(name))
   const databaseIds: string[] = []
   await admin.sql`create role keeper`
+  await admin.sql`grant postgres to keeper`
   for (const [index, name] of ['one', 'two'].entries()) {
     await admin.sql.unsafe(`create database ${name}`)
     const url = urls[index] as string
