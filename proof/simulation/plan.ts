@@ -52,8 +52,17 @@ export interface TransactionPlan {
   }
   /** Milliseconds after which its signal aborts it. */
   readonly abortAt?: number
-  /** The message that it claims before its handler runs, or behind it, and where. */
-  readonly claim?: { readonly database: number; readonly sequence: number; readonly late?: true }
+  readonly claim?: Claim
+}
+
+/**
+ * The message that a transaction claims, and where: before its handler runs, behind it (`late`), or with effects known
+ * beforehand, in one round trip and without a handler (`alone`).
+ */
+export interface Claim {
+  readonly database: number
+  readonly sequence: number
+  readonly when: 'first' | 'late' | 'alone'
 }
 
 /**
@@ -210,8 +219,7 @@ interface Provocation {
   readonly apart?: number
   /** Of this many messages, each transaction claims one. */
   readonly messages?: number
-  /** Behind its handler. */
-  readonly late?: true
+  readonly when?: Claim['when']
   readonly options?: Partial<TransactionPlan['options']>
   /** No fault besides. */
   readonly alone?: true
@@ -401,12 +409,33 @@ const ofCommits: readonly Provocation[] = [
   {
     kinds: ['claim_sequence', 'work'],
     messages: 1,
-    late: true,
+    when: 'late',
     drivers: [reopening],
     action: 'terminate',
     point: 'work: answer',
   },
   { kinds: ['claim_sequence', 'commit'], messages: 1, transactions: 2, does: ['insert'], drivers: foreign },
+  ...(['own', driver, reopening, 'pooled'] as const).flatMap((one) => [
+    {
+      kinds: ['claim_sequence_with_effects'] as const,
+      messages: 1,
+      when: 'alone' as const,
+      transactions: 3,
+      apart: 1,
+      does: ['insert'] as const,
+      drivers: [one],
+    },
+    {
+      kinds: ['claim_sequence_with_effects'] as const,
+      messages: 1,
+      when: 'alone' as const,
+      transactions: 2,
+      does: ['insert'] as const,
+      drivers: [one],
+      action: 'refuse' as const,
+      point: one === 'own' ? 'open_direct: arrive' : 'begin: arrive',
+    },
+  ]),
   // An address leads to another database, and who comes there believes it is the one from before.
   ...(['decide_direct: answer', 'finish commit: answer'] as const).map((point) => ({
     kinds: ['decide_direct', 'prepare_direct', 'identify'] as const,
@@ -555,7 +584,7 @@ function provoke(seed: number): Plan {
             claim: {
               database: 0,
               sequence: 1 + dice.below(provocation.messages),
-              ...(provocation.late ? { late: true as const } : {}),
+              when: provocation.when ?? 'first',
             },
           }
         : {}),
@@ -702,7 +731,7 @@ function transactionOf(dice: Random, processes: number, databases: number): Tran
           claim: {
             database: dice.pick(used),
             sequence: 1 + dice.below(2),
-            ...(dice.chance(0.4) ? { late: true as const } : {}),
+            when: dice.pick(['first', 'late', 'alone']),
           },
         }
       : {}),

@@ -22,6 +22,7 @@ export const kinds = [
   'begin',
   'open',
   'claim_sequence',
+  'claim_sequence_with_effects',
   'work',
   'note_xid',
   'prepare_direct',

@@ -39,7 +39,7 @@ import {
   tag,
   type Values,
 } from './session.ts'
-import { cursorTexts, ended, endings, smuggle, smuggled, workTexts } from './workload.ts'
+import { addEffect, cursorTexts, ended, endings, smuggle, smuggled, workTexts } from './workload.ts'
 
 /** What a backend gets: which purpose it has in the flow, and how it runs. */
 export interface Statement {
@@ -363,6 +363,18 @@ const named: Readonly<Record<string, Named>> = {
     commands: [
       command('select once.apply(', function* (session, [answers]) {
         return select(...(yield* apply(transactionOf(session), session, String(answers))))
+      }),
+    ],
+  },
+  claim_sequence_with_effects: {
+    arity: 5,
+    commands: [
+      command('select once.take_effect(', function* (session, [producer, sequence, , , effects]) {
+        const transaction = transactionOf(session)
+        const isNew = yield* claimSequence(transaction, String(producer), String(sequence))
+        for (const [, id] of isNew ? String(effects).matchAll(/values \((\d+)\)/g) : [])
+          yield* addEffect(transaction, id)
+        return select(isNew ? 'claimed' : 'duplicate')
       }),
     ],
   },

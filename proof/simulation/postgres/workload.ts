@@ -18,7 +18,7 @@ import { type Run, rollback, type SessionState, select, set, tag } from './sessi
 
 const transactionOf = (session: SessionState) => session.transaction as Transaction
 
-function* addEffect(transaction: Transaction, id: unknown): Generator<Pause, void> {
+export function* addEffect(transaction: Transaction, id: unknown): Generator<Pause, void> {
   const key = String(id)
   yield* lock(transaction, 'effect', key)
   if (read(transaction, 'effect', key)) throw refuse('23505', 'duplicate key value violates effect_pkey')

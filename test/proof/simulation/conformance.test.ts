@@ -271,6 +271,7 @@ function namedWords(
     find_evidence: say.findEvidence(id),
     outcome: say.outcome(global),
     claim_sequence: say.claimSequence('p', 1n, 0, false),
+    claim_sequence_with_effects: say.withEffects(say.claimSequence('p', 1n, 0, false))([]),
   }
 }
 
@@ -434,6 +435,7 @@ const notReplayed: ReadonlyMap<string, string> = new Map([
   [smuggled, 'stands for what ends a transaction unseen, and is none itself'],
   ...endings.map((text) => [text, 'must never be sent'] as const),
   ['claim_sequence', 'the ledger has tests of its own; here it is only what is claimed once'],
+  ['claim_sequence_with_effects', 'the same'],
 ])
 
 test('Every statement that the simulated Postgres knows is replayed on a real one', (t) => {
