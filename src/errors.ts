@@ -43,7 +43,7 @@ export class FencedError extends PgonceError {}
 export class SequenceGapError extends PgonceError {}
 
 /**
- * A bound was reached: gaps of a producer or days with keys (`ONMAX`), prepared transactions (`NO_SLOTS`),
+ * A bound was reached: gaps of a producer (`ONMAX`), prepared transactions (`NO_SLOTS`),
  * connections of the pool (`NO_CONNECTION`) or of the server (`TOO_MANY_CONNECTIONS`), the time for a lock that a
  * statement of ours needed (`LOCK_TIMEOUT`).
  */
@@ -69,7 +69,7 @@ export class HandlerError extends PgonceError {}
  *
  * - We do not get in: there is none of this name (`NO_DATABASE`), it refuses user or password (`LOGIN_REFUSED`), the
  *   role may not (`NO_PRIVILEGE`), or, for `migrate`, whatever the reason (`UNREACHABLE`).
- * - It is not the right one: too old (`SERVER_VERSION`), a standby (`ONSTB`), a copy (`ONCPY`), not the home (`ONIDN`),
+ * - It is not the right one: too old (`SERVER_VERSION`), a standby (`ONSTB`), a copy (`ONCPY`), hidden by row level security (`ONRLS`), not the home (`ONIDN`),
  *   under two names (`SAME_DATABASE`).
  * - It is not set up: no schema once (`NOT_INSTALLED`), one of another version (`SCHEMA_VERSION`) or of somebody else
  *   (`FOREIGN_SCHEMA`), an installation that failed (`MIGRATION_FAILED`), prepared transactions switched off
@@ -116,6 +116,7 @@ const classes: Readonly<Record<string, ErrorClass>> = {
   ONSTB: DatabaseError,
   ONIDN: DatabaseError,
   ONCPY: DatabaseError,
+  ONRLS: DatabaseError,
   ONEND: HandlerError,
   ONROL: HandlerError,
   ONEXT: DatabaseError,

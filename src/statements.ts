@@ -481,51 +481,64 @@ export interface Claim {
 
 const claimed = oneOf('claimed', 'duplicate')
 
-const claimSequenceCall = 'once.claim($1, $2::pg_catalog.int8, $3::pg_catalog.int4, $4::pg_catalog.bool)'
+const claimSequenceCall =
+  'once.claim($1, $2::pg_catalog.int8, $3::pg_catalog.int4, $4::pg_catalog.bool, $5::pg_catalog.int8)'
 const claimKeyCall = '(once.claim_key($1, $2, $3::pg_catalog.timestamptz, $4::pg_catalog.bytea)).status'
 
-export const claimSequence = (producer: string, sequence: bigint, epoch: number, strict: boolean) =>
+export interface SequenceOptions {
+  readonly epoch: number
+  readonly strict: boolean
+  readonly startAt: bigint | null
+}
+
+export const claimSequence = (
+  producer: string,
+  sequence: bigint,
+  { epoch, strict, startAt }: SequenceOptions,
+) =>
   query(
     'claim_sequence',
     `select ${claimSequenceCall}`,
-    [producer, sequence, epoch, strict],
+    [producer, sequence, epoch, strict, startAt],
     (answer): Claim => ({ status: claimed(answer), result: undefined }),
   )
 
-/** Sequences of one producer; the new ones, ascending, or `all`. */
-export const claimSequences = (
+/** Sequences from the first to the last, both included. */
+export type Range = readonly [first: bigint, last: bigint]
+
+/** Ranges of sequences of one producer, in any order; those that are new, ascending. */
+export const claimRanges = (
   producer: string,
-  sequences: readonly bigint[],
-  epoch: number,
-  strict: boolean,
+  ranges: readonly Range[],
+  { epoch, strict, startAt }: SequenceOptions,
 ) =>
   query(
-    'claim_sequences',
-    `select array(select c from once.claim_batch($1, $2::pg_catalog.int8[], $3::pg_catalog.int4, $4::pg_catalog.bool) c)::pg_catalog.text`,
-    [producer, `{${sequences.join(',')}}`, epoch, strict],
-    (answer): readonly bigint[] | 'all' => {
+    'claim_ranges',
+    `select once.claim_ranges($1, $2::pg_catalog.int8multirange, $3::pg_catalog.int4, $4::pg_catalog.bool,
+                         $5::pg_catalog.int8)::pg_catalog.text`,
+    [producer, `{${ranges.map(([first, last]) => `[${first},${last}]`).join(',')}}`, epoch, strict, startAt],
+    (answer): readonly Range[] => {
       const found = one(answer)
-      if (found === 'all') return found
-      if (!/^\{[\d,]*\}$/.test(found)) refuseAnswer(found, 'a list of sequences')
-      return found.slice(1, -1).split(',').filter(Boolean).map(BigInt)
+      if (!/^\{(\[\d+,\d+\),?)*\}$/.test(found)) refuseAnswer(found, 'ranges of sequences')
+      return Array.from(found.matchAll(/\[(\d+),(\d+)\)/g), ([, first = '', end = '']) => [
+        BigInt(first),
+        BigInt(end) - 1n,
+      ])
     },
   )
-
-function claimOf(found: unknown): Claim {
-  const [status, result] = found as [unknown, unknown]
-  if (status !== 'claimed' && status !== 'duplicate' && status !== 'expired') {
-    return refuseAnswer(status, 'claimed, duplicate or expired')
-  }
-  return { status, result: result ?? undefined }
-}
 
 export const claimKey = (scope: string, key: string, at: string | null, hash: string | null) =>
   query(
     'claim_key',
-    `select pg_catalog.json_build_array(c.status, c.result)::pg_catalog.text
-  from once.claim_key($1, $2, $3::pg_catalog.timestamptz, $4::pg_catalog.bytea) c`,
+    `select pg_catalog.to_json(once.claim_key($1, $2, $3::pg_catalog.timestamptz, $4::pg_catalog.bytea))::pg_catalog.text`,
     [scope, key, at, hash],
-    (answer) => claimOf(json(answer)),
+    (answer): Claim => {
+      const { status, result } = json<{ status?: unknown; result?: unknown }>(answer)
+      if (status !== 'claimed' && status !== 'duplicate' && status !== 'expired') {
+        return refuseAnswer(status, 'claimed, duplicate or expired')
+      }
+      return { status, result: result ?? undefined }
+    },
   )
 
 /** One answer a key, in their order. */
@@ -537,16 +550,28 @@ export const claimKeys = (
 ) =>
   query(
     'claim_keys',
-    `select coalesce(pg_catalog.json_agg(pg_catalog.json_build_array(c.status, c.result) order by c.ordinal), '[]')::pg_catalog.text
-  from once.claim_key_batch($1, $2::pg_catalog.text[], $3::pg_catalog.timestamptz[], $4::pg_catalog.bytea[]) c`,
-    [scope, arrayLiteral(keys), arrayLiteral(times), arrayLiteral(hashes)],
-    (answer) => {
+    'select once.claim_keys($1, $2::pg_catalog.text[], $3::pg_catalog.timestamptz[], $4::pg_catalog.bytea[])',
+    [scope, arrayLiteral(keys), arrayOrNull(times), arrayOrNull(hashes)],
+    (answer): readonly Claim[] => {
+      if (one(answer) === 'claimed') return keys.map(() => ({ status: 'claimed', result: undefined }))
       const found = json<unknown[]>(answer)
-      return found.length === keys.length
+      return Array.isArray(found) && found.length === keys.length
         ? found.map(claimOf)
         : refuseAnswer(found.length, `${keys.length} answers`)
     },
   )
+
+const arrayOrNull = (values: readonly (string | null)[]) =>
+  values.every((value) => value === null) ? null : arrayLiteral(values)
+
+function claimOf(found: unknown): Claim {
+  if (found === 'claimed' || found === 'duplicate' || found === 'expired')
+    return { status: found, result: undefined }
+  if (typeof found === 'object' && found !== null && 'result' in found) {
+    return { status: 'duplicate', result: found.result }
+  }
+  return refuseAnswer(found, 'claimed, duplicate or expired')
+}
 
 /** Claim and effects in one round trip: the statements run if the claim is new. */
 export const withEffects = (claim: Statement<Claim>) => (statements: readonly string[]) =>

@@ -106,9 +106,14 @@ export const mutants: readonly ChaosMutant[] = [
     what: 'the fast path of a claim takes what lies behind the watermark for new',
     edits: [
       {
-        file: 'sql/ledger/claim_run.sql',
-        find: 'and p.watermark = claim_run.first - 1',
-        replace: 'and p.watermark >= claim_run.first - 1',
+        file: 'sql/ledger/claim.sql',
+        find: 'and p.watermark + 1 = claim.sequence',
+        replace: 'and p.watermark + 1 >= claim.sequence',
+      },
+      {
+        file: 'sql/ledger/claim_ranges.sql',
+        find: 'and p.watermark + 1 = lower(claim_ranges.ranges)',
+        replace: 'and p.watermark + 1 >= lower(claim_ranges.ranges)',
       },
     ],
     run: ['--workload', 'monotonic,queue', '--faults', 'kill,point'],

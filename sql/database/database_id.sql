@@ -11,6 +11,9 @@ declare
   v_database_oid oid;
 begin
   select i.* into v_row from once.database i;
+  if not found then
+    perform once.explain_no_database();
+  end if;
   select c.system_identifier into v_system_identifier from pg_catalog.pg_control_system() c;
   select d.oid into v_database_oid from pg_catalog.pg_database d where d.datname = current_database();
   if v_row.system_identifier is distinct from v_system_identifier

@@ -14,8 +14,8 @@ begin
   if not exists (select from pg_catalog.pg_foreign_server s where s.srvname = add_peer.server) then
     raise exception 'no foreign server named %', coalesce(quote_literal(add_peer.server), 'null')
       using errcode = 'ONARG', detail = 'Expected the name of a foreign server, without quotes.',
-            hint = 'create server billing foreign data wrapper dblink_fdw options (host ''…'', dbname ''billing''); '
-                   'create user mapping for current_user server billing options (user ''…'', password ''…'');';
+            hint = 'create server billing foreign data wrapper dblink_fdw options (host ''...'', dbname ''billing''); '
+                   'create user mapping for current_user server billing options (user ''...'', password ''...'');';
   end if;
   perform once.disconnect(v_name);
   begin
@@ -33,7 +33,7 @@ begin
         regexp_replace(coalesce(nullif(v_detail, ''), v_message), '[[:space:]]+', ' ', 'g')
       using errcode = 'ONPER', detail = format('dblink says: %s.', v_message),
             hint = format('grant usage on foreign server %1$I to %2$I; create user mapping for %2$I server %1$I '
-                          'options (user ''…'', password ''…''); and over there: npx pgonce migrate.', add_peer.server, current_user);
+                          'options (user ''...'', password ''...''); and over there: npx pgonce migrate.', add_peer.server, current_user);
   end;
   insert into once.peer (database_id, server) values (v_id, add_peer.server)
   on conflict on constraint peer_pkey do update set server = excluded.server, added_at = now(), added_by = session_user;

@@ -47,7 +47,7 @@ begin
           regexp_replace(coalesce(nullif(v_detail, ''), v_message), '[[:space:]]+', ' ', 'g')
         using errcode = 'ONPER', detail = format('It leads to database %s, says once.peer; dblink says: %s.', connect.database_id, v_message),
               hint = format('grant usage on foreign server %1$I to %2$I; create user mapping for %2$I server %1$I '
-                            'options (user ''…'', password ''…''); the server there must ask for the password.', v_server, current_user);
+                            'options (user ''...'', password ''...''); the server there must ask for the password.', v_server, current_user);
     end;
   else
     -- The settings that a role may not see are not there.

@@ -25,15 +25,15 @@ interface Expired {
   /** How often once.expire() was called. */
   steps: number
   readonly actions: readonly Done[]
-  /** Partitions were in use at the last step; the next call takes them. */
-  busy: boolean
+  /** Why the last step left something to a later call. */
+  waits: string | null
   error: string | null
 }
 
 /** Adds the command to the program. */
 export function expireCommand(program: Command): void {
   withDatabases(program.command('expire'))
-    .description('apply the retention of the key ledger: expire, drop and delete what is past it')
+    .description('apply the retention of the key ledger: expire and delete what is past it')
     .option(
       '--retention <scope=interval>',
       "first set how long a scope remembers its keys, as in stripe='30 days' or stripe=forever; may be repeated",
@@ -61,20 +61,25 @@ async function runExpire(urls: readonly string[], flags: ExpireFlags): Promise<v
     })),
   )
   if (rows.length > 0) print(`${table(['database', 'action', 'scope', 'count', 'detail'], rows)}\n`)
-  for (const { database, steps, actions, busy, error } of expired) {
+  for (const { database, steps, actions, waits, error } of expired) {
     const total = (action: string) =>
-      actions.filter((one) => one.action === action).reduce((sum, one) => sum + one.count, 0)
+      actions
+        .filter((one) => one.action === action && one.detail !== ofRecords)
+        .reduce((sum, one) => sum + one.count, 0)
     if (error !== null) print(paint(`${database}: ${error}`, 'red'))
     else {
       print(
-        `${database}: ${count(total('delete'), 'key')} deleted, ${count(total('drop'), 'partition')} dropped, ` +
-          `${total('create')} created, in ${count(steps, 'step')}${busy ? '; some partitions were in use: run it again later' : ''}`,
+        `${database}: ${count(total('delete'), 'key')} deleted, in ${count(steps, 'step')}` +
+          `${waits === null ? '' : `; run it again later: ${waits}`}`,
       )
     }
   }
 }
 
 const connectTimeout = 5_000
+
+/** What is deleted besides keys. @see sql/ledger/expire.sql */
+const ofRecords = 'records of expired claims'
 
 interface StepRow {
   readonly action: string
@@ -91,7 +96,7 @@ async function expireOne(database: Database, retentions: readonly Retention[]): 
     database: database.name,
     steps: 0,
     actions: [] as Done[],
-    busy: false,
+    waits: null as string | null,
     error: null as string | null,
   }
   const shown = progress()
@@ -107,7 +112,7 @@ async function expireOne(database: Database, retentions: readonly Retention[]): 
         )
         expired.steps += 1
         more = rows.some((row) => row.more)
-        expired.busy = rows.some(({ action }) => action === 'busy')
+        expired.waits = rows.find(({ action }) => action === 'wait' || action === 'busy')?.detail ?? null
         // Rows that count nothing and ask for more only say how far the step has come.
         for (const row of rows) if (!row.more || Number(row.count) > 0) add(done, row)
         const total = [...done.values()].reduce((sum, one) => sum + one.count, 0)
@@ -119,7 +124,7 @@ async function expireOne(database: Database, retentions: readonly Retention[]): 
   } finally {
     shown.end()
   }
-  expired.actions = [...done.values()].filter(({ action }) => action !== 'busy')
+  expired.actions = [...done.values()].filter(({ action }) => action !== 'busy' && action !== 'wait')
   return expired
 }
 

@@ -7,10 +7,12 @@ import {
   checkArray,
   checkBoolean,
   checkEpoch,
+  checkInteger,
   checkName,
   checkObject,
   checkSequence,
   checkText,
+  maxSequence,
   show,
 } from '../check.ts'
 import { InvalidInputError } from '../errors.ts'
@@ -26,6 +28,8 @@ export interface SequencedMessage {
   readonly epoch?: number
   /** Refuse a sequence that does not follow the last one. @defaultValue false */
   readonly strict?: boolean
+  /** Where a new producer begins: sequences below count as processed. @defaultValue 0 */
+  readonly startAt?: bigint | number
   readonly scope?: never
   readonly key?: never
   readonly occurredAt?: never
@@ -45,7 +49,7 @@ export type KeyedMessage = Keyed &
 
 /** What tells a message of a scope from the others. */
 export interface Keyed {
-  /** The message's id; any length. If it is a UUIDv7 or a ULID, its time is the message's time. */
+  /** The message's id; any length. The time in a UUIDv7 or ULID counts only if `once.set_key_times` has said so of the scope. */
   readonly key: string
   /**
    * The message's own time, the same at every delivery (never the time of arrival). It decides where the
@@ -56,6 +60,7 @@ export interface Keyed {
   readonly sequence?: never
   readonly epoch?: never
   readonly strict?: never
+  readonly startAt?: never
 }
 
 /**
@@ -74,6 +79,7 @@ export interface SequencedBatch {
   readonly sequences: readonly (bigint | number)[]
   readonly epoch?: number
   readonly strict?: boolean
+  readonly startAt?: bigint | number
   readonly scope?: never
   readonly messages?: never
   readonly keepResult?: never
@@ -90,10 +96,11 @@ export interface KeyedBatch {
   readonly sequences?: never
   readonly epoch?: never
   readonly strict?: never
+  readonly startAt?: never
   readonly keepResult?: never
 }
 
-const bySequence = ['producer', 'sequence', 'sequences', 'epoch', 'strict'] as const
+const bySequence = ['producer', 'sequence', 'sequences', 'epoch', 'strict', 'startAt'] as const
 const ofOneMessage = ['key', 'occurredAt', 'payload', 'payloadHash', 'keepResult'] as const
 const byKey = ['scope', 'messages', ...ofOneMessage] as const
 const ofOneBatch = [...bySequence, 'scope', 'messages', 'keepResult'] as const
@@ -155,12 +162,10 @@ export function planClaim(message: Message): ClaimPlan {
     })
   }
   if (isSequenced(message)) {
-    const { producer, sequence, epoch, strict } = message
     const statement = say.claimSequence(
-      checkName('producer', producer),
-      checkSequence(sequence),
-      checkEpoch(epoch ?? 0),
-      checkBoolean('strict', strict, false),
+      checkName('producer', message.producer),
+      checkSequence(message.sequence),
+      sequenceOptions(message),
     )
     return { statement, withEffects: say.withEffects(statement), keep: undefined }
   }
@@ -179,7 +184,7 @@ export function planClaim(message: Message): ClaimPlan {
 /** Sequences of one producer, checked and copied. */
 export interface SequencesPlan {
   readonly sequences: readonly bigint[]
-  readonly statement: say.Statement<readonly bigint[] | 'all'>
+  readonly statement: say.Statement<readonly say.Range[]>
 }
 
 /** @throws InvalidInputError `ONARG` */
@@ -187,15 +192,49 @@ export function planSequences(batch: SequencedBatch): SequencesPlan {
   const producer = checkName('producer', batch.producer)
   // Not map, which skips what a sparse array lacks.
   const sequences = Array.from(checkArray('sequences', batch.sequences), checkSequence)
-  const epoch = checkEpoch(batch.epoch ?? 0)
-  const strict = checkBoolean('strict', batch.strict, false)
-  return { sequences, statement: say.claimSequences(producer, sequences, epoch, strict) }
+  return { sequences, statement: say.claimRanges(producer, rangesOf(sequences), sequenceOptions(batch)) }
+}
+
+function sequenceOptions({
+  epoch,
+  strict,
+  startAt,
+}: {
+  readonly epoch?: number | undefined
+  readonly strict?: boolean | undefined
+  readonly startAt?: bigint | number | undefined
+}): say.SequenceOptions {
+  return {
+    epoch: checkEpoch(epoch ?? 0),
+    strict: checkBoolean('strict', strict, false),
+    startAt: startAt === undefined ? null : checkInteger('startAt', startAt, 0n, maxSequence),
+  }
+}
+
+/** Runs of sequences that follow each other: mostly a batch is one. */
+function rangesOf(sequences: readonly bigint[]): say.Range[] {
+  const ranges: [bigint, bigint][] = []
+  let last: [bigint, bigint] | undefined
+  for (const sequence of sequences) {
+    if (last !== undefined && sequence === last[1] + 1n) last[1] = sequence
+    else {
+      last = [sequence, sequence]
+      ranges.push(last)
+    }
+  }
+  return ranges
 }
 
 /** Those that were new, once each, in the order given. */
-export function freshOf(sequences: readonly bigint[], claimed: readonly bigint[] | 'all'): readonly bigint[] {
-  if (claimed === 'all') return sequences
-  const left = new Set(claimed)
+export function freshOf(sequences: readonly bigint[], claimed: readonly say.Range[]): readonly bigint[] {
+  const [only] = claimed
+  if (only === undefined) return []
+  // The rule: a batch is a run, and all new.
+  const isAll = claimed.length === 1 && only[1] - only[0] + 1n === BigInt(sequences.length)
+  if (isAll && sequences[0] === only[0] && sequences.at(-1) === only[1] && rangesOf(sequences).length === 1)
+    return sequences
+  const left = new Set<bigint>()
+  for (const [first, last] of claimed) for (let one = first; one <= last; one += 1n) left.add(one)
   return sequences.filter((sequence) => left.delete(sequence))
 }
 
@@ -268,12 +307,12 @@ function time({ occurredAt }: { readonly occurredAt?: Date }): string | null {
       `Expected \`occurredAt\` to be a valid Date, got ${show(occurredAt)}`,
     )
   }
-  // As sql/ledger/claim_key_batch.sql has it; Postgres cannot read how JavaScript writes years of six digits.
+  // Its upper bound is for Postgres to check (now and two days); it cannot read how JavaScript writes years of six digits.
   const year = occurredAt.getUTCFullYear()
-  if (year < 1970 || year >= 2100) {
+  if (year < 2000 || year >= 2100) {
     throw new InvalidInputError(
       'ONARG',
-      `Expected \`occurredAt\` to be a time between 1970 and 2100, got ${occurredAt.toISOString()}`,
+      `Expected \`occurredAt\` to be a time between 2000 and 2100, got ${occurredAt.toISOString()}`,
       { hint: 'Is the time in milliseconds where seconds were meant, or the reverse?' },
     )
   }

@@ -179,13 +179,13 @@ async function make(stage: Stage, signature: Signature, call: Call): Promise<Ans
 /** What a refusal looks like that is an answer: then nothing was done. */
 const refusals: Readonly<Record<string, (rows: readonly Row[]) => boolean>> = {
   claim: ([row]) => row?.status === 'duplicate',
-  claim_run: ([row]) => row?.claim_run === false,
+  claim_ranges: ([row]) => row?.claim_ranges === '{}',
+  claim_keys: ([row]) => /^\[("duplicate",?)+\]$/.test(String(row?.claim_keys)),
   claim_batch: (rows) => rows.length === 0,
   claim_key: ([row]) => row?.status === 'duplicate',
   claim_key_batch: (rows) => rows.length > 0 && rows.every(({ status }) => status === 'duplicate'),
   vote: ([row]) => row?.vote === false,
   begin_global: ([row]) => row?.begin_global === null,
-  ensure_partition: ([row]) => row?.ensure_partition === false,
   record_loss: ([row]) => row?.record_loss === false,
   judge_heuristic: ([row]) => row?.judge_heuristic === '0',
   mark_proven: ([row]) => row?.mark_proven === '0',
@@ -194,7 +194,7 @@ const refusals: Readonly<Record<string, (rows: readonly Row[]) => boolean>> = {
   purge: ([row]) => row?.purge === '0',
 }
 
-/** Nothing but the key ledger's partitions may come into being, and nobody's rights may change. */
+/** Nothing may come into being, and nobody's rights may change. */
 const untouchable = ['canary', 'prepared', 'roles', 'settings', 'databases', 'objects']
 
 function difference(before: Look, after: Look, only?: readonly string[]): string[] {
@@ -347,7 +347,7 @@ const found: readonly [statement: string, code: string][] = [
   // Before: 22023 from set_config, 22008 from to_char, 2201W from LIMIT, 0A000 from array_position.
   [`call once.open(${id}, -1)`, 'ONARG'],
   [`call once.open(null)`, 'ONARG'],
-  [`select once.ensure_partition('5874897-12-31')`, 'ONARG'],
+  [`select once.claim_key('s', 'k', '294276-12-31')`, 'ONARG'],
   [`select once.proven(-1)`, 'ONARG'],
   [`select once.confirmed(-1)`, 'ONARG'],
   [`select once.confirmed(keep => '178000000 years')`, 'answer'],
@@ -362,6 +362,8 @@ const found: readonly [statement: string, code: string][] = [
   [`select once.assert_branch(null)`, 'ONEND'],
   // Before: 42601 or 22021, since a backslash in a literal means what the session says.
   [`set local standard_conforming_strings = off; select once.message_digest('s', 'k')`, 'answer'],
+  [`set local standard_conforming_strings = off; select once.claim_key('s1', 'k')`, 'answer'],
+  [`set local standard_conforming_strings = off; select once.claim_keys('s1', '{k}')`, 'answer'],
   [`set local standard_conforming_strings = off; select once.decode_gid('1_YQ==_Yg==')`, 'answer'],
   [`set local standard_conforming_strings = off; select once.quote_conninfo('it')`, 'answer'],
 ]
