@@ -95,7 +95,8 @@ async function runBody(here: World, call: Call, stage: Stage): Promise<(() => Pr
   return undefined
 }
 
-const claimOf = ({ sequence }: Claim) => say.claimSequence('producer', BigInt(sequence), 0, false)
+const claimOf = ({ sequence }: Claim) =>
+  say.claimSequence('producer', BigInt(sequence), { epoch: 0, strict: false, startAt: null })
 
 function newEffect(here: World, attempt: Attempt, database: number): number {
   here.effects += 1

@@ -367,9 +367,9 @@ const named: Readonly<Record<string, Named>> = {
     ],
   },
   claim_sequence_with_effects: {
-    arity: 5,
+    arity: 6,
     commands: [
-      command('select once.take_effect(', function* (session, [producer, sequence, , , effects]) {
+      command('select once.take_effect(', function* (session, [producer, sequence, , , , effects]) {
         const transaction = transactionOf(session)
         const isNew = yield* claimSequence(transaction, String(producer), String(sequence))
         for (const [, id] of isNew ? String(effects).matchAll(/values \((\d+)\)/g) : [])
@@ -379,7 +379,7 @@ const named: Readonly<Record<string, Named>> = {
     ],
   },
   claim_sequence: {
-    arity: 4,
+    arity: 5,
     commands: [
       command('select once.claim(', function* (session, [producer, sequence]) {
         const isNew = yield* claimSequence(transactionOf(session), String(producer), String(sequence))

@@ -237,6 +237,7 @@ function namedWords(
   const options = { lockTimeout, idleTimeout: 60_000, isolationLevel }
   const others = [{ name: 'p', databaseId: own }]
   const shared = { level: 'on' }
+  const unfenced = { epoch: 0, strict: false, startAt: null }
   return {
     hello: say.hello(false),
     second_net: say.secondNet(),
@@ -270,8 +271,8 @@ function namedWords(
     finish: say.finish(dice.pick(['commit', 'rollback']), gid),
     find_evidence: say.findEvidence(id),
     outcome: say.outcome(global),
-    claim_sequence: say.claimSequence('p', 1n, 0, false),
-    claim_sequence_with_effects: say.withEffects(say.claimSequence('p', 1n, 0, false))([]),
+    claim_sequence: say.claimSequence('p', 1n, unfenced),
+    claim_sequence_with_effects: say.withEffects(say.claimSequence('p', 1n, unfenced))([]),
   }
 }
 
