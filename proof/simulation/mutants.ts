@@ -412,6 +412,40 @@ const seeded: readonly (Pick<Mutant, 'name' | 'what'> & Partial<SimulationMutant
       without: commands.map((command) => [statement, command] as const),
     })),
   ),
+  ...(
+    [
+      ['commit_shared', 'reset all'],
+      ['commit_shared', 'reset session authorization'],
+      ['prepare_shared', 'select pg_catalog.pg_advisory_unlock_all()'],
+      ['decide_shared', 'set local synchronous_commit'],
+    ] as const
+  ).map(([statement, command]) => ({
+    name: `${statement} without ${command.replace('select pg_catalog.', '')}`,
+    what: 'behind a pooler, what a handler leaves in a session meets whoever gets it next, or the commit',
+    without: [[statement, command] as const],
+  })),
+  {
+    name: 'locks survive a rollback behind a pooler',
+    what: 'advisory locks of a session meet whoever gets it next',
+    edits: [
+      {
+        file: 'src/commit/commit.ts',
+        find: 'link.isOwn ? say.rollbackDirect()',
+        replace: 'link.isDirect ? say.rollbackDirect()',
+      },
+    ],
+  },
+  {
+    name: 'lost and never given back',
+    what: 'a connection of the caller’s that is lost under another role is kept from its pool',
+    edits: [
+      {
+        file: 'src/connection/kysely-link.ts',
+        find: '      if (isErrorAnswer(error)) throw error\n',
+        replace: '      throw error\n',
+      },
+    ],
+  },
   {
     name: 'temporary tables survive',
     what: 'a temporary table of a handler meets the next message',
