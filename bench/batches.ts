@@ -1,10 +1,9 @@
 /**
  * What the ledger costs: `processBatch` against the same inserts in a transaction without it. Both through
- * Kysely on the same dialect and the same connection, one transaction after the other.
+ * Kysely on the same driver, a connection each, one transaction after the other.
  */
-import { Kysely } from 'kysely'
-import { postgresJsDialect } from '../src/connection/dialect.ts'
-import { callersPool } from '../src/connection/pool.ts'
+import type { Kysely } from 'kysely'
+import { open } from '../src/connection/target.ts'
 import { pgonce } from '../src/index.ts'
 import { compare, type Figure, figureOf } from './harness.ts'
 import { deliveries, type Tables } from './rows.ts'
@@ -19,7 +18,8 @@ const cases = [
 export async function batches(servers: Servers, quick: boolean): Promise<Figure[]> {
   const sql = connect(servers.a, 1)
   const once = pgonce<{ a: Tables }>({ databases: { a: sql } })
-  const db = new Kysely<Tables>({ dialect: postgresJsDialect(callersPool(sql)) })
+  const opened = open<Tables>(sql)
+  const db: Kysely<Tables> = opened.db
   const figures: Figure[] = []
   try {
     for (const { size, target, operations, rounds } of cases) {
@@ -49,7 +49,7 @@ export async function batches(servers: Servers, quick: boolean): Promise<Figure[
       figures.push(figureOf(`process_batch_${size}`, found, { atLeast: target }, note))
     }
   } finally {
-    await once.close()
+    await Promise.all([once.close(), opened.close()])
     await sql.end()
   }
   return figures

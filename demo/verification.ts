@@ -51,9 +51,11 @@ export async function readTruth(
   const positions: number[] = []
   for (let partition = 0; partition < partitions; partition += 1) {
     const [producer] = await database.sql<{ count: number; gaps: boolean }[]>`
-      select (watermark + 1 + coalesce((select sum(upper(r) - lower(r)) from unnest(ahead) r), 0))::int as count,
-             not isempty(ahead) as gaps
-        from once.producer where producer = ${producerOf(partition)}`
+      select (p.watermark + 1
+              + (select coalesce(sum(a.last - a.first + 1), 0)
+                   from once.claimed_ahead a where a.producer = p.producer))::int as count,
+             p.gaps > 0 as gaps
+        from once.producer p where p.producer = ${producerOf(partition)}`
     claimed.push(producer ?? { count: 0, gaps: false })
     const [state] = await database.sql<{ position: number | null }[]>`
       select "position"::int as position from once.read_position(${group}, ${topic}, ${partition})`

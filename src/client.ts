@@ -1,59 +1,67 @@
 /**
  * The client: named databases, and what can be done once in them.
  */
-import type { Transaction } from 'kysely'
+import type { Compilable, CompiledQuery, Kysely, Transaction } from 'kysely'
 import type { Jsonify } from 'type-fest'
 import { checkDatabaseName, checkFunction, checkInteger, checkMilliseconds, checkObject } from './check.ts'
+import type { Branch } from './commit/branch.ts'
 import { traced } from './commit/channels.ts'
 import {
   type Context,
-  checkOptions,
   databaseNamed,
-  defaults,
   type Handles,
+  refuseNested,
   runTransaction,
+  type Stage,
   type TransactionBody,
-  type TransactionOptions,
   type TransactionResult,
 } from './commit/coordinator.ts'
-import { refuseUnexecuted } from './commit/explain.ts'
 import { type Outcome, outcomeOf } from './commit/outcome.ts'
-import { createDatabase, type Database } from './connection/database.ts'
-import type { DatabaseTarget } from './connection/open.ts'
-import { AbortedError, InvalidInputError } from './errors.ts'
+import { createDatabase, type Database, transactionOver } from './connection/database.ts'
+import { literals } from './connection/parameters.ts'
+import { fillIn, refuseControl } from './connection/script.ts'
+import type { DatabaseTarget } from './connection/target.ts'
+import { AbortedError, HandlerError, InvalidInputError } from './errors.ts'
 import {
-  claim,
-  claimKeys,
-  claimSequences,
+  freshOf,
   isSequenced,
   type KeyClaim,
   type KeyedBatch,
-  keepResult,
   type Message,
+  planClaim,
+  planKeys,
+  planSequences,
   type SequencedBatch,
 } from './ledger/claim.ts'
+import { checkOptions, defaults, type TransactionOptions } from './options.ts'
 import {
-  advance,
   type Partition,
   type PositionMove,
   type PositionState,
+  planMove,
   readPosition,
   type TakenPartition,
   takePartition,
 } from './position/position.ts'
-import { audit } from './recovery/audit.ts'
-import { type Recovery, type RunningRecovery, runRecovery, startRecovery } from './recovery/recovery.ts'
+import {
+  audit,
+  type Recovery,
+  type RunningRecovery,
+  runRecovery,
+  startRecovery,
+} from './recovery/recovery.ts'
+import type { Statement } from './statements.ts'
 
 /** What the client is made of. `Databases` maps each name to its Kysely table types. */
 export interface PgonceOptions<Databases> {
   /**
-   * Each database by URL, by a postgres.js instance, or by a Kysely instance of any Postgres dialect. Names
-   * (1 to 63 of `A-Z a-z 0-9 . _ -`) stand in gids, so keep them stable.
+   * Each database by URL, by options or an instance of postgres.js, or by a Kysely instance of any Postgres dialect.
+   * Names (1 to 63 of `A-Z a-z 0-9 . _ -`) stand in gids, so keep them stable.
    */
   readonly databases: { readonly [Name in keyof Databases]: DatabaseTarget<Databases[Name]> }
   /**
-   * How many connections at once: the pool's size for a database given by URL; for a Kysely instance, how many
-   * of its pool are ours. A postgres.js instance tells its own. @defaultValue 10
+   * How many connections at once: the size of a pool of ours, unless options of postgres.js say `max`; for a Kysely
+   * instance, how many of its pool are ours, unless it comes as `{ kysely, maxConnections }`. @defaultValue 10
    */
   readonly maxConnections?: number
   /** Milliseconds to wait for a connection, and for a database to say who it is. @defaultValue 10000 */
@@ -136,6 +144,24 @@ export interface Pgonce<Databases> extends AsyncDisposable {
   ): Promise<Processed<T>>
 
   /**
+   * As above, where the effects are known beforehand: queries instead of a handler, of {@link Pgonce.builder} or any
+   * Kysely instance, in this one database. BEGIN, claim, effects and COMMIT travel together, in one round trip.
+   * Parameters are written into the texts: a list as an array, other objects as JSON.
+   *
+   * @example
+   * const db = once.builder('orders')
+   * await once.process('orders', { producer: 'shop-7', sequence: 41n }, [db.insertInto('order').values({ number: 41 })])
+   * @throws as above; an error of a query is Postgres's own
+   * @see sql/ledger/take_effect.sql
+   */
+  process<Name extends keyof Databases & string>(
+    database: Name,
+    message: Message,
+    queries: readonly (Compilable | CompiledQuery)[],
+    options?: ProcessOptions,
+  ): Promise<Processed<undefined>>
+
+  /**
    * As {@link Pgonce.process} for many messages of one producer, or of one scope, in one transaction. The
    * handler gets the new ones and runs once, or not at all if there are none.
    *
@@ -194,6 +220,9 @@ export interface Pgonce<Databases> extends AsyncDisposable {
   /** Reads a position without taking the partition; undefined if it was never taken. */
   readPosition(database: keyof Databases & string, partition: Partition): Promise<PositionState | undefined>
 
+  /** Builds queries for a database, with the plugins of its instance; it runs none. */
+  builder<Name extends keyof Databases & string>(database: Name): Kysely<Databases[Name]>
+
   /** Finishes what dead coordinators left behind. Start it in at least one process that lives on. */
   readonly recovery: Recovery
 
@@ -225,7 +254,7 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
   }
   const databases = new Map<string, Database>()
   for (const [name, target] of entries) {
-    databases.set(checkDatabaseName(name), createDatabase(name, databases.size, target, settings))
+    databases.set(checkDatabaseName(name), createDatabase(name, target, { ...settings, net: true }))
   }
   const all = [...databases.values()]
   const running = new Set<RunningRecovery>()
@@ -237,14 +266,15 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
     },
   }
   const named = (name: string) => databaseNamed(databases, name)
-  const withDefaults = (own: TransactionOptions) => {
-    const { home, ...rest } = checkOptions({ ...options.transaction, ...checkObject('options', own) })
-    return home === undefined ? rest : { ...rest, home: named(home).name }
+  const checked = (own: TransactionOptions) => {
+    const result = checkOptions(own)
+    if (result.home !== undefined) named(result.home)
+    return result
   }
-
-  if (options.transaction !== undefined) checkObject('transaction', options.transaction)
   // What is wrong with the defaults shall be heard here, not at the first message.
-  withDefaults({})
+  const common = checked(
+    options.transaction === undefined ? {} : checkObject('transaction', options.transaction),
+  )
 
   const recovery: Recovery = {
     run: (runOptions) => unlessClosed(() => runRecovery(all, runOptions)),
@@ -268,6 +298,12 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
     await Promise.allSettled(context.background)
     await Promise.all(all.map((database) => database.close()))
   }
+  const closeOnce = () => {
+    // It would wait for the handler, and the handler for it.
+    refuseNested(context, 'close() was called')
+    closing ??= close()
+    return closing
+  }
   const inFlight = new Set<Promise<unknown>>()
   const refuseIfClosed = () => {
     if (closing !== undefined) throw new AbortedError('CLOSED', 'This client is closed, or about to be')
@@ -285,34 +321,86 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
     inFlight.add(ended)
     return result
   }
-  const run = <T>(own: TransactionOptions, body: TransactionBody<T>) =>
-    unlessClosed(async () => runTransaction(context, withDefaults(own), body))
+  /** The options are read at once; a body's own inputs are by then. */
+  const run = <T>(own: TransactionOptions, body: TransactionBody<T>) => {
+    const all = { ...common, ...checked(own) }
+    return unlessClosed(() => runTransaction(context, all, body))
+  }
+  /** A claim and what is to happen if it is new, in one transaction whose home is the claim's database. */
+  const runClaimed = <C, T>(
+    name: string,
+    { position, ...own }: ProcessOptions,
+    statement: Statement<C>,
+    work: (claimed: C, stage: Stage, branch: Branch) => Promise<T>,
+  ) => {
+    const move = position === undefined ? undefined : planMove(position)
+    return run({ ...own, home: named(name).name }, async (stage) => {
+      const branch = await stage.begin(name)
+      const claimed = await traced('claim', branch, () => branch.change(statement))
+      const result = await work(claimed, stage, branch)
+      if (move !== undefined) await branch.send(move)
+      return result
+    })
+  }
+
+  const processQueries = async (
+    name: string,
+    message: Message,
+    queries: readonly (Compilable | CompiledQuery)[],
+    processOptions: ProcessOptions,
+  ): Promise<Processed<unknown>> => {
+    const { position, ...own } = checkObject('options', processOptions)
+    const { withEffects, keep } = planClaim(message)
+    if (keep !== undefined) {
+      throw new InvalidInputError('ONARG', 'Queries have no result that could be kept', {
+        hint: 'Pass a handler',
+      })
+    }
+    const statement = withEffects(queries.map(textOf))
+    const move = position === undefined ? undefined : planMove(position)
+    const { result, ...rest } = await run({ ...own, home: named(name).name }, async ({ begin }) => {
+      const branch = await begin(name)
+      const claimed = await branch.sendAhead(statement)
+      if (move !== undefined) await branch.send(move)
+      return claimed
+    })
+    const { status } = await result.answer
+    if (status === 'expired') return { status }
+    return status === 'duplicate'
+      ? { status, result: undefined }
+      : { status: 'processed', result: undefined, ...rest }
+  }
 
   const client = {
     transaction: async <T>(handler: (handles: Handles) => Promise<T>, own: TransactionOptions = {}) => {
       checkFunction('handler', handler)
-      return await run(own, async (handles) => refuseUnexecuted(await handler(handles)))
+      return await run(own, ({ handles, handle }) => handle(() => handler(handles)))
     },
 
     async process(
       name: string,
       message: Message,
-      handler: (trx: Transaction<unknown>, handles: Handles) => Promise<unknown>,
+      handler:
+        | ((trx: Transaction<unknown>, handles: Handles) => Promise<unknown>)
+        | readonly (Compilable | CompiledQuery)[],
       processOptions: ProcessOptions = {},
     ): Promise<Processed<unknown>> {
-      checkFunction('handler', handler)
-      const { position, ...own } = checkObject('options', processOptions)
-      const { result, ...rest } = await run({ ...own, home: name }, async (handles, begin) => {
-        const branch = await begin(name)
-        const claimed = await traced('claim', branch, () => claim(branch, message))
-        let value: unknown
-        if (claimed.status === 'claimed') {
-          value = refuseUnexecuted(await handler(handles[name] as Transaction<unknown>, handles))
-          if (!isSequenced(message) && message.keepResult) await keepResult(branch, message, value)
-        }
-        if (position !== undefined) await advance(branch, position)
-        return { ...claimed, value }
-      })
+      if (typeof handler !== 'function') {
+        if (!Array.isArray(handler)) checkFunction('handler', handler)
+        return await processQueries(name, message, handler, processOptions)
+      }
+      const { statement, keep } = planClaim(message)
+      const { result, ...rest } = await runClaimed(
+        name,
+        checkObject('options', processOptions),
+        statement,
+        async (claimed, { handles, handle }, branch) => {
+          if (claimed.status !== 'claimed') return { ...claimed, value: undefined }
+          const value = await handle(() => handler(handles[name] as Transaction<unknown>, handles))
+          if (keep) await branch.send(keep(value))
+          return { ...claimed, value }
+        },
+      )
       if (result.status === 'expired') return { status: 'expired' }
       if (result.status === 'duplicate') return { status: 'duplicate', result: result.result }
       return { status: 'processed', result: result.value, ...rest }
@@ -326,45 +414,64 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
     ): Promise<ProcessedBatch<unknown> | ProcessedKeys<unknown>> {
       checkObject('batch', batch, 'Pass { producer, sequences } or { scope, messages }')
       checkFunction('handler', handler)
-      const { position, ...own } = checkObject('options', processOptions)
-      const { result, ...rest } = await run({ ...own, home: name }, async (handles, begin) => {
-        const branch = await begin(name)
-        const answer = await traced('claim', branch, async () => {
-          if (isSequenced(batch)) {
-            const claimed = await claimSequences(branch, batch)
-            return { claimed, duplicates: batch.sequences.length - claimed.length }
-          }
-          const claims = await claimKeys(branch, batch)
+      const own = checkObject('options', processOptions)
+      const withFresh = (fresh: readonly unknown[], { handles, handle }: Stage) =>
+        fresh.length === 0
+          ? undefined
+          : handle(() => handler(handles[name] as Transaction<unknown>, fresh as never[], handles))
+      if (isSequenced(batch)) {
+        const { sequences, statement } = planSequences(batch)
+        const { result, ...rest } = await runClaimed(name, own, statement, async (answer, stage) => {
+          const claimed = freshOf(sequences, answer)
           return {
-            claimed: claims.filter(({ status }) => status === 'claimed').map(({ key }) => key),
-            rest: claims.filter(({ status }) => status !== 'claimed'),
+            claimed,
+            duplicates: sequences.length - claimed.length,
+            result: await withFresh(claimed, stage),
           }
         })
-        const value =
-          answer.claimed.length === 0
-            ? undefined
-            : refuseUnexecuted(
-                await handler(handles[name] as Transaction<unknown>, answer.claimed as never[], handles),
-              )
-        if (position !== undefined) await advance(branch, position)
-        return { ...answer, result: value }
+        return { ...result, ...rest }
+      }
+      const { keys, statement } = planKeys(batch)
+      const { result, ...rest } = await runClaimed(name, own, statement, async (answers, stage) => {
+        const claims = answers.map((claim, index) => ({ key: keys[index] as string, ...claim }))
+        const claimed = claims.filter(({ status }) => status === 'claimed').map(({ key }) => key)
+        return {
+          claimed,
+          rest: claims.filter(({ status }) => status !== 'claimed'),
+          result: await withFresh(claimed, stage),
+        }
       })
-      return { ...result, ...rest } as ProcessedBatch<unknown> | ProcessedKeys<unknown>
+      return { ...result, ...rest }
     },
 
+    builder: (name: string) => builderOver(named(name)),
     outcome: (id: string) => unlessClosed(() => outcomeOf(all, id)),
     takePartition: (name: string, partition: Partition, owner?: string) =>
       unlessClosed(async () => {
-        const { lockTimeout = defaults.lockTimeout, timeout = defaults.timeout } = withDefaults({})
+        const { lockTimeout = defaults.lockTimeout, timeout = defaults.timeout } = common
         return await takePartition(named(name), partition, owner, { lockTimeout, timeout })
       }),
     readPosition: (name: string, partition: Partition) =>
-      unlessClosed(async () =>
-        readPosition(named(name), partition, withDefaults({}).timeout ?? defaults.timeout),
-      ),
+      unlessClosed(async () => readPosition(named(name), partition, common.timeout ?? defaults.timeout)),
     recovery,
-    close: () => (closing ??= close()),
-    [Symbol.asyncDispose]: () => (closing ??= close()),
+    close: closeOnce,
+    [Symbol.asyncDispose]: closeOnce,
   }
   return client as unknown as Pgonce<Databases>
+}
+
+/** What a query says, with its parameters in it: read when the call is made. */
+function textOf(query: Compilable | CompiledQuery): string {
+  const { sql, parameters } = 'compile' in query ? query.compile() : query
+  refuseControl(sql)
+  return fillIn(sql, literals(parameters))
+}
+
+function builderOver({ db, name }: Database): Kysely<unknown> {
+  const refuse = async () => {
+    throw new HandlerError('NOT_EXECUTED', `The builder of database ${name} runs no queries`, {
+      hint: 'Pass them to process(), or run them in a handler',
+    })
+  }
+  return transactionOver(db, { provideConnection: refuse })
 }

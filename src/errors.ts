@@ -43,7 +43,7 @@ export class FencedError extends PgonceError {}
 export class SequenceGapError extends PgonceError {}
 
 /**
- * A bound was reached: gaps of a producer or days with keys (`ONMAX`), prepared transactions (`NO_SLOTS`),
+ * A bound was reached: gaps of a producer (`ONMAX`), prepared transactions (`NO_SLOTS`),
  * connections of the pool (`NO_CONNECTION`) or of the server (`TOO_MANY_CONNECTIONS`), the time for a lock that a
  * statement of ours needed (`LOCK_TIMEOUT`).
  */
@@ -56,11 +56,11 @@ export class PayloadMismatchError extends PgonceError {}
 export class PositionError extends PgonceError {}
 
 /**
- * A handler did what a handler must not: ended its transaction (`ONEND`), left another role in force (`ONROL`),
- * went on after a failed statement (`SWALLOWED`), returned a query without executing it (`NOT_EXECUTED`), began
- * another transaction (`NESTED`), used what cannot be prepared (`CANNOT_PREPARE`), ran COPY from or to the client
- * (`COPY`), or used its transaction after the end (`ENDED`). Everything was rolled back, except what the handler
- * itself committed.
+ * A handler did what a handler must not: tried to end its transaction (`ONEND`), left another role in force (`ONROL`),
+ * went on after a failed statement (`SWALLOWED`), returned a query without executing it (`NOT_EXECUTED`) or before it
+ * was answered (`NOT_AWAITED`), began another transaction (`NESTED`), used what cannot be prepared
+ * (`CANNOT_PREPARE`), ran COPY from or to the client (`COPY`), or used its transaction after the end (`ENDED`).
+ * Everything was rolled back.
  */
 export class HandlerError extends PgonceError {}
 
@@ -69,12 +69,13 @@ export class HandlerError extends PgonceError {}
  *
  * - We do not get in: there is none of this name (`NO_DATABASE`), it refuses user or password (`LOGIN_REFUSED`), the
  *   role may not (`NO_PRIVILEGE`), or, for `migrate`, whatever the reason (`UNREACHABLE`).
- * - It is not the right one: too old (`SERVER_VERSION`), a standby (`ONSTB`), a copy (`ONCPY`), not the home (`ONIDN`),
+ * - It is not the right one: too old (`SERVER_VERSION`), a standby (`ONSTB`), a copy (`ONCPY`), hidden by row level security (`ONRLS`), not the home (`ONIDN`),
  *   under two names (`SAME_DATABASE`).
  * - It is not set up: no schema once (`NOT_INSTALLED`), one of another version (`SCHEMA_VERSION`) or of somebody else
  *   (`FOREIGN_SCHEMA`), an installation that failed (`MIGRATION_FAILED`), prepared transactions switched off
- *   (`PREPARE_DISABLED`), no dblink (`ONEXT`), no way to another database from inside (`ONPER`), rows that are hidden
- *   (`ONRLS`).
+ *   (`PREPARE_DISABLED`), no dblink (`ONEXT`), no way to another database from inside (`ONPER`).
+ * - It is read-only (`READ_ONLY`), its driver cannot be trusted (`DRIVER`), or a pooler has lost what was prepared
+ *   (`NO_STATEMENT`).
  * - A decision cannot be read under this isolation level (`ONISO`).
  */
 export class DatabaseError extends PgonceError {}
@@ -115,17 +116,36 @@ const classes: Readonly<Record<string, ErrorClass>> = {
   ONSTB: DatabaseError,
   ONIDN: DatabaseError,
   ONCPY: DatabaseError,
+  ONRLS: DatabaseError,
   ONEND: HandlerError,
   ONROL: HandlerError,
   ONEXT: DatabaseError,
   ONPER: DatabaseError,
-  ONRLS: DatabaseError,
 }
 
 /** The SQLSTATE (or the client's own code) of an error of any driver; undefined if it has none. */
 export function codeOf(error: unknown): string | undefined {
-  if (typeof error !== 'object' || error === null || !('code' in error)) return undefined
-  return typeof error.code === 'string' ? error.code : undefined
+  // What a handler throws may be anything, with getters that throw in turn.
+  try {
+    const { code } = error as { code?: unknown }
+    return typeof code === 'string' ? code : undefined
+  } catch {
+    return undefined
+  }
+}
+
+/** The error and what caused it. What an unknown outcome says about its cause says nothing about what was decided. */
+export function causes(error: unknown): unknown[] {
+  const found: unknown[] = []
+  try {
+    for (let next = error; next != null && found.length < 8; next = (next as { cause?: unknown }).cause) {
+      found.push(next)
+      if (next instanceof OutcomeUnknownError) break
+    }
+  } catch {
+    // A getter that throws is the end of what can be known.
+  }
+  return found
 }
 
 /** What an error says, and what it says to do, in one line: for reports, which have no place for a hint. */
@@ -151,13 +171,28 @@ export function fromOwn(database: string, error: unknown): unknown {
   const { message } = error as Error
   switch (codeOf(error)) {
     case '55P03':
-      return new LimitError('LOCK_TIMEOUT', `Waited in vain for a lock in database ${database}`, {
+      return new LimitError('LOCK_TIMEOUT', `Timed out waiting for a lock in database ${database}`, {
         detail: `Postgres says: ${message}`,
         hint:
           'If a branch in doubt has it (npx pgonce in-doubt), recovery frees it: once.recovery.start(), or ' +
           'npx pgonce recover. If another transaction has it, make that one shorter, or lockTimeout longer',
         cause: error,
       })
+    case '25006':
+      return new DatabaseError('READ_ONLY', `Database ${database} is read-only`, {
+        detail: `Postgres says: ${message}`,
+        hint: 'Is it a standby, or did somebody set default_transaction_read_only, because a disk was full? pgonce doctor tells',
+        cause: error,
+      })
+    case '26000':
+      return new DatabaseError(
+        'NO_STATEMENT',
+        `A prepared statement is gone in database ${database}: ${message}`,
+        {
+          hint: 'Is a pooler in transaction mode in between? Switch prepared statements off in the driver of your instance',
+          cause: error,
+        },
+      )
     case 'ONEND': {
       if (error instanceof PgonceError) return error
       const { detail, hint } = error as { detail?: string; hint?: string }
@@ -182,42 +217,31 @@ export function isServerError(error: unknown): boolean {
  * when it has lost the server: a connection exception (08), or that the completion of a statement is not known.
  */
 export function isErrorAnswer(error: unknown): boolean {
-  if (/^(08...|40003)$/.test(codeOf(error) ?? '')) return false
-  return isServerError(error) && saysError(error as { severity: string })
+  if (!isServerError(error)) return false
+  const { code, severity } = error as { code: string; severity: string }
+  if (/^(08...|40003)$/.test(code)) return false
+  // Field S of an error response is in the server's language, and `pg` reads no other (postgres.js reads V).
+  if (severity === 'ERROR') return true
+  return severity !== 'FATAL' && severity !== 'PANIC' && !mayBeFatal.test(code)
 }
 
-/** Whether a server's error has the severity ERROR, and not FATAL or PANIC. */
-export function saysError({ severity }: { readonly severity: string }): boolean {
-  return errorWords.has(severity)
-}
+/** Codes that come with FATAL or PANIC as well; in a language that we do not know, these count as that. */
+const mayBeFatal = /^(57P..|58...|XX...|28...|53...|25P0[34]|3D000|F0...|72...)$/
 
 /**
- * Field S of an error response is in the language of the server's `lc_messages`, and `pg` reads no other (postgres.js
- * reads V). A word that is not here counts as FATAL: that makes an outcome unknown, and none wrong.
- *
- * @see https://github.com/postgres/postgres/tree/master/src/backend/po
+ * The transaction did nothing, and doing it again may succeed: deadlock, serialization failure, or a prepared
+ * statement that is older than the tables it reads, or gone.
  */
-const errorWords: ReadonlySet<string> = new Set([
-  'ERROR',
-  'FEHLER',
-  'ERREUR',
-  'ERRORE',
-  'ERRO',
-  'BŁĄD',
-  'CHYBA',
-  'FEL',
-  'HATA',
-  'LỖI',
-  'ΣΦΆΛΜΑ',
-  'ОШИБКА',
-  'ПОМИЛКА',
-  'შეცდომა',
-  '错误',
-  '오류',
-])
-
-/** Deadlock or serialization failure: the transaction did nothing, and doing it again may succeed. */
 export function isRetryable(error: unknown): boolean {
   const code = codeOf(error)
-  return code === '40001' || code === '40P01'
+  return code === '40001' || code === '40P01' || isOutdated(error)
+}
+
+/** A statement was prepared before somebody changed what it reads (0A000), or for another session (26000). */
+export function isOutdated(error: unknown): boolean {
+  const code = codeOf(error)
+  return (
+    code === '26000' ||
+    (code === '0A000' && (error as { routine?: unknown }).routine === 'RevalidateCachedQuery')
+  )
 }

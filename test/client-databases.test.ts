@@ -17,7 +17,7 @@ import {
 } from './support/database.ts'
 import { type Effects, effectsDatabase, twoDatabases } from './support/effects.ts'
 import { askForPasswords, hostedDatabase } from './support/hosted.ts'
-import { fresh, sharedShop } from './support/shop.ts'
+import { fresh, seen, sharedShop } from './support/shop.ts'
 
 const shared = sharedShop()
 
@@ -75,9 +75,34 @@ test('A postgres.js instance of the caller works, whatever it makes of names, nu
   }
 })
 
-test('A postgres.js instance that cannot hand out connections is refused', async (t) => {
-  const own = connect(t, shared().a.url, { fetch_types: false })
-  t.throws(() => pgonce({ databases: { a: own } }), { code: 'ONARG', message: /fetch_types/ })
+test('Of a postgres.js instance we take the options only: its own pool is left alone, whatever it can do', async (t) => {
+  const { a } = shared()
+  const own = connect(t, a.url, { fetch_types: false, max: 1, transform: postgres.camel })
+  const once = client<{ a: Effects }>(t, { a: own } as never)
+  const id = fresh()
+  await once.transaction(({ a: trx }) => trx.insertInto('effect').values({ id }).execute())
+  t.is(await seen(shared(), id), 'a')
+})
+
+test('Options of postgres.js will do as a URL does', async (t) => {
+  const { a } = shared()
+  const { hostname, port, pathname, username, password } = new URL(a.url)
+  const target = {
+    host: hostname,
+    port: Number(port),
+    database: pathname.slice(1),
+    username,
+    password,
+    max: 2,
+  }
+  const once = client<{ a: Effects }>(t, { a: target } as never)
+  const id = fresh()
+  await Promise.all(
+    [id, fresh(), fresh()].map((one) =>
+      once.transaction(({ a: trx }) => trx.insertInto('effect').values({ id: one }).execute()),
+    ),
+  )
+  t.is(await seen(shared(), id), 'a')
 })
 
 test('A Kysely instance on pg works alone and beside postgres.js in one two-phase commit', async (t) => {
@@ -342,14 +367,13 @@ test('Sessions whose default is synchronous_commit off or repeatable read are no
     await admin.unsafe(`alter database ${name} set default_transaction_isolation = 'repeatable read'`)
   }
   const once = client<Two>(t, { a: a.url, b: b.url })
-  let setting: string | undefined
-  const { id } = await once.transaction(async ({ a, b }) => {
+  const { id, result } = await once.transaction(async ({ a, b }) => {
     await a.insertInto('effect').values({ id: 1 }).execute()
     await b.insertInto('effect').values({ id: 1 }).execute()
-    setting = (await sql<{ s: string }>`select current_setting('synchronous_commit') as s`.execute(a)).rows[0]
-      ?.s
+    return await sql<{ lsn: string }>`select pg_current_wal_insert_lsn()::text as lsn`.execute(a)
   })
-  t.not(setting, 'off')
+  const [flushed] = await a.sql`select pg_current_wal_flush_lsn() > ${result.rows[0]?.lsn ?? ''} as yes`
+  t.true(flushed?.yes, 'the commit waited for its flush')
   t.is(await once.outcome(id ?? ''), 'committed')
   await once.process('a', { producer: 'p', sequence: 0 }, async () => 1)
   t.is((await once.recovery.run({ keep: 0 })).purged, 1)

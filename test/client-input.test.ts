@@ -99,7 +99,7 @@ test('Options that make no sense are refused before anything is sent', async (t)
     [{ finish: 'later' }, /`finish`.*'await' or 'background', got "later"$/],
     [
       { isolationLevel: 'snapshot' },
-      /'read uncommitted', 'read committed', 'repeatable read', 'serializable', got "snapshot"/,
+      /'read uncommitted', 'read committed', 'repeatable read' or 'serializable', got "snapshot"/,
     ],
     [{ isolationLevel: 'read committed; drop table effect' }, /`isolationLevel`/],
     [{ home: 'nowhere' }, /nowhere; there are a/],

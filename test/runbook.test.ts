@@ -14,7 +14,7 @@ import { type EmbeddedServer, type ServerSettings, startServer } from '../src/em
 import { connect, installSchema, ownServer } from './support/database.ts'
 import { type Block, blocksOf, runStatements, situationOf, statementsOf } from './support/documents.ts'
 import { type LeftBehind, leaveBehind } from './support/orphan.ts'
-import { oneValue, openSession, refused, rowsOf, type Session, untilBlocked } from './support/sql.ts'
+import { type Link, oneValue, openSession, refused, rowsOf, untilBlocked } from './support/sql.ts'
 import { prepare } from './support/strangers.ts'
 import { until } from './support/until.ts'
 
@@ -557,7 +557,7 @@ async function play(
   { url }: Place,
   variables = new Map<string, string>(),
 ): Promise<void> {
-  const session: Session = await openSession(t, url)
+  const session: Link = await openSession(t, url)
   await runStatements(t, session.sql, variables, block)
   await session.sql.end({ timeout: 1 })
 }

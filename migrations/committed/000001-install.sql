@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:8cd35203b69fa4336b56f352a408d3fb2d448f37
+--! Hash: sha1:5449726c63ef08d22e8f5ec6659766cf92f3618d
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -76,7 +76,7 @@ call once.allow('app, recover, monitor', 'schema_version');
 --! Included database/database.sql
 -- One row that names this database. The id stands in every gid, so that a branch can say which database
 -- decides about it. The fingerprint (cluster and database oid) tells an original from a copy: a database
--- made by CREATE DATABASE … TEMPLATE or from a dump carries the id too, but must not answer for the
+-- made by CREATE DATABASE ... TEMPLATE or from a dump carries the id too, but must not answer for the
 -- original, since it knows nothing of transactions that are still running there.
 create table once.database (
   singleton boolean primary key default true check (singleton),
@@ -193,6 +193,37 @@ $$;
 comment on function once.assert_primary() is 'Internal: raises ONSTB on a standby.';
 call once.allow('app, recover, monitor', 'assert_primary');
 --! EndIncluded database/assert_primary.sql
+--! Included database/explain_no_database.sql
+-- Internal: raises, since the row that names this database is not to be seen. None of its hints may destroy what is
+-- only hidden: under a new id the decisions of transactions that are in doubt would be gone.
+create function once.explain_no_database() returns void
+language plpgsql stable
+set search_path = ''
+as $$
+begin
+  if row_security_active('once.database'::regclass) then
+    raise exception 'row level security hides the id of database % from role %',
+        quote_ident(current_database()), quote_ident(current_user)
+      using errcode = 'ONRLS',
+            detail = 'Row level security was switched on for once.database, which has no policy that shows its row.',
+            hint = 'Switch it off for every table of schema once, as its owner: '
+                   'alter table once.database disable row level security; '
+                   'access to the schema is by once.grant_app() and the like.';
+  end if;
+  raise exception 'database % has no id: the row of once.database is missing', quote_ident(current_database())
+    using errcode = 'ONCPY',
+          detail = 'The row names this database in gids; decisions and evidence count under that name only.',
+          hint = case when exists (select from once.global_transaction) or exists (select from once.evidence)
+                      then 'There are decisions or evidence here: bring the row back from a backup.'
+                      else 'If this is a copy of a schema without its data: select once.renew_database_id(''copied''). '
+                           'Else bring the row back from a backup.' end;
+end
+$$;
+
+comment on function once.explain_no_database() is
+  'Internal: raises ONRLS if row level security hides the id of this database, ONCPY if it is missing.';
+call once.allow('app, recover, monitor', 'explain_no_database');
+--! EndIncluded database/explain_no_database.sql
 --! Included database/database_id.sql
 -- The id of this database, after checking that the database is the one that the id was made for. The
 -- check is the safety of "ask the home": a copy that answered would call every running transaction
@@ -207,11 +238,8 @@ declare
   v_database_oid oid;
 begin
   select i.* into v_row from once.database i;
-  if not found and row_security_active('once.database'::regclass) then
-    raise exception 'row level security hides once.database from role %', quote_ident(current_user)
-      using errcode = 'ONRLS',
-            detail = 'Somebody, or an event trigger, enabled it on tables of schema once. Nothing is lost by it.',
-            hint = 'alter table once.database disable row level security; likewise the other tables of schema once';
+  if not found then
+    perform once.explain_no_database();
   end if;
   select c.system_identifier into v_system_identifier from pg_catalog.pg_control_system() c;
   select d.oid into v_database_oid from pg_catalog.pg_database d where d.datname = current_database();
@@ -263,225 +291,424 @@ comment on domain once.gap_limit is 'A number of gaps, 0 to 100000; see once.pro
 revoke all on domain once.gap_limit from public;
 --! EndIncluded ledger/gap_limit.sql
 --! Included ledger/producer.sql
--- The ledger by sequence: one compact row a producer. Everything up to the watermark was processed, and
--- so was everything in "ahead"; what lies between is a gap that may still arrive. An ordered stream
--- keeps "ahead" empty, so its row never grows. No CHECK constraints: see once.name.
+-- The ledger by sequence: one compact row per producer. Everything up to the watermark was processed, and so
+-- were the ranges of once.claimed_ahead; what lies between is a gap that may still arrive. Of an ordered stream
+-- this row is all there is, and it never grows. No CHECK constraints: see once.name.
 create table once.producer (
   producer once.name primary key,
   epoch integer not null default 0,
   watermark bigint not null default -1,
-  ahead int8multirange not null default '{}',
+  -- How many rows of once.claimed_ahead are this producer's: each ends a gap.
+  gaps integer not null default 0,
   max_gaps once.gap_limit not null default 1000
 )
 -- Every claim updates the row; free space on the page keeps those updates HOT, without index entries.
 with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
 comment on table once.producer is
-  'Ledger by sequence, one row a producer: epoch, watermark (all up to it processed) and ranges processed ahead of it.';
+  'Ledger by sequence, one row per producer: epoch, watermark (all up to it processed), number of ranges ahead of it.';
+call once.allow('app', 'producer', 'select, insert (producer, epoch, watermark), update (epoch, watermark, gaps)');
+--! EndIncluded ledger/producer.sql
+--! Included ledger/claimed_ahead.sql
+-- Sequences that were processed ahead of their producer's watermark: ranges that neither overlap nor touch,
+-- first and last included. A row per range, so that a claim reads and writes the ranges next to it and no
+-- others: in one value on the producer's row the 1,000th gap made a claim 28 times as dear as the first.
+-- Whoever changes a producer's rows here holds the lock on its row in once.producer, and updates that, too.
+create table once.claimed_ahead (
+  producer once.name,
+  first bigint,
+  last bigint not null,
+  primary key (producer, first)
+)
+-- A stream that goes on behind a gap updates "last" of one row again and again: HOT, as it is in no index.
+with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+
+comment on table once.claimed_ahead is
+  'Ledger by sequence: ranges of sequences processed ahead of their producer''s watermark, one row per range.';
+call once.allow('app', 'claimed_ahead', 'select, insert, update (last), delete');
 
 create view once.producers as
 select p.producer, p.epoch, p.watermark,
-       (select count(*) from unnest(p.ahead)) as gaps,
-       coalesce(upper(p.ahead) - 1, p.watermark) as highest,
+       p.gaps::bigint as gaps,
+       coalesce((select a.last from once.claimed_ahead a where a.producer = p.producer order by a.first desc limit 1),
+                p.watermark) as highest,
        p.max_gaps
   from once.producer p;
 
 comment on view once.producers is
   'Per producer: epoch, watermark, how many gaps are open, the highest sequence claimed, the limit of gaps.';
-call once.allow('app', 'producer', 'select, insert (producer, epoch), update (epoch, watermark, ahead)');
 call once.allow('app, monitor', 'producers', 'select');
---! EndIncluded ledger/producer.sql
---! Included ledger/claim_run.sql
--- The fast path of an ordered stream, for one message or a whole batch: the next sequences, from "first" to
--- "last" without a hole, are one update of one row. Answers true if that is what they were, and all are
--- claimed; false if not: then nothing is claimed, and once.claim_batch has to look at each.
-create function once.claim_run(producer text, first bigint, last bigint, epoch integer default 0) returns boolean
-language plpgsql volatile
+--! EndIncluded ledger/claimed_ahead.sql
+--! Included ledger/assert_sequences.sql
+-- Internal: raises unless ranges, epoch and start of a claim by sequence are what they may be. 2^63-1 is left
+-- out because a range that contains it has no upper bound in bigint.
+create function once.assert_sequences(
+  producer text,
+  ranges int8multirange,
+  epoch integer,
+  strict boolean,
+  start_at bigint
+) returns void
+language plpgsql immutable
 set search_path = ''
 as $$
 begin
-  if current_setting('synchronous_commit') = 'off' then
-    perform once.ensure_durable();
+  perform once.check_name('producer', assert_sequences.producer);
+  if assert_sequences.ranges is null or assert_sequences.epoch is null or assert_sequences.strict is null then
+    raise exception 'null is not allowed as sequences, epoch or strict'
+      using errcode = 'ONARG',
+            detail = format('Got sequences %s, epoch %s, strict %s.', assert_sequences.ranges is not null,
+                            assert_sequences.epoch, assert_sequences.strict),
+            hint = 'Pass an array of sequences, for example array[41, 42], or ranges, for example ''{[41,45]}''.';
   end if;
-  -- Apart, since first - 1 must not be computed for the least bigint.
-  if claim_run.first >= 0 and claim_run.last >= claim_run.first and claim_run.last < 9223372036854775807 then
-    update once.producer p
-       set watermark = claim_run.last
-     where p.producer = claim_run.producer
-       and p.epoch = claim_run.epoch
-       and p.watermark = claim_run.first - 1
-       and isempty(p.ahead);
-    return found;
+  if assert_sequences.epoch < 0 then
+    raise exception 'bad epoch: %', assert_sequences.epoch
+      using errcode = 'ONARG', detail = 'Expected 0 to 2147483647.',
+            hint = 'Epochs count up from 0; a restarted producer takes the next one.';
   end if;
-  return false;
+  if lower(assert_sequences.ranges) < 0 or lower_inf(assert_sequences.ranges) or upper_inf(assert_sequences.ranges) then
+    raise exception 'bad sequence: %',
+        case when lower(assert_sequences.ranges) < 0 then lower(assert_sequences.ranges)::text
+             else '9223372036854775807, or none at all' end
+      using errcode = 'ONARG', detail = 'Expected 0 to 9223372036854775806.',
+            hint = 'Count messages of a producer up from 0.';
+  end if;
+  if assert_sequences.start_at < 0 or assert_sequences.start_at = 9223372036854775807 then
+    raise exception 'bad start_at: %', assert_sequences.start_at
+      using errcode = 'ONARG', detail = 'Expected 0 to 9223372036854775806.',
+            hint = 'Name the first sequence of the producer, such as 1; leave it out for 0.';
+  end if;
 end
 $$;
 
-comment on function once.claim_run(text, bigint, bigint, integer) is
-  'Claims the sequences first to last if they follow the producer''s watermark: true if all are claimed, false if none is.';
-call once.allow('app', 'claim_run');
---! EndIncluded ledger/claim_run.sql
---! Included ledger/claim_batch.sql
--- Claims a batch of sequences of one producer and returns those that are new, once each, ascending.
--- The producer's row is locked until the caller's transaction ends, so two claims of one sequence can
--- never both be new: the second waits, then sees the first, or takes over if it rolled back.
-create function once.claim_batch(
+comment on function once.assert_sequences(text, int8multirange, integer, boolean, bigint) is
+  'Internal: raises ONARG unless producer, sequences, epoch and start of a claim are valid.';
+call once.allow('app', 'assert_sequences');
+--! EndIncluded ledger/assert_sequences.sql
+--! Included ledger/refuse_gaps.sql
+-- Internal: raises that a claim by sequence would leave too many gaps, with ranges ahead of those that are known.
+create function once.refuse_gaps(producer text, ahead int8multirange, gaps bigint) returns void
+language plpgsql stable
+set search_path = ''
+as $$
+declare
+  v_row once.producer;
+  v_half bigint;
+begin
+  select p.* into v_row from once.producer p where p.producer = refuse_gaps.producer;
+  with range as (
+    select a.first from once.claimed_ahead a where a.producer = refuse_gaps.producer
+    union select lower(r) from unnest(refuse_gaps.ahead) r
+  )
+  select r.first into v_half from range r order by r.first offset (select count(*) / 2 from range) limit 1;
+  raise exception 'producer % would have % gaps, the limit is %',
+      quote_literal(refuse_gaps.producer), refuse_gaps.gaps, v_row.max_gaps
+    using errcode = 'ONMAX',
+          detail = case when v_row.watermark >= 0 then format('Every sequence up to %s is processed; ', v_row.watermark)
+                        else 'Sequence 0 is not processed yet; ' end
+                   || format('%s separate ranges lie above it. Nothing was claimed.', refuse_gaps.gaps),
+          hint = format('Deliver the missing messages, or give the older half of them up: '
+                        'select once.set_watermark(%L, %s, ''reason''). '
+                        'Numbers with holes for good, as of an identity column, belong in the key ledger; '
+                        'for a producer that begins at 1 say start_at => 1 with its first claim.',
+                        refuse_gaps.producer, v_half - 1);
+end
+$$;
+
+comment on function once.refuse_gaps(text, int8multirange, bigint) is
+  'Internal: raises ONMAX for a claim that would leave too many gaps, and says how to give up the older half.';
+call once.allow('app', 'refuse_gaps');
+--! EndIncluded ledger/refuse_gaps.sql
+--! Included ledger/ranges_near.sql
+-- Internal: what a producer has claimed ahead of its watermark, as far as it can overlap or touch these ranges: from
+-- the last one that begins below the first of them, to where they end.
+create function once.ranges_near(producer text, ranges int8multirange) returns int8multirange
+language plpgsql stable
+set search_path = ''
+as $$
+begin
+  return (
+    select coalesce(range_agg(int8range(a.first, a.last, '[]')), '{}')
+      from once.claimed_ahead a
+     where a.producer = ranges_near.producer
+       and a.first <= upper(ranges_near.ranges)
+       and a.first >= coalesce((select b.first from once.claimed_ahead b
+                                 where b.producer = ranges_near.producer and b.first < lower(ranges_near.ranges)
+                                 order by b.first desc limit 1), 0));
+end
+$$;
+
+comment on function once.ranges_near(text, int8multirange) is
+  'Internal: the ranges claimed ahead of a producer''s watermark that can overlap or touch these.';
+call once.allow('app', 'ranges_near');
+--! EndIncluded ledger/ranges_near.sql
+--! Included ledger/claim_out_of_order.sql
+-- Internal: claims any sequences of a producer and answers the new ones, where the fast paths of once.claim
+-- and once.claim_ranges do not apply: a new producer or epoch, a gap, some of it a duplicate,
+-- bad arguments, synchronous_commit = off.
+--
+-- The producer's row is locked until the caller's transaction ends, so two claims of one sequence can never
+-- both be new: the second waits, then sees the first, or takes over if it rolled back.
+create function once.claim_out_of_order(
   producer text,
-  sequences bigint[],
-  epoch integer default 0,
-  strict boolean default false
-) returns setof bigint
+  ranges int8multirange,
+  epoch integer,
+  strict boolean,
+  start_at bigint
+) returns int8multirange
 language plpgsql volatile
 set search_path = ''
 as $$
 declare
   v_row once.producer;
-  v_first bigint := claim_batch.sequences[1];
-  v_last bigint := claim_batch.sequences[cardinality(claim_batch.sequences)];
-  v_bad bigint;
-  v_incoming int8multirange;
+  v_near int8multirange := '{}';
   v_fresh int8multirange;
   v_ahead int8multirange;
   v_watermark bigint;
   v_gaps bigint;
+  v_bad bigint;
 begin
-  if current_setting('synchronous_commit') = 'off' then
-    perform once.ensure_durable();
+  perform once.ensure_durable();
+  perform once.assert_sequences(claim_out_of_order.producer, claim_out_of_order.ranges, claim_out_of_order.epoch,
+                                claim_out_of_order.strict, claim_out_of_order.start_at);
+  if isempty(claim_out_of_order.ranges) then
+    return '{}';
   end if;
 
-  -- An ascending batch without holes.
-  if v_first >= 0 and v_last >= v_first and v_last < 9223372036854775807
-     and v_last - v_first + 1 = cardinality(claim_batch.sequences)
-     and claim_batch.sequences = array(select generate_series(v_first, v_last))
-     and once.claim_run(claim_batch.producer, v_first, v_last, claim_batch.epoch) then
-    return query select unnest(claim_batch.sequences);
-    return;
-  end if;
-
-  if claim_batch.sequences is null or claim_batch.epoch is null or claim_batch.strict is null then
-    raise exception 'null is not allowed as sequences, epoch or strict'
-      using errcode = 'ONARG',
-            detail = format('Got sequences %s, epoch %s, strict %s.', claim_batch.sequences is not null,
-                            claim_batch.epoch, claim_batch.strict),
-            hint = 'Pass an array of sequences, for example array[41, 42].';
-  end if;
-  perform once.check_name('producer', claim_batch.producer);
-  if claim_batch.epoch < 0 then
-    raise exception 'bad epoch: %', claim_batch.epoch
-      using errcode = 'ONARG', detail = 'Expected 0 to 2147483647.',
-            hint = 'Epochs count up from 0; a restarted producer takes the next one.';
-  end if;
-  if exists (select from unnest(claim_batch.sequences) s where s is null) then
-    raise exception 'bad sequence: null'
-      using errcode = 'ONARG', detail = 'The array of sequences contains a null.',
-            hint = 'Give every message of the batch its sequence.';
-  end if;
-  -- 2^63-1 is left out because a range that contains it has no upper bound in bigint.
-  select s into v_bad from unnest(claim_batch.sequences) s where s < 0 or s = 9223372036854775807 limit 1;
+  -- What is processed stays so: if all of it is, no lock is needed to be sure.
+  perform from once.producer p
+    where p.producer = claim_out_of_order.producer
+      and p.epoch = claim_out_of_order.epoch
+      and p.gaps > 0
+      and claim_out_of_order.ranges - int8multirange(int8range(null, p.watermark, '[]'))
+          <@ once.ranges_near(claim_out_of_order.producer, claim_out_of_order.ranges);
   if found then
-    raise exception 'bad sequence: %', v_bad
-      using errcode = 'ONARG', detail = 'Expected 0 to 9223372036854775806.',
-            hint = 'Count messages of a producer up from 0.';
-  end if;
-  if cardinality(claim_batch.sequences) = 0 then
-    return;
+    return '{}';
   end if;
 
-  select p.* into v_row from once.producer p where p.producer = claim_batch.producer for update;
+  select p.* into v_row from once.producer p where p.producer = claim_out_of_order.producer for update;
   if not found then
-    insert into once.producer (producer, epoch)
-    values (claim_batch.producer, claim_batch.epoch)
+    insert into once.producer (producer, epoch, watermark)
+    values (claim_out_of_order.producer, claim_out_of_order.epoch, coalesce(claim_out_of_order.start_at, 0) - 1)
     on conflict do nothing;
     -- Read again: if somebody else inserted it, we waited for them and must see what they claimed.
-    select p.* into strict v_row from once.producer p where p.producer = claim_batch.producer for update;
+    select p.* into strict v_row from once.producer p where p.producer = claim_out_of_order.producer for update;
   end if;
-
-  if claim_batch.epoch < v_row.epoch then
+  if claim_out_of_order.epoch < v_row.epoch then
     raise exception 'producer % is fenced: epoch % is older than %',
-        quote_literal(claim_batch.producer), claim_batch.epoch, v_row.epoch
+        quote_literal(claim_out_of_order.producer), claim_out_of_order.epoch, v_row.epoch
       using errcode = 'ONFEN',
             detail = 'A newer incarnation of this producer has claimed already; nothing was claimed.',
             hint = 'Stop this producer. A successor must use an epoch of at least the current one.';
   end if;
 
-  select range_agg(int8range(s, s, '[]')) into v_incoming from unnest(claim_batch.sequences) s;
-  v_fresh := v_incoming - v_row.ahead - int8multirange(int8range(null, v_row.watermark, '[]'));
+  if v_row.gaps > 0 then
+    v_near := once.ranges_near(claim_out_of_order.producer, claim_out_of_order.ranges);
+  end if;
+  v_fresh := claim_out_of_order.ranges - v_near - int8multirange(int8range(null, v_row.watermark, '[]'));
+  if isempty(v_fresh) and claim_out_of_order.epoch = v_row.epoch then
+    return '{}';
+  end if;
 
-  v_ahead := v_row.ahead + v_fresh;
+  v_ahead := v_near + v_fresh;
   v_watermark := v_row.watermark;
   if lower(v_ahead) = v_watermark + 1 then
     select upper(r) - 1 into v_watermark from unnest(v_ahead) r order by r limit 1;
     v_ahead := v_ahead - int8multirange(int8range(null, v_watermark, '[]'));
   end if;
-
+  v_gaps := v_row.gaps - (select count(*) from unnest(v_near)) + (select count(*) from unnest(v_ahead));
   -- Strict: the watermark must reach the last new one. What was processed ahead of it is no gap.
-  if claim_batch.strict and upper(v_fresh) - 1 > v_watermark then
+  if claim_out_of_order.strict and upper(v_fresh) - 1 > v_watermark then
     v_bad := lower(v_fresh - int8multirange(int8range(null, v_watermark, '[]')));
     raise exception 'producer % is out of order: expected sequence %, got %',
-        quote_literal(claim_batch.producer), v_watermark + 1, v_bad
+        quote_literal(claim_out_of_order.producer), v_watermark + 1, v_bad
       using errcode = 'ONGAP',
-            detail = 'In strict mode the new sequences must follow the watermark without a gap; nothing was claimed.',
+            detail = 'In strict mode new sequences must follow the watermark without a gap; nothing was claimed.',
             hint = format('Deliver the missing messages first, or skip them: '
-                          'select once.set_watermark(%L, %s, ''reason'').', claim_batch.producer, v_bad - 1);
+                          'select once.set_watermark(%L, %s, ''reason'').', claim_out_of_order.producer, v_bad - 1);
   end if;
-
-  select count(*) into v_gaps from unnest(v_ahead);
   -- A claim that closes a gap is welcome even where the limit is exceeded.
-  if v_gaps > v_row.max_gaps and v_gaps > (select count(*) from unnest(v_row.ahead)) then
-    raise exception 'producer % would have % gaps, the limit is %',
-        quote_literal(claim_batch.producer), v_gaps, v_row.max_gaps
-      using errcode = 'ONMAX',
-            detail = case when v_row.watermark < 0 then format('Sequence 0 is not processed yet; %s separate ranges lie above it. ', v_gaps)
-                          else format('Every sequence up to %s is processed; %s separate ranges lie above it. ', v_row.watermark, v_gaps)
-                     end || 'Nothing was claimed.',
-            hint = format('Deliver the missing messages, or give them up: '
-                          'select once.set_watermark(%L, %s, ''reason''). Ids without order belong in the key ledger.',
-                          claim_batch.producer, lower(v_ahead) - 1);
+  if v_gaps > v_row.max_gaps and v_gaps > v_row.gaps then
+    perform once.refuse_gaps(claim_out_of_order.producer, v_ahead, v_gaps);
   end if;
 
+  delete from once.claimed_ahead a
+   where a.producer = claim_out_of_order.producer
+     and a.first in (select lower(r) from unnest(v_near) r except select lower(r) from unnest(v_ahead) r);
+  insert into once.claimed_ahead as a (producer, first, last)
+  select claim_out_of_order.producer, lower(r), upper(r) - 1
+    from (select unnest(v_ahead) except select unnest(v_near)) n (r)
+  on conflict on constraint claimed_ahead_pkey do update set last = excluded.last;
+  -- Also where none of its columns changes: it is what a claim with an older snapshot collides with.
   update once.producer p
-     set watermark = v_watermark,
-         ahead = v_ahead,
-         epoch = claim_batch.epoch
-   where p.producer = claim_batch.producer
-     and (p.watermark, p.ahead, p.epoch) is distinct from (v_watermark, v_ahead, claim_batch.epoch);
-
-  return query
-  select s from unnest(v_fresh) r, generate_series(lower(r), upper(r) - 1) s order by s;
+     set watermark = v_watermark, gaps = v_gaps, epoch = claim_out_of_order.epoch
+   where p.producer = claim_out_of_order.producer;
+  return v_fresh;
 end
 $$;
 
-comment on function once.claim_batch(text, bigint[], integer, boolean) is
-  'Claims sequences of a producer and returns the new ones, once each: select * from once.claim_batch(''shop-7'', array[41, 42]).';
+comment on function once.claim_out_of_order(text, int8multirange, integer, boolean, bigint) is
+  'Internal: claims any sequences of a producer and answers the new ones; see once.claim_ranges.';
+call once.allow('app', 'claim_out_of_order');
+--! EndIncluded ledger/claim_out_of_order.sql
+--! Included ledger/claim_ranges.sql
+-- Claims ranges of sequences of one producer, as '{[1,500]}', and answers those that are new: what clients
+-- call. In which order, or how often, a sequence stands in the ranges does not matter: Postgres merges them.
+create function once.claim_ranges(
+  producer text,
+  ranges int8multirange,
+  epoch integer default 0,
+  strict boolean default false,
+  start_at bigint default null
+) returns int8multirange
+language plpgsql volatile
+set search_path = ''
+as $$
+begin
+  -- The next piece of its stream, whole: one update of one row.
+  update once.producer p
+     set watermark = upper(claim_ranges.ranges) - 1
+   where p.producer = claim_ranges.producer
+     and p.epoch = claim_ranges.epoch
+     and p.watermark + 1 = lower(claim_ranges.ranges)
+     and p.gaps = 0
+     and claim_ranges.ranges = int8multirange(int8range(p.watermark + 1, upper(claim_ranges.ranges)))
+     and not upper_inf(claim_ranges.ranges)
+     and current_setting('synchronous_commit') <> 'off';
+  if found then
+    return claim_ranges.ranges;
+  end if;
+  -- All of it behind the watermark. That never moves back, so no lock is needed to be sure.
+  perform from once.producer p
+    where p.producer = claim_ranges.producer
+      and p.epoch = claim_ranges.epoch
+      and lower(claim_ranges.ranges) >= 0
+      and upper(claim_ranges.ranges) - 1 <= p.watermark
+      and current_setting('synchronous_commit') <> 'off';
+  if found then
+    return '{}';
+  end if;
+  return once.claim_out_of_order(claim_ranges.producer, claim_ranges.ranges, claim_ranges.epoch,
+                                 claim_ranges.strict, claim_ranges.start_at);
+end
+$$;
+
+comment on function once.claim_ranges(text, int8multirange, integer, boolean, bigint) is
+  'Claims ranges of sequences and answers the new ones: select once.claim_ranges(''shop-7'', ''{[41,45]}'').';
+call once.allow('app', 'claim_ranges');
+--! EndIncluded ledger/claim_ranges.sql
+--! Included ledger/claim_batch.sql
+-- Claims a batch of sequences of one producer and returns those that are new, once each, ascending.
+create function once.claim_batch(
+  producer text,
+  sequences bigint[],
+  epoch integer default 0,
+  strict boolean default false,
+  start_at bigint default null
+) returns setof bigint
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_ranges int8multirange;
+begin
+  if exists (select from unnest(claim_batch.sequences) s where s is null or s < 0 or s = 9223372036854775807) then
+    raise exception 'bad sequence: %', coalesce((select s::text from unnest(claim_batch.sequences) s
+        where s is null or s < 0 or s = 9223372036854775807 order by s limit 1), 'null')
+      using errcode = 'ONARG', detail = 'Expected 0 to 9223372036854775806, and no null.',
+            hint = 'Give every message of the batch its sequence; count messages of a producer up from 0.';
+  end if;
+  select range_agg(int8range(s, s, '[]')) into v_ranges from unnest(claim_batch.sequences) s;
+  return query
+  select s
+    from unnest(once.claim_ranges(claim_batch.producer,
+                                  case when claim_batch.sequences is not null then coalesce(v_ranges, '{}') end,
+                                  claim_batch.epoch, claim_batch.strict, claim_batch.start_at)) r,
+         generate_series(lower(r), upper(r) - 1) s
+   order by s;
+end
+$$;
+
+comment on function once.claim_batch(text, bigint[], integer, boolean, bigint) is
+  'Claims sequences of a producer and returns the new ones, once each: select once.claim_batch(''shop-7'', array[41, 42]).';
 call once.allow('app', 'claim_batch');
 --! EndIncluded ledger/claim_batch.sql
 --! Included ledger/claim.sql
--- Claims one message of an ordered producer. The answer is 'claimed' (process it, in this transaction)
--- or 'duplicate' (somebody did). An error would abort the caller's transaction, so a duplicate is none.
+-- Claims one message of an ordered producer. The answer is 'claimed' (process it, in this transaction) or
+-- 'duplicate' (already processed). An error would abort the caller's transaction, so a duplicate is none.
+--
+-- "start_at" is where a new producer begins (0 if left out): sequences below count as processed. A producer
+-- that is known already keeps the start it has.
 create function once.claim(
   producer text,
   sequence bigint,
   epoch integer default 0,
   strict boolean default false,
+  start_at bigint default null,
   out status text
 )
 language plpgsql volatile
 set search_path = ''
 as $$
 begin
-  if once.claim_run(claim.producer, claim.sequence, claim.sequence, claim.epoch) then
+  -- The next one of its stream.
+  update once.producer p
+     set watermark = claim.sequence
+   where p.producer = claim.producer
+     and p.epoch = claim.epoch
+     and p.watermark + 1 = claim.sequence
+     and p.gaps = 0
+     and claim.sequence < 9223372036854775807
+     and current_setting('synchronous_commit') <> 'off';
+  if found then
     claim.status := 'claimed';
     return;
   end if;
-  perform from once.claim_batch(claim.producer, array[claim.sequence], claim.epoch, claim.strict);
-  claim.status := case when found then 'claimed' else 'duplicate' end;
+  -- Behind the watermark. What is processed stays so: no lock is needed to be sure.
+  perform from once.producer p
+    where p.producer = claim.producer
+      and p.epoch = claim.epoch
+      and claim.sequence between 0 and p.watermark
+      and current_setting('synchronous_commit') <> 'off';
+  if found then
+    claim.status := 'duplicate';
+    return;
+  end if;
+  claim.status := case when isempty(once.claim_out_of_order(
+      claim.producer,
+      case when claim.sequence < 9223372036854775807 then int8multirange(int8range(claim.sequence, claim.sequence, '[]'))
+           when claim.sequence is not null then '{[0,)}' end,
+      claim.epoch, claim.strict, claim.start_at)) then 'duplicate' else 'claimed' end;
 end
 $$;
 
-comment on function once.claim(text, bigint, integer, boolean) is
+comment on function once.claim(text, bigint, integer, boolean, bigint) is
   'Claims one message by producer and sequence: select once.claim(''shop-7'', 41) answers claimed or duplicate.';
 call once.allow('app', 'claim');
 --! EndIncluded ledger/claim.sql
+--! Included ledger/take_effect.sql
+-- The effects of a message in the same round trip as its claim: runs statements if the claim is new, and hands on the
+-- answer of the claim. Their names are the caller's, so it has no search_path of its own, and names what it uses with
+-- its schema.
+create function once.take_effect(status text, statements text[]) returns text
+language plpgsql volatile
+as $$
+declare
+  v_statement pg_catalog.text;
+begin
+  if take_effect.status operator(pg_catalog.=) 'claimed'::pg_catalog.text then
+    foreach v_statement in array take_effect.statements loop
+      execute v_statement;
+    end loop;
+  end if;
+  return take_effect.status;
+end
+$$;
+
+comment on function once.take_effect(text, text[]) is
+  'Runs statements if a claim is new, in one round trip: select once.take_effect(once.claim(''shop-7'', 41), array[''update ...'']).';
+call once.allow('app', 'take_effect');
+--! EndIncluded ledger/take_effect.sql
 --! Included ledger/set_watermark.sql
 -- For operators: counts everything up to a sequence as processed. Closes gaps whose messages will never
 -- come, and starts a stream in the middle. Never moves back: a message that was processed stays so.
@@ -491,8 +718,8 @@ set search_path = ''
 as $$
 declare
   v_row once.producer;
-  v_ahead int8multirange;
   v_watermark bigint;
+  v_deleted integer;
 begin
   perform once.ensure_durable();
   perform once.check_name('producer', set_watermark.producer);
@@ -514,14 +741,15 @@ begin
   perform once.record_intervention('set_watermark',
     jsonb_build_object('producer', set_watermark.producer, 'from', v_row.watermark, 'to', set_watermark.sequence),
     set_watermark.reason);
-  v_ahead := v_row.ahead + int8multirange(int8range(v_row.watermark + 1, set_watermark.sequence, '[]'));
-  v_watermark := v_row.watermark;
-  if not isempty(v_ahead) and lower(v_ahead) = v_row.watermark + 1 then
-    select upper(r) - 1 into v_watermark from unnest(v_ahead) r order by r limit 1;
-  end if;
+  -- Ranges below it or next to it are behind the watermark from now on.
+  select coalesce(max(a.last), set_watermark.sequence) into v_watermark
+    from once.claimed_ahead a
+   where a.producer = set_watermark.producer and a.first <= set_watermark.sequence + 1
+     and a.last > set_watermark.sequence;
+  delete from once.claimed_ahead a where a.producer = set_watermark.producer and a.last <= v_watermark;
+  get diagnostics v_deleted = row_count;
   update once.producer p
-     set watermark = v_watermark,
-         ahead = v_ahead - int8multirange(int8range(null, v_watermark, '[]'))
+     set watermark = v_watermark, gaps = p.gaps - v_deleted
    where p.producer = set_watermark.producer;
 end
 $$;
@@ -531,100 +759,75 @@ comment on function once.set_watermark(text, bigint, text) is
 call once.allow('owner', 'set_watermark');
 --! EndIncluded ledger/set_watermark.sql
 --! Included ledger/scope.sql
--- The scopes of the ledger by key, with their retention. The horizon is stored and only moves forward:
--- a key older than it is answered 'expired' for ever, whatever the clock or the retention say later.
+-- The scopes of the ledger by key, with their retention. The horizon is stored and only moves forward: a key
+-- older than it is answered 'expired' for ever, whatever the clock or the retention say later.
 create table once.scope (
   scope_id integer generated always as identity primary key,
   scope text not null unique check (length(scope) between 1 and 200),
   retention interval check (retention >= interval '0'),
-  horizon timestamptz
+  horizon timestamptz,
+  -- Of keys without occurred_at: which times that they carry (once.message_time) count; null: none.
+  key_times tstzmultirange,
+  -- The horizon's day when deleting began last, see once.expire: never after the horizon.
+  delete_before date
 );
 
 comment on table once.scope is
-  'Scopes of the key ledger: retention (null: keep for ever) and horizon (older keys are answered expired).';
+  'Scopes of the key ledger: retention (null: keep for ever), horizon (older keys are answered expired), key times that count.';
 call once.allow('app', 'scope', 'select, insert (scope)');
 call once.allow('recover, monitor', 'scope', 'select');
 --! EndIncluded ledger/scope.sql
 --! Included ledger/message.sql
--- The ledger by key. A key is kept as the first 16 bytes of SHA-256 over scope and key: constant size
--- for any key, no index limit, and no personal data in the ledger. A collision needs some 2^64 keys.
+-- The ledger by key. A key is kept as 16 bytes of constant size (once.message_digest): no limit of an index,
+-- and no personal data in the ledger. The first 2 bytes are the day (UTC) of the message itself, never of its
+-- arrival, 0 if it has no time; the other 14 are the beginning of a SHA-256 over scope and key. A collision
+-- needs some 2^56 keys of one day.
 --
--- A key lives in the partition of the day (UTC) of its own message, never of its arrival: the same
--- message always meets its first claim there, so a unique index a partition is enough, and retention is
--- dropping a partition. Keys with no time live in one partition apart and expire in batches.
+-- One table, and no partitions. A partition per day made every claim depend on DDL: whoever chose keys chose
+-- partitions, thousands of them; the first message of a day held up all others of it until its handler ended;
+-- one that is dropped locks the whole ledger, which never happened under load. Since the day stands in front, the
+-- index does what partitions did: new keys go to the end of it, and a day that is deleted leaves whole pages
+-- empty for reuse.
 --
 -- The columns are ordered and sized to fit a row with neither hash nor result into 48 bytes.
 create table once.message (
-  digest uuid not null,
+  digest uuid primary key,
   scope_id integer not null,
-  day date,
+  -- The day of the claim, if the message has no time: retention counts from there.
   claimed_on date,
   payload_hash bytea,
   result jsonb
-) partition by list (day);
+)
+-- A day's worth of rows goes at once; 20 % of a large ledger would be many days.
+with (autovacuum_vacuum_scale_factor = 0.05);
 
 comment on table once.message is
-  'Ledger by key: digest of (scope, key), the message''s own day (null: no time), optional payload hash and result.';
-
-create table once.message_timeless partition of once.message (
-  claimed_on not null default (now() at time zone 'UTC')::date,
-  unique (digest)
-) for values in (null);
-
-comment on table once.message_timeless is
-  'Keys whose messages carry no time, with the day of their claim; once.expire() deletes the oldest in batches.';
-
--- How far the expiry of the timeless keys has come. It reads the table once a day from front to back, a
--- stretch of blocks a call. No index serves it: a B-tree would cost 16 bytes a key, and the ranges of a
--- BRIN index never narrow again, so that once freed space is reused every one of them matches.
-create table once.timeless_expiry (
-  singleton boolean primary key default true check (singleton),
-  next_block bigint not null default 0,
-  finished_on date not null default '-infinity'
-);
-
-insert into once.timeless_expiry default values;
-
-comment on table once.timeless_expiry is
-  'One row: where once.expire() goes on among the timeless keys, and the day (UTC) of its last complete pass.';
-
--- The first day that was not dropped. Locking the row puts creators and droppers of partitions in one
--- queue; reading it under that lock means a dropped day is never created again.
-create table once.message_floor (
-  singleton boolean primary key default true check (singleton),
-  day date not null
-);
-
-insert into once.message_floor (day) values ('-infinity');
-
-comment on table once.message_floor is
-  'One row: the first day whose partition was not dropped; older messages are answered expired.';
+  'Ledger by key: digest of day, scope and key; the day of its claim if the message has no time; payload hash; result.';
 call once.allow('app', 'message', 'select, insert, update (result)');
-call once.allow('app', 'message_timeless', 'select, insert, update (result)');
-call once.allow('app, monitor', 'message_floor', 'select');
 --! EndIncluded ledger/message.sql
 --! Included ledger/expired_claim.sql
 -- Claims that were answered 'expired': messages that came later than their scope remembers keys, so their
 -- handlers did not run, and nobody knows whether they did the first time. That is to be seen somewhere, by
 -- scope, and once.health alarms.
 --
--- A row a claim or batch, only ever inserted: there is nothing to wait for, so claims do not stand in a row
+-- A row per claim or batch, only ever inserted: there is nothing to wait for, so claims do not stand in a row
 -- and no two of them can deadlock, as they would over a counter, and none fails under REPEATABLE READ or
 -- SERIALIZABLE for it. That costs what a claim of a new key costs, and claims of anything else nothing. A row is
 -- there exactly if the transaction committed that was told 'expired', which is when the message was given up.
 -- once.expire deletes rows after two days, in batches: a topic that is replayed leaves as many as it has batches.
 create table once.expired_claim (
   answered_at timestamptz not null default clock_timestamp(),
+  expired_claim_id bigint generated always as identity,
   scope_id integer not null,
   claims integer not null,
   -- The oldest of them, by the messages' own time.
-  oldest_day date not null
+  oldest_day date not null,
+  primary key (answered_at, expired_claim_id)
 );
 
-create index expired_claim_answered_at on once.expired_claim (answered_at);
-
 comment on table once.expired_claim is
-  'Ledger by key: one row a claim or batch that was answered expired, kept for two days; see once.expired_claims.';
+  'Ledger by key: one row per claim or batch that was answered expired, kept for two days; see once.expired_claims.';
+call once.allow('app', 'expired_claim', 'insert (scope_id, claims, oldest_day)');
 
 -- For people: which scopes, and how long a retention would have known them.
 create view once.expired_claims as
@@ -642,24 +845,8 @@ select s.scope,
 
 comment on view once.expired_claims is
   'Scopes of the key ledger whose claims were answered expired within a day: how many, when, the oldest message''s day, and the horizon.';
-call once.allow('app', 'expired_claim', 'insert (scope_id, claims, oldest_day)');
 call once.allow('recover, monitor', 'expired_claims', 'select');
 --! EndIncluded ledger/expired_claim.sql
---! Included ledger/message_digest.sql
--- The identity of a key: no text contains a zero byte, so (scope, key) cannot be cut in two ways.
-create function once.message_digest(scope text, key text) returns uuid
-language sql immutable strict parallel safe
-set search_path = ''
-as $$
-  select encode(substring(sha256(
-           convert_to(message_digest.scope, 'UTF8') || decode('00', 'hex') || convert_to(message_digest.key, 'UTF8')
-         ) for 16), 'hex')::uuid
-$$;
-
-comment on function once.message_digest(text, text) is
-  'The first 16 bytes of SHA-256 over scope, a zero byte and key: how the ledger remembers a key.';
-call once.allow('app', 'message_digest');
---! EndIncluded ledger/message_digest.sql
 --! Included ledger/message_time.sql
 -- The time that a key itself carries: a UUIDv7 (RFC 9562, 5.7) says so in its version bits; a ULID is 26
 -- characters of Crockford base32 with 48 bits of milliseconds first. Other keys of 26 such characters
@@ -694,59 +881,30 @@ comment on function once.message_time(text) is
   'The time in a UUIDv7 or ULID (2010 to 2100), else null.';
 call once.allow('app', 'message_time');
 --! EndIncluded ledger/message_time.sql
---! Included ledger/ensure_partition.sql
--- Makes sure that the partition of a day exists; false if that day was dropped, so its messages are
--- expired. SECURITY DEFINER, unlike everything else here, because a claim must be able to create a
--- missing partition and an application must not own the ledger. Its search_path names pg_temp, last: else
--- Postgres looks for types there first, and a caller's own type "date" would run code as our owner.
---
--- Creators and droppers take the floor row's lock first. So nobody creates a partition twice, and a day
--- at or above the floor cannot be dropped while we create it. Under REPEATABLE READ a floor that moved
--- after the snapshot is a serialization failure, never a stale answer. The partition is attached rather
--- than created in place because ATTACH lets other claims go on.
-create function once.ensure_partition(day date) returns boolean
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
+--! Included ledger/message_digest.sql
+-- The identity of a message: 2 bytes for the day of its time (UTC), counted from 1999-12-31 and 0 without a time,
+-- and 14 bytes of a SHA-256 over scope and key. No text contains a zero byte, so that scope and key cannot be
+-- cut in two ways. Null for a time that no claim can have.
+create function once.message_digest(scope text, key text, occurred_at timestamptz default null) returns uuid
+language plpgsql immutable parallel safe
+set search_path = ''
 as $$
-declare
-  v_name text;
-  v_floor date;
-  v_partitions bigint;
 begin
-  -- to_char would also render infinity and years beyond four digits; nothing but a plain day may be a name.
-  if ensure_partition.day is null or ensure_partition.day not between '1970-01-01' and '2099-12-31' then
-    raise exception 'bad day: %', coalesce(ensure_partition.day::text, 'null')
-      using errcode = 'ONARG', detail = 'Expected a day between 1970-01-01 and 2099-12-31.',
-            hint = 'Is the time in seconds where milliseconds were meant, or the reverse?';
-  end if;
-  v_name := 'message_' || to_char(ensure_partition.day, 'YYYYMMDD');
-  select f.day into strict v_floor from once.message_floor f for update;
-  if ensure_partition.day < v_floor then
-    return false;
-  end if;
-  -- ATTACH takes this lock too. Taken here it makes us hear of a partition that was created while we
-  -- waited, which to_regclass would not know of.
-  lock table only once.message in share update exclusive mode;
-  if to_regclass('once.' || v_name) is not null then
-    return true;
-  end if;
-  select count(*) into v_partitions from pg_catalog.pg_inherits i where i.inhparent = 'once.message'::regclass;
-  if v_partitions > 4000 then
-    raise exception 'the key ledger has % partitions, the limit is 4000', v_partitions
-      using errcode = 'ONMAX',
-            detail = 'Each day that a message carries is a partition.',
-            hint = 'Set a retention for every scope (select once.set_retention(''scope'', ''30 days'')) and run once.expire().';
-  end if;
-  execute format('create table once.%I (like once.message including defaults, unique (digest))', v_name);
-  execute format('alter table once.message attach partition once.%I for values in (%L)', v_name, ensure_partition.day);
-  return true;
+  return encode(
+    case when message_digest.occurred_at is null then decode('0000', 'hex')
+         when message_digest.occurred_at >= '2000-01-01 00:00:00+00'::timestamptz
+          and message_digest.occurred_at < '2179-06-06 00:00:00+00'::timestamptz
+         then substring(int4send((message_digest.occurred_at at time zone 'UTC')::date - date '1999-12-31') from 3)
+    end
+    || substring(sha256(convert_to(message_digest.scope, 'UTF8') || decode('00', 'hex')
+                        || convert_to(message_digest.key, 'UTF8')) for 14), 'hex')::uuid;
 end
 $$;
 
-comment on function once.ensure_partition(date) is
-  'Creates the key ledger''s partition of a day if it is missing; false if that day was dropped already.';
-call once.allow('app', 'ensure_partition');
---! EndIncluded ledger/ensure_partition.sql
+comment on function once.message_digest(text, text, timestamptz) is
+  'How the ledger remembers a key: 2 bytes for its message''s day (0: no time), 14 of SHA-256 over scope, zero, key.';
+call once.allow('app', 'message_digest');
+--! EndIncluded ledger/message_digest.sql
 --! Included ledger/open_scope.sql
 -- Internal: the scope's row, made at first use.
 create function once.open_scope(scope text) returns once.scope
@@ -769,14 +927,204 @@ $$;
 comment on function once.open_scope(text) is 'Internal: the row of a scope, created at first use.';
 call once.allow('app', 'open_scope');
 --! EndIncluded ledger/open_scope.sql
---! Included ledger/claim_key_batch.sql
--- Claims messages by key: webhook deliveries, payments, anything with an id but no order. Answers one
--- row a key, in the order of the array: 'claimed' (the first of its key, ever), 'duplicate' (with the
--- first one's result, if it kept one) or 'expired' (older than the scope's horizon).
+--! Included ledger/assert_keys.sql
+-- Internal: raises unless the arguments of a claim by key are what they may be. "times" are those that count,
+-- a key's own time among them.
+create function once.assert_keys(
+  keys text[],
+  occurred_at timestamptz[],
+  payload_hashes bytea[],
+  times timestamptz[]
+) returns void
+language plpgsql stable
+set search_path = ''
+as $$
+declare
+  v_least constant timestamptz := '2000-01-01 00:00:00+00';
+  v_bad record;
+begin
+  if assert_keys.keys is null then
+    raise exception 'null is not allowed as keys'
+      using errcode = 'ONARG', detail = 'Expected an array of keys.', hint = 'Pass array[''key'', ...].';
+  end if;
+  if cardinality(assert_keys.occurred_at) <> cardinality(assert_keys.keys)
+     or cardinality(assert_keys.payload_hashes) <> cardinality(assert_keys.keys) then
+    raise exception 'the arrays differ in length: % keys, % times, % payload hashes',
+        cardinality(assert_keys.keys), coalesce(cardinality(assert_keys.occurred_at)::text, 'no'),
+        coalesce(cardinality(assert_keys.payload_hashes)::text, 'no')
+      using errcode = 'ONARG', detail = 'Element n of each array belongs to key n.',
+            hint = 'Pass arrays of the same length, or leave the optional ones out.';
+  end if;
+  if exists (select from unnest(assert_keys.keys) k where k is null or k = '') then
+    raise exception 'bad key: null or empty'
+      using errcode = 'ONARG', detail = 'Expected text of at least one character.',
+            hint = 'Give every message its id.';
+  end if;
+  select i.at, i.key, i.given is null as own into v_bad
+    from unnest(assert_keys.keys, assert_keys.occurred_at, assert_keys.times) i (key, given, at)
+   where i.at < v_least or i.at >= now() + interval '2 days'
+   limit 1;
+  if found and v_bad.own then
+    raise exception 'bad time in key %: %', quote_literal(left(v_bad.key, 100)), v_bad.at
+      using errcode = 'ONARG', detail = format('Expected a time from %s to two days from now.', v_least),
+            hint = 'Is the sender''s clock right? For keys of anybody''s making: '
+                   'select once.set_key_times(''scope'', false).';
+  elsif found then
+    raise exception 'bad occurred_at: %', v_bad.at
+      using errcode = 'ONARG', detail = format('Expected a time from %s to two days from now.', v_least),
+            hint = 'Is the time in milliseconds where seconds were meant, or the reverse?';
+  end if;
+end
+$$;
+
+comment on function once.assert_keys(text[], timestamptz[], bytea[], timestamptz[]) is
+  'Internal: raises ONARG unless keys, times and payload hashes of a claim are valid.';
+call once.allow('app', 'assert_keys');
+--! EndIncluded ledger/assert_keys.sql
+--! Included ledger/answer_keys.sql
+-- Internal: the answer of once.claim_keys where not every key was new. "claimed" are the digests that were.
+create function once.answer_keys(
+  scope_id integer,
+  horizon timestamptz,
+  keys text[],
+  digests uuid[],
+  times timestamptz[],
+  payload_hashes bytea[],
+  claimed uuid[]
+) returns text
+language plpgsql volatile
+set search_path = ''
+-- What the first claims left is looked up by digest, however small the table was when the plan was made.
+set enable_seqscan = off
+as $$
+declare
+  v_answer text;
+  v_bad bigint;
+  v_expired bigint;
+  v_oldest timestamptz;
+begin
+  -- Of several with one digest the first in order is the claim: it follows the digest's entry in "claimed".
+  with item as (
+    select i.digest, i.at, i.hash, i.n, i.expired,
+           lag(i.n = 0, 1, false) over (partition by i.digest, i.expired order by i.n) as claimed
+      from (select k.digest, k.at, k.hash, k.n, (k.at < answer_keys.horizon) is true as expired
+              from unnest(answer_keys.digests, answer_keys.times, answer_keys.payload_hashes)
+                   with ordinality k (digest, at, hash, n)
+            union all
+            select c, null, null, 0, false from unnest(answer_keys.claimed) c) i
+  )
+  select '[' || string_agg(case when i.expired then '"expired"' when i.claimed then '"claimed"'
+                                when f.result is null then '"duplicate"'
+                                else '{"result":' || f.result::text || '}' end, ',' order by i.n) || ']',
+         min(i.n) filter (where f.payload_hash <> i.hash),
+         count(*) filter (where i.expired),
+         min(i.at) filter (where i.expired)
+    into v_answer, v_bad, v_expired, v_oldest
+    from item i
+    left join lateral (
+      select m.payload_hash, m.result from once.message m
+       where m.digest = i.digest and not i.expired and not i.claimed
+       limit 1
+    ) f on true
+   where i.n > 0;
+
+  if v_bad is not null then
+    raise exception 'key % came again with another payload',
+        (select quote_literal(left(k.key, 100)) from unnest(answer_keys.keys) with ordinality k (key, n) where k.n = v_bad)
+      using errcode = 'ONPAY',
+            detail = format('Scope %L: the payload hash differs from that of the first claim.',
+                            (select s.scope from once.scope s where s.scope_id = answer_keys.scope_id)),
+            hint = 'Two different messages share one key: fix the sender, or choose a key that tells them apart.';
+  end if;
+  if v_expired > 0 then
+    insert into once.expired_claim (scope_id, claims, oldest_day)
+    select s.scope_id, v_expired, (v_oldest at time zone 'UTC')::date
+      from once.scope s where s.scope_id = answer_keys.scope_id;
+  end if;
+  return v_answer;
+end
+$$;
+
+comment on function once.answer_keys(integer, timestamptz, text[], uuid[], timestamptz[], bytea[], uuid[]) is
+  'Internal: what once.claim_keys answers if not every key was new.';
+call once.allow('app', 'answer_keys');
+--! EndIncluded ledger/answer_keys.sql
+--! Included ledger/claim_keys.sql
+-- Claims messages by key: webhook deliveries, payments, anything with an id but no order. What clients call;
+-- once.claim_key_batch answers the same in rows. The answer is 'claimed' if every key is new; else a JSON array
+-- with an element per key: "claimed" (the first of its key, ever), "duplicate", {"result": ...} (a duplicate
+-- whose first claim kept a result) or "expired" (older than the scope's horizon).
 --
--- Why a key cannot be claimed twice: its partition follows from the message alone, and that partition
--- has a unique index. If the partition was dropped between our reading of the horizon and our insert,
--- then it is missing, and creating it is refused below the floor (once.ensure_partition).
+-- Why a key cannot be claimed twice: its digest follows from the message alone, and is unique. Rows are deleted
+-- only when no transaction is left that may have read an older horizon (once.expire).
+create function once.claim_keys(
+  scope text,
+  keys text[],
+  occurred_at timestamptz[] default null,
+  payload_hashes bytea[] default null
+) returns text
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_scope once.scope;
+  v_prefix bytea;
+  v_times timestamptz[];
+  v_digests uuid[];
+  v_new uuid[];
+begin
+  if current_setting('synchronous_commit') = 'off' then
+    perform set_config('synchronous_commit', 'on', true);
+  end if;
+  select s.* into v_scope from once.scope s where s.scope = claim_keys.scope;
+  if not found then
+    v_scope := once.open_scope(claim_keys.scope);
+  end if;
+  if v_scope.key_times is not null then
+    v_times := array(select coalesce(i.at, case when o.at <@ v_scope.key_times then o.at end)
+                       from unnest(claim_keys.keys, claim_keys.occurred_at) with ordinality i (key, at, n)
+                      cross join lateral once.message_time(i.key) o (at)
+                      order by i.n);
+  else
+    v_times := claim_keys.occurred_at;
+  end if;
+  perform once.assert_keys(claim_keys.keys, claim_keys.occurred_at, claim_keys.payload_hashes, v_times);
+
+  -- As in once.message_digest, which would cost as much again.
+  v_prefix := convert_to(claim_keys.scope, 'UTF8') || decode('00', 'hex');
+  v_digests := array(
+    select encode(case when i.at is null then decode('0000', 'hex')
+                       else substring(int4send((i.at at time zone 'UTC')::date - date '1999-12-31') from 3) end
+                  || substring(sha256(v_prefix || convert_to(i.key, 'UTF8')) for 14), 'hex')::uuid
+      from unnest(claim_keys.keys, v_times) with ordinality i (key, at, n)
+     order by i.n);
+
+  -- In one order for everybody, so that two batches cannot wait for each other. Of repeated keys the first is
+  -- inserted; a conflict waits for the other transaction to end.
+  with claimed as (
+    insert into once.message as m (digest, scope_id, claimed_on, payload_hash)
+    select i.digest, v_scope.scope_id, case when i.at is null then (now() at time zone 'UTC')::date end, i.hash
+      from unnest(v_digests, v_times, claim_keys.payload_hashes) with ordinality i (digest, at, hash, n)
+     where (i.at < v_scope.horizon) is not true
+     order by i.digest, i.n
+    on conflict do nothing
+    returning m.digest
+  )
+  select array_agg(c.digest) into v_new from claimed c;
+  if coalesce(cardinality(v_new), 0) = cardinality(claim_keys.keys) then
+    return 'claimed';
+  end if;
+  return once.answer_keys(v_scope.scope_id, v_scope.horizon, claim_keys.keys, v_digests, v_times,
+                          claim_keys.payload_hashes, v_new);
+end
+$$;
+
+comment on function once.claim_keys(text, text[], timestamptz[], bytea[]) is
+  'Claims messages by key; claimed if all are new, else a JSON array with an answer per key; see once.claim_key_batch.';
+call once.allow('app', 'claim_keys');
+--! EndIncluded ledger/claim_keys.sql
+--! Included ledger/claim_key_batch.sql
+-- Claims messages by key and answers one row per key, in the order of the array; see once.claim_keys.
 create function once.claim_key_batch(
   scope text,
   keys text[],
@@ -787,153 +1135,35 @@ language plpgsql volatile
 set search_path = ''
 as $$
 declare
-  v_scope once.scope;
-  v_digests uuid[];
-  v_days date[];
-  v_expired boolean[];
-  v_dropped date[] := '{}';
-  v_statuses text[];
-  v_results jsonb[];
-  v_day date;
-  v_ordinals integer[];
-  v_hashes bytea[];
-  v_n integer;
-  v_result jsonb;
-  v_other_payload boolean;
+  v_answer text := once.claim_keys(claim_key_batch.scope, claim_key_batch.keys, claim_key_batch.occurred_at,
+                                   claim_key_batch.payload_hashes);
 begin
-  if current_setting('synchronous_commit') = 'off' then
-    perform once.ensure_durable();
+  if v_answer = 'claimed' then
+    return query
+    select i.n::integer, i.key, 'claimed', null::jsonb
+      from unnest(claim_key_batch.keys) with ordinality i (key, n) order by i.n;
+  else
+    return query
+    select i.n::integer, i.key, case jsonb_typeof(i.answer) when 'string' then i.answer #>> '{}' else 'duplicate' end,
+           i.answer -> 'result'
+      from rows from (unnest(claim_key_batch.keys), jsonb_array_elements(v_answer::jsonb))
+           with ordinality i (key, answer, n)
+     order by i.n;
   end if;
-  if claim_key_batch.keys is null then
-    raise exception 'null is not allowed as keys'
-      using errcode = 'ONARG', detail = 'Expected an array of keys.', hint = 'Pass array[''key'', …].';
-  end if;
-  if cardinality(claim_key_batch.occurred_at) <> cardinality(claim_key_batch.keys)
-     or cardinality(claim_key_batch.payload_hashes) <> cardinality(claim_key_batch.keys) then
-    raise exception 'the arrays differ in length: % keys, % times, % payload hashes',
-        cardinality(claim_key_batch.keys), coalesce(cardinality(claim_key_batch.occurred_at)::text, 'no'),
-        coalesce(cardinality(claim_key_batch.payload_hashes)::text, 'no')
-      using errcode = 'ONARG', detail = 'Element n of each array belongs to key n.',
-            hint = 'Pass arrays of the same length, or leave the optional ones out.';
-  end if;
-  if exists (select from unnest(claim_key_batch.keys) k where k is null or k = '') then
-    raise exception 'bad key: null or empty'
-      using errcode = 'ONARG', detail = 'Expected text of at least one character.',
-            hint = 'Give every message its id.';
-  end if;
-  if exists (select from unnest(claim_key_batch.occurred_at) t
-              where t < '1970-01-01 00:00:00+00' or t >= '2100-01-01 00:00:00+00') then
-    raise exception 'bad occurred_at: %', (select t from unnest(claim_key_batch.occurred_at) t
-        where t < '1970-01-01 00:00:00+00' or t >= '2100-01-01 00:00:00+00' limit 1)
-      using errcode = 'ONARG', detail = 'Expected a time between 1970 and 2100.',
-            hint = 'Is the time in milliseconds where seconds were meant, or the reverse?';
-  end if;
-
-  v_scope := once.open_scope(claim_key_batch.scope);
-
-  with timed as materialized (
-    select k.n, k.key, coalesce(k.at, once.message_time(k.key)) as at
-      from unnest(claim_key_batch.keys, claim_key_batch.occurred_at) with ordinality k (key, at, n)
-  )
-  select array_agg(once.message_digest(claim_key_batch.scope, i.key) order by i.n),
-         array_agg((i.at at time zone 'UTC')::date order by i.n),
-         array_agg(coalesce(i.at < v_scope.horizon, false) order by i.n)
-    into v_digests, v_days, v_expired
-    from timed i;
-
-  -- From here on expiry cannot drop a partition that we find.
-  lock table only once.message in row exclusive mode;
-
-  -- Days in one order for everybody, so that two batches cannot wait for each other's partitions.
-  for v_day in
-    select d.day
-      from (select distinct u.day from unnest(v_days, v_expired) u (day, expired) where not u.expired) d
-     where to_regclass('once.message_' || to_char(d.day, 'YYYYMMDD')) is null and d.day is not null
-     order by d.day
-  loop
-    if not once.ensure_partition(v_day) then
-      v_dropped := v_dropped || v_day;
-    end if;
-  end loop;
-
-  -- Likewise the keys in one order. Of repeated keys the first is inserted; a conflict waits for the
-  -- other transaction to end.
-  with item as materialized (
-    select i.n, i.digest, i.day, i.hash, i.expired or coalesce(i.day = any (v_dropped), false) as expired
-      from unnest(v_digests, v_days, v_expired, claim_key_batch.payload_hashes)
-           with ordinality i (digest, day, expired, hash, n)
-  ), first as (
-    select distinct on (i.digest, i.day) i.n, i.digest, i.day, i.hash
-      from item i
-     where not i.expired
-     order by i.digest, i.day, i.n
-  ), inserted as (
-    insert into once.message as m (digest, scope_id, day, claimed_on, payload_hash)
-    select f.digest, v_scope.scope_id, f.day,
-           case when f.day is null then (now() at time zone 'UTC')::date end, f.hash
-      from first f
-     order by f.digest, f.day
-    on conflict do nothing
-    returning m.digest, m.day
-  ), claimed as (
-    select f.n from inserted c join first f on f.digest = c.digest and f.day is not distinct from c.day
-  )
-  select array_agg(case when i.expired then 'expired' when c.n is null then 'duplicate' else 'claimed' end order by i.n)
-    into v_statuses
-    from item i left join claimed c on c.n = i.n;
-
-  if 'expired' = any (v_statuses) then
-    insert into once.expired_claim (scope_id, claims, oldest_day)
-    select v_scope.scope_id, count(*), min(i.day)
-      from unnest(v_days, v_statuses) i (day, status)
-     where i.status = 'expired';
-  end if;
-
-  -- What the first claims of duplicates left behind, day by day. Executed, so that every query is planned
-  -- for its one day: a plan for any day would open and lock all the partitions.
-  if 'duplicate' = any (v_statuses) then
-    v_results := array_fill(null::jsonb, array[cardinality(claim_key_batch.keys)]);
-    for v_day, v_ordinals, v_digests, v_hashes in
-      select i.day, array_agg(i.n), array_agg(i.digest), array_agg(i.hash)
-        from unnest(v_days, v_statuses, v_digests, claim_key_batch.payload_hashes)
-             with ordinality i (day, status, digest, hash, n)
-       where i.status = 'duplicate'
-       group by i.day
-    loop
-      for v_n, v_result, v_other_payload in
-        execute format($query$
-          select i.n, m.result, m.payload_hash <> i.hash
-            from unnest($1, $2, $3) i (n, digest, hash) join once.message m on m.digest = i.digest
-           where m.day %s and (m.result is not null or m.payload_hash <> i.hash)
-        $query$, case when v_day is null then 'is null' else format('= %L', v_day) end)
-        using v_ordinals, v_digests, v_hashes
-      loop
-        if v_other_payload then
-          raise exception 'key % came again with another payload',
-              quote_literal(left(claim_key_batch.keys[v_n], 100))
-            using errcode = 'ONPAY',
-                  detail = format('Scope %L: the payload hash differs from that of the first claim.',
-                                  claim_key_batch.scope),
-                  hint = 'Two different messages share one key: fix the sender, or choose a key that tells them apart.';
-        end if;
-        v_results[v_n] := v_result;
-      end loop;
-    end loop;
-  end if;
-
-  return query
-  select i.n::integer, i.key, i.status, i.result
-    from unnest(claim_key_batch.keys, v_statuses, v_results) with ordinality i (key, status, result, n)
-   order by i.n;
 end
 $$;
 
 comment on function once.claim_key_batch(text, text[], timestamptz[], bytea[]) is
-  'Claims messages by key, one answer a key (claimed, duplicate, expired): select * from once.claim_key_batch(''stripe'', array[''evt_1'']).';
+  'Claims messages by key, a row per key (claimed, duplicate, expired): select * from once.claim_key_batch(''stripe'', array[''evt_1'']).';
 call once.allow('app', 'claim_key_batch');
 --! EndIncluded ledger/claim_key_batch.sql
 --! Included ledger/claim_key.sql
--- Claims one message by key; see once.claim_key_batch for the answers and why they hold.
+-- Claims one message by key; see once.claim_keys for the answers and why they hold.
+--
+-- The usual answers take one statement for a new message and two for a duplicate. What a plpgsql expression
+-- or an expression's node costs is paid at each call, so there are few; whatever is unusual (a new scope, a key's
+-- own time, an expired message, another payload, bad arguments, synchronous_commit = off) gets through neither
+-- statement and is left to once.claim_keys.
 create function once.claim_key(
   scope text,
   key text,
@@ -944,30 +1174,62 @@ create function once.claim_key(
 )
 language plpgsql volatile
 set search_path = ''
+-- A duplicate is looked up by digest, however small the table was when the plan was made.
+set enable_seqscan = off
 as $$
 declare
-  v_scope once.scope;
-  v_time timestamptz := coalesce(claim_key.occurred_at, once.message_time(claim_key.key));
-  v_day date := (v_time at time zone 'UTC')::date;
-  v_digest uuid := once.message_digest(claim_key.scope, claim_key.key);
+  v_digest uuid;
 begin
-  select s.* into v_scope from once.scope s where s.scope = claim_key.scope;
-  -- The fast path: a known scope, a key that is not past the horizon, a partition that exists. Whether it
-  -- does is asked within the insert, whose lock on the ledger keeps expiry from dropping it meanwhile.
-  if found and claim_key.key <> '' and (v_time < v_scope.horizon) is not true
-     and (v_day between '1970-01-01' and '2099-12-31') is not false then
-    if current_setting('synchronous_commit') = 'off' then
-      perform once.ensure_durable();
-    end if;
-    insert into once.message (digest, scope_id, day, claimed_on, payload_hash)
-    select v_digest, v_scope.scope_id, v_day,
-           case when v_day is null then (now() at time zone 'UTC')::date end, claim_key.payload_hash
-     where v_day is null or to_regclass('once.message_' || to_char(v_day, 'YYYYMMDD')) is not null
+  -- The digest as once.message_digest has it.
+  if claim_key.occurred_at is null then
+    v_digest := encode(decode('0000', 'hex') || substring(sha256(convert_to(claim_key.scope, 'UTF8') || decode('00', 'hex')
+                                                           || convert_to(claim_key.key, 'UTF8')) for 14), 'hex')::uuid;
+    insert into once.message (digest, scope_id, claimed_on, payload_hash)
+    select v_digest, s.scope_id, (now() at time zone 'UTC')::date, claim_key.payload_hash
+      from once.scope s
+     where s.scope = claim_key.scope
+       and s.key_times is null
+       and claim_key.key <> ''
+       and current_setting('synchronous_commit') <> 'off'
     on conflict do nothing;
     if found then
       claim_key.status := 'claimed';
       return;
     end if;
+    select m.result into claim_key.result
+      from once.message m
+     where m.digest = v_digest
+       and (m.payload_hash <> claim_key.payload_hash) is not true
+       and current_setting('synchronous_commit') <> 'off';
+  else
+    v_digest := case when isfinite(claim_key.occurred_at)
+      then encode(substring(int4send((claim_key.occurred_at at time zone 'UTC')::date - date '1999-12-31') from 3)
+                  || substring(sha256(convert_to(claim_key.scope, 'UTF8') || decode('00', 'hex')
+                                      || convert_to(claim_key.key, 'UTF8')) for 14), 'hex')::uuid end;
+    insert into once.message (digest, scope_id, payload_hash)
+    select v_digest, s.scope_id, claim_key.payload_hash
+      from once.scope s
+     where s.scope = claim_key.scope
+       and (claim_key.occurred_at < s.horizon) is not true
+       and claim_key.occurred_at >= '2000-01-01 00:00:00+00'::timestamptz
+       and claim_key.occurred_at < now() + interval '2 days'
+       and claim_key.key <> ''
+       and current_setting('synchronous_commit') <> 'off'
+    on conflict do nothing;
+    if found then
+      claim_key.status := 'claimed';
+      return;
+    end if;
+    select m.result into claim_key.result
+      from once.message m join once.scope s on s.scope = claim_key.scope
+     where m.digest = v_digest
+       and (claim_key.occurred_at < s.horizon) is not true
+       and (m.payload_hash <> claim_key.payload_hash) is not true
+       and current_setting('synchronous_commit') <> 'off';
+  end if;
+  if found then
+    claim_key.status := 'duplicate';
+    return;
   end if;
 
   select b.status, b.result into claim_key.status, claim_key.result
@@ -987,28 +1249,24 @@ call once.allow('app', 'claim_key');
 create function once.keep_result(scope text, key text, result jsonb, occurred_at timestamptz default null) returns void
 language plpgsql volatile
 set search_path = ''
+set enable_seqscan = off
 as $$
 declare
-  v_day date := (coalesce(keep_result.occurred_at, once.message_time(keep_result.key)) at time zone 'UTC')::date;
-  v_digest uuid := once.message_digest(keep_result.scope, keep_result.key);
-  v_count bigint;
+  v_own constant timestamptz := once.message_time(keep_result.key);
 begin
-  if v_day is null then
-    update once.message_timeless m set result = keep_result.result
-     where m.digest = v_digest and m.result is null;
-    get diagnostics v_count = row_count;
-  else
-    -- Executed, so that it is planned for its one day: a plan for any day would lock all the partitions.
-    execute 'update once.message m set result = $1 where m.day = $2 and m.digest = $3 and m.result is null'
-      using keep_result.result, v_day, v_digest;
-    get diagnostics v_count = row_count;
-  end if;
-  if v_count = 0 then
+  update once.message m
+     set result = keep_result.result
+    from once.scope s
+   where s.scope = keep_result.scope
+     and m.digest = once.message_digest(keep_result.scope, keep_result.key,
+           coalesce(keep_result.occurred_at, case when v_own <@ s.key_times then v_own end))
+     and m.result is null;
+  if not found then
     raise exception 'no claim of key % in scope % waits for a result',
         quote_literal(left(keep_result.key, 100)), quote_literal(keep_result.scope)
       using errcode = 'ONARG',
             detail = 'Either the key is not claimed, or its result is kept already, or occurred_at differs from the claim''s.',
-            hint = 'Call once.claim_key(…) first, in the same transaction, and keep one result.';
+            hint = 'Call once.claim_key(...) first, in the same transaction, and keep one result.';
   end if;
 end
 $$;
@@ -1017,6 +1275,28 @@ comment on function once.keep_result(text, text, jsonb, timestamptz) is
   'Keeps the result of a claimed key for its duplicates; call it in the claiming transaction.';
 call once.allow('app', 'keep_result');
 --! EndIncluded ledger/keep_result.sql
+--! Included ledger/expiry.sql
+-- How far once.expire has come. Once a day it goes through once.message from front to back, a stretch of blocks
+-- per call. No index serves it: for keys with a time one would do, but keys without would need one more, of 7
+-- bytes per key and as much work for each claim, and reading the table once a day costs less.
+create table once.expiry (
+  singleton boolean primary key default true check (singleton),
+  -- The day (UTC) of the last complete pass.
+  finished_on date not null default '-infinity',
+  -- Of the pass that is under way: when it began, and the transaction that fixed what it deletes.
+  begun_at timestamptz,
+  begun_by xid8,
+  -- Transactions that may have read an older horizon, as virtual transaction ids; null: not looked yet.
+  waits_for text[],
+  next_block bigint not null default 0
+);
+
+insert into once.expiry default values;
+
+comment on table once.expiry is
+  'One row: the day of the last complete pass of once.expire(), and where the pass under way goes on or what it waits for.';
+call once.allow('monitor', 'expiry', 'select');
+--! EndIncluded ledger/expiry.sql
 --! Included ledger/set_retention.sql
 -- How long a scope remembers its keys; null: for ever. Takes effect at the next once.expire(). A longer
 -- retention does not bring back what is past the horizon already.
@@ -1033,7 +1313,8 @@ begin
   end if;
   perform once.open_scope(set_retention.scope);
   update once.scope s set retention = set_retention.retention where s.scope = set_retention.scope;
-  update once.timeless_expiry w set next_block = 0, finished_on = '-infinity';
+  -- Begins another pass.
+  update once.expiry e set finished_on = '-infinity', begun_at = null;
 end
 $$;
 
@@ -1041,88 +1322,197 @@ comment on function once.set_retention(text, interval) is
   'Sets how long a scope of the key ledger remembers its keys (null: for ever); applied by once.expire().';
 call once.allow('owner', 'set_retention');
 --! EndIncluded ledger/set_retention.sql
---! Included ledger/expire.sql
--- One bounded step of retention: moves the horizons of scopes that have a retention, deletes a batch of
--- timeless keys and of the records of expired claims, creates the partitions of the next days, drops partitions
--- that are past every scope's horizon. Call it again, each time in a transaction of its own, while a row says more.
+--! Included ledger/set_key_times.sql
+-- Whether keys without occurred_at bring their own time, if they are UUIDv7s or ULIDs. Off at first: who chooses
+-- such a key chooses its time, and may not be anybody to believe.
 --
--- It never holds claims up for long: deletes skip rows that are locked; a drop, which locks the whole
--- ledger, comes last, and one that does not get its lock within 200 ms is left to the next call.
--- SECURITY DEFINER because it creates and drops tables; for its search_path see once.ensure_partition.
+-- For a new scope it counts at once. In one that may have claims it counts for keys made two days from now on,
+-- and the answer is that moment: where a key is kept must never change, or it would be claimed again, and no key
+-- that was claimed so far is that new.
+create function once.set_key_times(scope text, enabled boolean) returns timestamptz
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_from timestamptz := now() + interval '2 days';
+begin
+  perform once.check_name('scope', set_key_times.scope);
+  if set_key_times.enabled is null then
+    raise exception 'bad enabled: null'
+      using errcode = 'ONARG', detail = 'Expected true or false.',
+            hint = 'For example: select once.set_key_times(''orders'', true).';
+  end if;
+  insert into once.scope (scope) values (set_key_times.scope) on conflict do nothing;
+  if found then
+    v_from := '-infinity';
+  end if;
+  update once.scope s
+     set key_times = case when set_key_times.enabled
+                          then coalesce(s.key_times, '{}') + tstzmultirange(tstzrange(v_from, null))
+                          else s.key_times - tstzmultirange(tstzrange(v_from, null)) end
+   where s.scope = set_key_times.scope;
+  return v_from;
+end
+$$;
+
+comment on function once.set_key_times(text, boolean) is
+  'Switches on or off that UUIDv7s and ULIDs without occurred_at bring their own time, and says for keys from when on.';
+call once.allow('owner', 'set_key_times');
+--! EndIncluded ledger/set_key_times.sql
+--! Included ledger/await_claims.sql
+-- Internal, of once.expire, and with its owner's rights and search_path for that: waits up to a second for the end of the transactions that may have read an older
+-- horizon, and answers a row that names those that are left. once.expiry.waits_for is empty when none is.
+create function once.await_claims()
+returns table (action text, scope text, detail text, count bigint, more boolean)
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_waits_for text[];
+  v_begun_by xid8;
+begin
+  select e.waits_for, e.begun_by into v_waits_for, v_begun_by from once.expiry e;
+  if v_begun_by = pg_current_xact_id() then
+    return query select 'wait', null::text, 'keys past their horizon: call again in another transaction', 0::bigint, false;
+    return;
+  end if;
+  if v_waits_for is null then
+    -- Also who is not seen in pg_stat_activity, as it may be about to connect. Without a user: autovacuum.
+    v_waits_for := array(
+      select l.virtualxid
+        from pg_catalog.pg_locks l
+        left join pg_catalog.pg_stat_activity a on a.pid = l.pid
+       where l.locktype = 'virtualxid' and l.mode = 'ExclusiveLock' and l.granted and l.pid <> pg_backend_pid()
+         and (a.pid is null or a.usesysid is not null
+              and a.datid = (select d.oid from pg_catalog.pg_database d where d.datname = current_database())));
+  end if;
+  for i in 1..21 loop
+    v_waits_for := array(select l.virtualxid from pg_catalog.pg_locks l
+                          where l.locktype = 'virtualxid' and l.mode = 'ExclusiveLock' and l.granted
+                            and l.virtualxid = any (v_waits_for));
+    exit when v_waits_for = '{}' or i = 21;
+    perform pg_sleep(0.05);
+  end loop;
+  update once.expiry e set waits_for = v_waits_for;
+  if v_waits_for <> '{}' then
+    return query
+    select 'wait', null::text,
+           'keys past their horizon are deleted when transactions have ended that began before it moved: process '
+           || string_agg(l.pid || coalesce(' (' || a.usename || ')', ''), ', ' order by l.pid),
+           count(*), false
+      from pg_catalog.pg_locks l
+      left join pg_catalog.pg_stat_activity a on a.pid = l.pid
+     where l.locktype = 'virtualxid' and l.mode = 'ExclusiveLock' and l.virtualxid = any (v_waits_for);
+  end if;
+end
+$$;
+
+comment on function once.await_claims() is
+  'Internal: waits a moment for transactions that may have read an older horizon, and names those that are left.';
+call once.allow('owner', 'await_claims');
+--! EndIncluded ledger/await_claims.sql
+--! Included ledger/delete_keys.sql
+-- Internal, of once.expire, and with its owner's rights and search_path for that: deletes keys that are past their horizon from the next stretch of blocks. It passes
+-- over rows that somebody has locked (to keep a result of a key that is as good as gone): those stay as garbage.
+create function once.delete_keys(batch_size integer)
+returns table (action text, scope text, detail text, count bigint, more boolean)
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+as $$
+declare
+  v_end constant bigint := pg_relation_size('once.message') / current_setting('block_size')::bigint;
+  v_from constant bigint := (select e.next_block from once.expiry e);
+  v_limit constant integer := greatest(1, delete_keys.batch_size);
+  v_to bigint := v_from + greatest(1000, v_limit);
+  v_deleted bigint := 0;
+  v_scope text;
+  v_count bigint;
+begin
+  for v_scope, v_count in
+    with due as materialized (
+      select s.scope_id, s.scope, ((now() - s.retention) at time zone 'UTC')::date as claimed_before,
+             (lpad(to_hex(greatest(s.delete_before - date '1999-12-31', 0)), 4, '0') || repeat('0', 28))::uuid as before
+        from once.scope s
+       where s.retention is not null or s.delete_before is not null
+    ), doomed as (
+      select m.ctid
+        from once.message m join due d on d.scope_id = m.scope_id
+       where m.ctid >= format('(%s,0)', v_from)::tid
+         and m.ctid < format('(%s,0)', v_to)::tid
+         and case when m.claimed_on is null then m.digest < d.before else m.claimed_on < d.claimed_before end
+       limit v_limit
+         for update of m skip locked
+    ), gone as (
+      delete from once.message m where m.ctid = any (array(select d.ctid from doomed d))
+      returning m.scope_id
+    )
+    select d.scope, count(*) from gone g join due d on d.scope_id = g.scope_id group by d.scope order by d.scope
+  loop
+    v_deleted := v_deleted + v_count;
+    return query select 'delete', v_scope, 'keys past their horizon', v_count, false;
+  end loop;
+
+  -- Where the batch was full, something may be left in this stretch.
+  v_to := case when v_deleted < v_limit then v_to else v_from end;
+  if v_to < v_end then
+    update once.expiry e set next_block = v_to;
+    return query select 'delete', null::text, format('keys past their horizon: at block %s of %s', v_to, v_end),
+                        0::bigint, true;
+  else
+    update once.expiry e set finished_on = (now() at time zone 'UTC')::date, begun_at = null;
+  end if;
+end
+$$;
+
+comment on function once.delete_keys(integer) is
+  'Internal: deletes keys past their horizon from the next stretch of blocks, and says whether there is more.';
+call once.allow('owner', 'delete_keys');
+--! EndIncluded ledger/delete_keys.sql
+--! Included ledger/expire.sql
+-- One bounded step of retention: moves the horizons of scopes that have a retention, and deletes a batch of keys
+-- that are past them and of the records of expired claims. Call it again, each time in a transaction of its own,
+-- while a row says more.
+--
+-- It never waits for a claim's lock, and no claim waits for it. Deleting a key is safe once no claim can come
+-- through with an older horizon, which is seen without any lock that claims take: (1) the horizons are moved
+-- and what to delete is fixed from them, and that commits; (2) a later transaction notes who else is running,
+-- by virtual transaction ids, which everybody holds from before its first snapshot to its end; (3) when all of
+-- those have ended, whoever claims has a snapshot that shows the new horizons, at whatever isolation level, and
+-- hears 'expired'. New transactions do not count, so that it makes progress under any load. The exception
+-- is a snapshot that was exported (SET TRANSACTION SNAPSHOT): do not claim in one.
+--
+-- A prepared transaction holds no virtual transaction id, and does not read any more. SECURITY DEFINER because
+-- nobody else may delete keys; the search_path names pg_temp, last: else Postgres looks for types there first, and
+-- a caller's own type "date" would run code as our owner.
 create function once.expire(batch_size integer default 5000)
 returns table (action text, scope text, detail text, count bigint, more boolean)
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_expiry once.timeless_expiry;
-  v_blocks constant integer := 1000;  -- of timeless keys a call: some 150,000 keys, read in tens of milliseconds
-  v_end bigint;
-  v_scope text;
+  v_pass once.expiry;
+  v_today constant date := (now() at time zone 'UTC')::date;
   v_count bigint;
-  v_deleted bigint := 0;
-  v_floor date;
-  v_new_floor date;
-  v_day date;
-  v_created date[] := '{}';
-  v_doomed date[] := '{}';
-  v_done boolean := false;
-  v_lock_timeout text := current_setting('lock_timeout');
-  v_today date := (now() at time zone 'UTC')::date;
 begin
   if expire.batch_size is null or expire.batch_size not between 1 and 1000000 then
     raise exception 'bad batch_size: %', coalesce(expire.batch_size::text, 'null')
       using errcode = 'ONARG', detail = 'Expected 1 to 1000000 keys.', hint = 'Leave it out for 5000.';
   end if;
-
-  select w.* into v_expiry from once.timeless_expiry w for update skip locked;
+  select e.* into v_pass from once.expiry e for update skip locked;
   if not found then
-    return query select 'busy', null::text, 'another expiry is at work', 0::bigint, false;
+    return query select 'busy', null::text, 'another call of once.expire() is at work', 0::bigint, false;
     return;
   end if;
   perform once.ensure_durable();
 
+  -- Not at each of many calls in a row.
   return query
-  update once.scope s set horizon = greatest(s.horizon, now() - s.retention)
-   where s.retention is not null
+  update once.scope s set horizon = now() - s.retention
+   where s.retention is not null and (s.horizon < now() - s.retention - interval '1 minute') is not false
   returning 'horizon', s.scope,
     'older than ' || to_char(s.horizon at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || ' is expired',
     0::bigint, false;
-
-  -- One pass over the timeless keys a day, as claimed_on is a day.
-  if v_expiry.finished_on < v_today then
-    v_end := pg_relation_size('once.message_timeless') / current_setting('block_size')::bigint;
-    for v_scope, v_count in
-      with doomed as (
-        select m.ctid
-          from once.message_timeless m join once.scope s on s.scope_id = m.scope_id
-         where m.ctid >= format('(%s,0)', v_expiry.next_block)::tid
-           and m.ctid < format('(%s,0)', v_expiry.next_block + v_blocks)::tid
-           and m.claimed_on < ((now() - s.retention) at time zone 'UTC')::date
-         limit expire.batch_size
-           for update of m skip locked
-      ), gone as (
-        delete from once.message_timeless m where m.ctid = any (array(select d.ctid from doomed d))
-        returning m.scope_id
-      )
-      select s.scope, count(*) from gone g join once.scope s on s.scope_id = g.scope_id group by s.scope order by s.scope
-    loop
-      v_deleted := v_deleted + v_count;
-      return query select 'delete', v_scope, 'keys without time'::text, v_count, false;
-    end loop;
-    if v_deleted < expire.batch_size then
-      v_expiry.next_block := v_expiry.next_block + v_blocks;
-      if v_expiry.next_block >= v_end then
-        v_expiry.next_block := 0;
-        v_expiry.finished_on := v_today;
-      end if;
-      update once.timeless_expiry w set next_block = v_expiry.next_block, finished_on = v_expiry.finished_on;
-    end if;
-    if v_expiry.finished_on < v_today then
-      return query select 'delete', null::text, format('keys without time: at block %s of %s', v_expiry.next_block, v_end),
-                          0::bigint, true;
-    end if;
-  end if;
 
   delete from once.expired_claim e
    where e.ctid = any (array(select o.ctid from once.expired_claim o
@@ -1130,61 +1520,28 @@ begin
                               order by o.answered_at limit expire.batch_size));
   get diagnostics v_count = row_count;
   if v_count > 0 then
-    return query select 'delete', null::text, 'records of expired claims'::text, v_count, v_count = expire.batch_size;
+    return query select 'delete', null::text, 'records of expired claims', v_count, v_count = expire.batch_size;
   end if;
 
-  begin
-    perform set_config('lock_timeout', '200ms', true);
-    -- The queue of creators and droppers: see once.ensure_partition.
-    select f.day into strict v_floor from once.message_floor f for update;
-
-    if exists (select from once.scope) then
-      for v_day in select v_today + n from generate_series(0, 2) n loop
-        if to_regclass('once.message_' || to_char(v_day, 'YYYYMMDD')) is null and once.ensure_partition(v_day) then
-          v_created := v_created || v_day;
-        end if;
-      end loop;
-    end if;
-
-    -- A scope that keeps for ever keeps every partition; a new scope starts at the floor.
-    select (min(coalesce(s.horizon, '-infinity')) at time zone 'UTC')::date into v_new_floor from once.scope s;
-    if v_new_floor > v_floor then
-      select coalesce(array_agg(d.day order by d.day), '{}') into v_doomed
-        from (select to_date(right(c.relname, 8), 'YYYYMMDD') as day
-                from pg_catalog.pg_inherits i join pg_catalog.pg_class c on c.oid = i.inhrelid
-               where i.inhparent = 'once.message'::regclass and c.relname ~ '^message_[0-9]{8}$') d
-       where d.day < v_new_floor;
-      if v_doomed <> '{}' then
-        -- Once we have this lock no claim is under way, so we see every scope that keeps its keys for longer.
-        lock table only once.message in access exclusive mode;
-        select (min(coalesce(s.horizon, '-infinity')) at time zone 'UTC')::date into v_new_floor from once.scope s;
-        v_doomed := array(select d from unnest(v_doomed) d where d < v_new_floor order by d);
-      end if;
-    end if;
-    if v_new_floor > v_floor then
-      foreach v_day in array v_doomed[1:10] loop
-        execute format('drop table once.%I', 'message_' || to_char(v_day, 'YYYYMMDD'));
-      end loop;
-      update once.message_floor f set day = coalesce(v_doomed[11], v_new_floor);
-    end if;
-    v_done := true;
-  exception when lock_not_available then
-    null;
-  end;
-  perform set_config('lock_timeout', v_lock_timeout, true);
-
-  if v_done then
-    return query select 'create', null::text, 'partition of ' || d, 1::bigint, false from unnest(v_created) d;
-    return query select 'drop', null::text, 'partition of ' || d, 1::bigint, cardinality(v_doomed) > 10
-                   from unnest(v_doomed[1:10]) d;
-  else
-    return query select 'busy', null::text, 'partitions are in use, left to the next call', 0::bigint, false;
+  if v_pass.finished_on = v_today or not exists (select from once.scope s where s.horizon is not null) then
+    return;
   end if;
+  if v_pass.begun_at is null then
+    update once.scope s set delete_before = (s.horizon at time zone 'UTC')::date where s.horizon is not null;
+    update once.expiry e set begun_at = now(), begun_by = pg_current_xact_id(), waits_for = null, next_block = 0;
+    return query select 'delete', null::text, 'keys past their horizon: from the next call on', 0::bigint, true;
+    return;
+  end if;
+  return query select * from once.await_claims();
+  if not exists (select from once.expiry e where e.waits_for = '{}') then
+    return;
+  end if;
+  return query select * from once.delete_keys(expire.batch_size);
 end
 $$;
 
 comment on function once.expire(integer) is
-  'One step of retention (horizons, partitions, timeless keys): select * from once.expire(); again while a row says more.';
+  'One step of retention (horizons, then keys past them): select * from once.expire(); again while a row says more.';
 call once.allow('recover', 'expire');
 --! EndIncluded ledger/expire.sql
 --! Included position/consumer_position.sql
@@ -1316,7 +1673,7 @@ begin
       coalesce(explain_position.expected, 'its start')
     using errcode = 'ONCAS',
           detail = format('The move to %s was not made.', coalesce(explain_position.next, 'null')),
-          hint = 'Somebody with the same epoch moved it, or this move was made already: read once.read_position(…) and go on from there.';
+          hint = 'Somebody with the same epoch moved it, or this move was made already: read once.read_position(...) and go on from there.';
 end
 $$;
 
@@ -1341,7 +1698,7 @@ begin
     raise exception 'bad position: % after %', coalesce(advance.next::text, 'null'),
         coalesce(advance.expected::text, 'the start')
       using errcode = 'ONARG', detail = 'Expected a number of at least 0 that does not move back.',
-            hint = 'To go back on purpose: select once.reset_position(…, reason => ''…'').';
+            hint = 'To go back on purpose: select once.reset_position(..., reason => ''...'').';
   end if;
   update once.consumer_position o
      set "position" = advance.next, updated_at = now()
@@ -1659,8 +2016,10 @@ call once.allow('app', 'open');
 --! EndIncluded commit/open.sql
 --! Included commit/assert_branch.sql
 -- Raises unless the current transaction is the one that once.open marked, still under the role it began
--- with. Without this a handler that runs COMMIT would be taken for one that wrote nothing.
-create function once.assert_branch(transaction_id uuid) returns void
+-- with. Without this a handler that runs COMMIT, or a driver that opens a lost connection again without a word,
+-- would be taken for one that wrote nothing. True, so that a statement can say "where once.assert_branch(...)": a
+-- stable condition without columns is evaluated before anything else of it.
+create function once.assert_branch(transaction_id uuid) returns boolean
 language plpgsql stable
 set search_path = ''
 as $$
@@ -1668,7 +2027,7 @@ declare
   v_mark text := coalesce(current_setting('once.transaction', true), '');
 begin
   if v_mark = assert_branch.transaction_id || ' ' || current_user then
-    return;
+    return true;
   end if;
   if (v_mark like assert_branch.transaction_id || ' %') is not true then
     raise exception 'the handler ended the transaction it was given'
@@ -1686,8 +2045,25 @@ end
 $$;
 
 comment on function once.assert_branch(uuid) is
-  'Raises ONEND if the marked transaction is over, ONROL if the role changed.';
+  'True inside the marked transaction; raises ONEND if it is over, ONROL if the role changed.';
 call once.allow('app', 'assert_branch');
+
+-- The last word before a COMMIT in one phase, in one text with it. Deferred triggers have run by then (set constraints
+-- all immediate stands before it, outside of a function, since it runs them under the function's search_path), so
+-- whatever they, or the handler, did to the role is found out, and to synchronous_commit taken back.
+create function once.seal(transaction_id uuid) returns void
+language plpgsql volatile
+set search_path = ''
+as $$
+begin
+  perform once.assert_branch(seal.transaction_id);
+  perform once.ensure_durable();
+end
+$$;
+
+comment on function once.seal(uuid) is
+  'Last statement before COMMIT: as once.assert_branch, and the commit waits for its flush.';
+call once.allow('app', 'seal');
 --! EndIncluded commit/assert_branch.sql
 --! Included commit/vote.sql
 -- A participant's vote, right before PREPARE TRANSACTION: false if this branch wrote nothing (commit it
@@ -1717,17 +2093,13 @@ begin
       using errcode = 'ONIDN', detail = 'The evidence is looked for in the database whose id stands in the decision.',
             hint = 'select once.database_id(); anew, and begin the transaction anew.';
   end if;
-  insert into once.evidence (transaction_id, home, participant)
-  values (vote.transaction_id, vote.home, vote.participant)
-  on conflict on constraint evidence_pkey do nothing;
-  if not found then
-    -- A second vote of one transaction names another home: the first candidate had written nothing. Only our own
-    -- row is replaced: one that was there before would count as ours before we commit, and recovery would purge a
-    -- decision whose branch is still prepared. So that is an error (23505), and the transaction is rolled back.
-    perform once.narrow_global(vote.transaction_id, '{}', '{}');
-    insert into once.evidence (transaction_id, home, participant)
-    values (vote.transaction_id, vote.home, vote.participant);
+  if current_setting('synchronous_commit') not in ('on', 'remote_apply') then
+    perform set_config('synchronous_commit', 'on', true);
   end if;
+  -- A row that was there before would count as ours before we commit, and recovery would purge a decision whose
+  -- branch is still prepared. So that is an error (23505), and the transaction is rolled back.
+  insert into once.evidence (transaction_id, home, participant)
+  values (vote.transaction_id, vote.home, vote.participant);
   return true;
 end
 $$;
@@ -1792,52 +2164,6 @@ comment on function once.begin_global(uuid, text[], uuid[], uuid) is
   'Home, before the others prepare: inserts the decision row and returns the home''s xid for the gids (null: nothing written).';
 call once.allow('app', 'begin_global');
 --! EndIncluded commit/begin_global.sql
---! Included commit/narrow_global.sql
--- Takes participants that turned out to have written nothing out of the current transaction's own
--- decision row, or the row itself and this branch's evidence if nobody else is left (one-phase commit).
--- SECURITY DEFINER so that an application needs no right to change decisions: it reaches only rows
--- that the current transaction inserted. For its search_path see once.ensure_partition.
-create function once.narrow_global(transaction_id uuid, participants text[], database_ids uuid[]) returns void
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_xid constant bigint := pg_current_xact_id_if_assigned()::text::bigint;
-begin
-  if narrow_global.participants is null or narrow_global.database_ids is null
-     or cardinality(narrow_global.participants) <> cardinality(narrow_global.database_ids)
-     or exists (select from unnest(narrow_global.participants, narrow_global.database_ids) p (name, database_id)
-                 where p.name is null or p.database_id is null) then
-    raise exception 'bad participants: % names, % database ids', coalesce(cardinality(narrow_global.participants)::text, 'null'),
-        coalesce(cardinality(narrow_global.database_ids)::text, 'null')
-      using errcode = 'ONARG',
-            detail = 'Expected as many database ids as names. Null would be taken for "nobody is left", which removes the decision.',
-            hint = 'Pass empty arrays if every other participant wrote nothing.';
-  end if;
-  if cardinality(narrow_global.participants) > 0 then
-    update once.global_transaction g
-       set participants = narrow_global.participants,
-           database_ids = narrow_global.database_ids
-     where g.transaction_id = narrow_global.transaction_id
-       and g.home_xid = pg_current_xact_id_if_assigned();
-  else
-    delete from once.global_transaction g
-     where g.transaction_id = narrow_global.transaction_id
-       and g.home_xid = pg_current_xact_id_if_assigned();
-  end if;
-  -- A row that we see, of a transaction in progress, is our own, even if a savepoint of the handler's is open and
-  -- the row has the xid of that. xmin has 32 bits; it lies within 2^31 of our xid.
-  delete from once.evidence e
-   where e.transaction_id = narrow_global.transaction_id
-     and pg_xact_status((v_xid + (((e.xmin::text::bigint - v_xid) & 4294967295) # 2147483648) - 2147483648)::text::xid8)
-         = 'in progress';
-end
-$$;
-
-comment on function once.narrow_global(uuid, text[], uuid[]) is
-  'Corrects the current transaction''s own decision row to the participants that wrote; none left: removes it.';
-call once.allow('app', 'narrow_global');
---! EndIncluded commit/narrow_global.sql
 --! Included recovery/assert_home.sql
 -- Internal: raises unless this database may answer for a home, now, in this transaction.
 create function once.assert_home(home uuid) returns void
@@ -2614,8 +2940,7 @@ declare
   v_new uuid := gen_random_uuid();
 begin
   insert into once.database (system_identifier, database_oid) values (0, 0) on conflict do nothing;
-  insert into once.message_floor (day) values ('-infinity') on conflict do nothing;
-  insert into once.timeless_expiry default values on conflict do nothing;
+  insert into once.expiry default values on conflict do nothing;
   select i.id into v_old from once.database i for update;
   perform once.record_intervention('renew_database_id', jsonb_build_object('old', v_old, 'new', v_new),
                                    renew_database_id.reason);
@@ -2724,19 +3049,21 @@ comment on function once.dblink_schema() is 'Internal: the schema of the extensi
 call once.allow('recover', 'dblink_schema');
 --! EndIncluded recovery/dblink_schema.sql
 --! Included recovery/remote.sql
--- Internal: runs a query over a dblink connection. It must return one column of type text[], so that one
--- function serves all. Each call is a transaction of its own over there, with a snapshot of its own.
+-- Internal: runs a text over a dblink connection: a query with one column of type text, or commands, of which
+-- the tag comes back. Each call is a transaction of its own over there, with a snapshot of its own; a command
+-- alone is in no transaction block, so it may be COMMIT PREPARED.
 --
--- What the statement_timeout over there has cancelled arrives as query_canceled, which `when others` does not catch,
--- since it must let pass that somebody cancels us. Only the context tells the two apart: it names the connection.
-create function once.remote(connection text, query text) returns setof text[]
+-- What the statement_timeout over there has cancelled arrives as query_canceled, which `when others` does not
+-- catch, since it must let pass that somebody cancels us. Only the context tells the two apart: it names the
+-- connection.
+create function once.remote(connection text, query text) returns setof text
 language plpgsql volatile
 set search_path = ''
 as $$
 declare
   v_context text;
 begin
-  return query execute format('select r.v from %s.dblink($1, $2) as r (v text[])', once.dblink_schema())
+  return query execute format('select r.v from %s.dblink($1, $2) as r (v text)', once.dblink_schema())
     using remote.connection, remote.query;
 exception when query_canceled then
   get stacked diagnostics v_context = pg_exception_context;
@@ -2744,40 +3071,15 @@ exception when query_canceled then
     raise;
   end if;
   raise exception 'no answer in time' using
-    errcode = 'ONPER', detail = sqlerrm, hint = 'Look there for what it waits for: select * from pg_stat_activity;';
+    errcode = 'ONPER', detail = sqlerrm,
+    hint = 'Look there for what it waits for: select * from pg_stat_activity;';
 end
 $$;
 
-comment on function once.remote(text, text) is 'Internal: a query with one column text[] over a dblink connection.';
+comment on function once.remote(text, text) is
+  'Internal: a query with one column of type text, or commands, over a dblink connection.';
 call once.allow('recover', 'remote');
 --! EndIncluded recovery/remote.sql
---! Included recovery/remote_exec.sql
--- Internal: runs a statement over a dblink connection, in no transaction block: so it may be COMMIT PREPARED.
-create function once.remote_exec(connection text, statement text) returns text
-language plpgsql volatile
-set search_path = ''
-as $$
-declare
-  v_tag text;
-  v_context text;
-begin
-  execute format('select %s.dblink_exec($1, $2)', once.dblink_schema())
-    into v_tag using remote_exec.connection, remote_exec.statement;
-  return v_tag;
-exception when query_canceled then
-  -- As once.remote.
-  get stacked diagnostics v_context = pg_exception_context;
-  if position(remote_exec.connection in v_context) = 0 then
-    raise;
-  end if;
-  raise exception 'no answer in time' using
-    errcode = 'ONPER', detail = sqlerrm, hint = 'Look there for what it waits for: select * from pg_stat_activity;';
-end
-$$;
-
-comment on function once.remote_exec(text, text) is 'Internal: a statement over a dblink connection; returns its command tag.';
-call once.allow('recover', 'remote_exec');
---! EndIncluded recovery/remote_exec.sql
 --! Included recovery/disconnect.sql
 -- Internal: closes a dblink connection if it is open.
 create function once.disconnect(connection text) returns void
@@ -2798,30 +3100,29 @@ $$;
 comment on function once.disconnect(text) is 'Internal: closes a dblink connection if it is open.';
 call once.allow('recover', 'disconnect');
 --! EndIncluded recovery/disconnect.sql
---! Included recovery/prepare_connection.sql
--- Internal: what every connection of ours begins with. Names mean what they mean here; each statement sees what
--- is committed by then; times come as text that means the same everywhere (an IST of Dublin's is read as one of
--- Israel's); and nobody waits for a server that hangs for longer than ten seconds, other than for COMMIT PREPARED: see
--- once.finish_remote.
-create function once.prepare_connection(connection text) returns void
+--! Included recovery/open_connection.sql
+-- Internal: opens a dblink connection anew, since one outlives a transaction that failed. In it names mean what they
+-- mean here; each statement sees what is committed by then; and nobody waits for a server that hangs for longer
+-- than ten seconds, other than for COMMIT PREPARED: see once.finish_remote.
+create function once.open_connection(connection text, target text) returns void
 language plpgsql volatile
 set search_path = ''
 as $$
 begin
-  perform once.remote_exec(prepare_connection.connection, s)
-     from unnest(array[
-       'set search_path = pg_catalog, pg_temp',
-       'set application_name = ''pgonce recovery''',
-       'set default_transaction_isolation = ''read committed''',
-       'set default_transaction_read_only = off',
-       'set datestyle = ''ISO''',
-       'set statement_timeout = ''10s''']) s;
+  perform once.disconnect(open_connection.connection);
+  execute format('select %s.dblink_connect($1, $2)', once.dblink_schema())
+    using open_connection.connection, open_connection.target;
+  perform once.remote(open_connection.connection,
+    'set search_path = pg_catalog, pg_temp; set application_name = ''pgonce recovery''; '
+    'set default_transaction_isolation = ''read committed''; set default_transaction_read_only = off; '
+    'set statement_timeout = ''10s''');
 end
 $$;
 
-comment on function once.prepare_connection(text) is 'Internal: session settings of a dblink connection.';
-call once.allow('recover', 'prepare_connection');
---! EndIncluded recovery/prepare_connection.sql
+comment on function once.open_connection(text, text) is
+  'Internal: opens a dblink connection to a foreign server, or by a connection string, with settings of ours.';
+call once.allow('recover', 'open_connection');
+--! EndIncluded recovery/open_connection.sql
 --! Included recovery/quote_conninfo.sql
 -- Internal: quotes a value for a libpq connection string. No backslash is written as such: in a literal it means
 -- what the caller's standard_conforming_strings says.
@@ -2848,7 +3149,6 @@ language plpgsql volatile
 set search_path = ''
 as $$
 declare
-  v_dblink text := once.dblink_schema();
   v_name text := 'once ' || connect.database_id;
   v_server name;
   v_database name;
@@ -2859,20 +3159,18 @@ declare
   v_message text;
   v_detail text;
 begin
+  perform once.dblink_schema();
   select p.server, exists (select from pg_catalog.pg_foreign_server s where s.srvname = p.server)
     into v_server, v_there
     from once.peer p where p.database_id = connect.database_id;
-  -- Connections outlive a transaction that failed.
-  perform once.disconnect(v_name);
   if v_server is not null then
     begin
       -- dblink would take the name for a connection string.
       if not v_there then
         raise undefined_object using message = 'there is no such server any more';
       end if;
-      execute format('select %s.dblink_connect($1, $2)', v_dblink) using v_name, v_server;
-      perform once.prepare_connection(v_name);
-      select (r.v)[1] into v_found from once.remote(v_name, 'select array[once.database_id()::text]') r (v);
+      perform once.open_connection(v_name, v_server);
+      select r into v_found from once.remote(v_name, 'select once.database_id()::text') r;
     exception when others then
       get stacked diagnostics v_message = message_text, v_detail = pg_exception_detail;
       perform once.disconnect(v_name);
@@ -2885,7 +3183,7 @@ begin
           regexp_replace(coalesce(nullif(v_detail, ''), v_message), '[[:space:]]+', ' ', 'g')
         using errcode = 'ONPER', detail = format('It leads to database %s, says once.peer; dblink says: %s.', connect.database_id, v_message),
               hint = format('grant usage on foreign server %1$I to %2$I; create user mapping for %2$I server %1$I '
-                            'options (user ''…'', password ''…''); the server there must ask for the password.', v_server, current_user);
+                            'options (user ''...'', password ''...''); the server there must ask for the password.', v_server, current_user);
     end;
   else
     -- The settings that a role may not see are not there.
@@ -2906,13 +3204,10 @@ begin
        order by d.datname
     loop
       begin
-        execute format('select %s.dblink_connect($1, $2)', v_dblink)
-          using v_name, v_local || ' dbname=' || once.quote_conninfo(v_database);
-        perform once.prepare_connection(v_name);
+        perform once.open_connection(v_name, v_local || ' dbname=' || once.quote_conninfo(v_database));
         if exists (
           select from once.remote(v_name, format($q$
-            select array[]::text[]
-              from pg_catalog.pg_namespace n
+            select '' from pg_catalog.pg_namespace n
              where n.nspname = 'once' and pg_catalog.pg_get_userbyid(n.nspowner) = %1$L
                and exists (select from pg_catalog.pg_class c where c.relnamespace = n.oid and c.relname = 'database' and c.relkind = 'r')
                and not exists (select from pg_catalog.pg_class c
@@ -2920,7 +3215,7 @@ begin
                and not exists (select from pg_catalog.pg_proc f
                                 where f.pronamespace = n.oid and pg_catalog.pg_get_userbyid(f.proowner) <> %1$L)
             $q$, v_owner))) then
-          select (r.v)[1] into v_found from once.remote(v_name, 'select array[i.id::text] from once.database i') r (v);
+          select r into v_found from once.remote(v_name, 'select i.id::text from once.database i') r;
         end if;
       exception when others then
         if v_database = current_database() then
@@ -2941,7 +3236,7 @@ begin
         using errcode = 'ONPER', detail = 'It is no peer, and no other database of this cluster that could be looked into.',
               hint = 'Name a foreign server (wrapper dblink_fdw) that leads to it: select once.add_peer(''server'').';
     end if;
-    select (r.v)[1] into v_found from once.remote(v_name, 'select array[once.database_id()::text]') r (v);
+    select r into v_found from once.remote(v_name, 'select once.database_id()::text') r;
   end if;
   if v_found is distinct from connect.database_id then
     perform once.disconnect(v_name);
@@ -2963,24 +3258,22 @@ language plpgsql volatile
 set search_path = ''
 as $$
 declare
-  v_dblink text := once.dblink_schema();
   v_name constant text := 'once new peer';
   v_id uuid;
   v_message text;
   v_detail text;
 begin
+  perform once.dblink_schema();
   -- Else dblink would take the name for a connection string.
   if not exists (select from pg_catalog.pg_foreign_server s where s.srvname = add_peer.server) then
     raise exception 'no foreign server named %', coalesce(quote_literal(add_peer.server), 'null')
       using errcode = 'ONARG', detail = 'Expected the name of a foreign server, without quotes.',
-            hint = 'create server billing foreign data wrapper dblink_fdw options (host ''…'', dbname ''billing''); '
-                   'create user mapping for current_user server billing options (user ''…'', password ''…'');';
+            hint = 'create server billing foreign data wrapper dblink_fdw options (host ''...'', dbname ''billing''); '
+                   'create user mapping for current_user server billing options (user ''...'', password ''...'');';
   end if;
-  perform once.disconnect(v_name);
   begin
-    execute format('select %s.dblink_connect($1, $2)', v_dblink) using v_name, add_peer.server;
-    perform once.prepare_connection(v_name);
-    select (r.v)[1] into v_id from once.remote(v_name, 'select array[once.database_id()::text]') r (v);
+    perform once.open_connection(v_name, add_peer.server);
+    select r into v_id from once.remote(v_name, 'select once.database_id()::text') r;
     perform once.disconnect(v_name);
   exception when others then
     get stacked diagnostics v_message = message_text, v_detail = pg_exception_detail;
@@ -2992,7 +3285,7 @@ begin
         regexp_replace(coalesce(nullif(v_detail, ''), v_message), '[[:space:]]+', ' ', 'g')
       using errcode = 'ONPER', detail = format('dblink says: %s.', v_message),
             hint = format('grant usage on foreign server %1$I to %2$I; create user mapping for %2$I server %1$I '
-                          'options (user ''…'', password ''…''); and over there: npx pgonce migrate.', add_peer.server, current_user);
+                          'options (user ''...'', password ''...''); and over there: npx pgonce migrate.', add_peer.server, current_user);
   end;
   insert into once.peer (database_id, server) values (v_id, add_peer.server)
   on conflict on constraint peer_pkey do update set server = excluded.server, added_at = now(), added_by = session_user;
@@ -3004,124 +3297,38 @@ comment on function once.add_peer(text) is
   'Names the foreign server that leads to another database with schema once; returns its database id: select once.add_peer(''billing'').';
 call once.allow('operator', 'add_peer');
 --! EndIncluded recovery/add_peer.sql
---! Included recovery/ask_homes.sql
--- Internal: the outcomes of branches, each home asked once for all of its. An outcome, once given, never
--- changes, so it is still true when somebody acts on it. Null with a reason where a home cannot be asked.
-create function once.ask_homes(gids text[]) returns table (gid text, outcome text, reason text)
-language plpgsql volatile
-set search_path = ''
-as $$
-declare
-  v_self uuid := once.database_id();
-  v_home record;
-  v_connection text;
-begin
-  for v_home in
-    select d.home, array_agg(i.gid) as gids, array_agg(d.transaction_id) as ids, array_agg(d.home_xid) as xids
-      from unnest(ask_homes.gids) i (gid), once.decode_gid(i.gid) d
-     where d.manager = 'pgonce'
-     group by d.home
-  loop
-    begin
-      if v_home.home = v_self then
-        return query
-        select i.gid, b.outcome, null::text
-          from once.branch_outcomes(v_self, v_home.ids, v_home.xids::xid8[]) with ordinality b (id, xid, outcome, n)
-          join unnest(v_home.gids, v_home.ids, v_home.xids) i (gid, id, xid) on i.id = b.id and i.xid::xid8 = b.xid
-         group by i.gid, b.outcome;
-      else
-        v_connection := once.connect(v_home.home);
-        return query
-        select i.gid, (r.v)[3], null::text
-          from once.remote(v_connection, format(
-                 'select array[b.transaction_id::text, b.home_xid::text, b.outcome] '
-                 'from once.branch_outcomes(%L, %L::uuid[], %L::xid8[]) b', v_home.home, v_home.ids, v_home.xids)) r (v)
-          join unnest(v_home.gids, v_home.ids, v_home.xids) i (gid, id, xid) on i.id = (r.v)[1]::uuid and i.xid = (r.v)[2]
-         group by i.gid, (r.v)[3];
-        perform once.disconnect(v_connection);
-      end if;
-    exception when others then
-      return query select i, null::text, sqlerrm || case when sqlstate = 'ONEXT' then '' else format(' (%s)', sqlstate) end
-                     from unnest(v_home.gids) i;
-    end;
-  end loop;
-end
-$$;
-
-comment on function once.ask_homes(text[]) is
-  'Internal: committed, aborted or pending for each gid, asked at its home; null and the reason where that fails.';
-call once.allow('recover', 'ask_homes');
---! EndIncluded recovery/ask_homes.sql
---! Included recovery/ask_home.sql
--- Asks the home of a branch, wherever it is: this database, or another through dblink.
-create function once.ask_home(gid text) returns text
-language plpgsql volatile
-set search_path = ''
-as $$
-declare
-  v_gid record := once.decode_gid(ask_home.gid);
-  v_connection text;
-  v_outcome text;
-begin
-  if v_gid.manager <> 'pgonce' or v_gid.home = (select i.id from once.database i) then
-    return once.gid_outcome(ask_home.gid);
-  end if;
-  v_connection := once.connect(v_gid.home);
-  begin
-    select (r.v)[1] into v_outcome
-      from once.remote(v_connection, format('select array[once.branch_outcome(%L, %L, %L)]', v_gid.home,
-                                            v_gid.transaction_id, v_gid.home_xid)) r (v);
-    perform once.disconnect(v_connection);
-  exception when others then
-    perform once.disconnect(v_connection);
-    raise;
-  end;
-  return v_outcome;
-end
-$$;
-
-comment on function once.ask_home(text) is
-  'Committed, aborted or pending for a gid, asked at its home through dblink: select once.ask_home(''once:1:…'').';
-call once.allow('recover', 'ask_home');
---! EndIncluded recovery/ask_home.sql
 --! Included recovery/finish_remote.sql
--- Internal: finishes a decided branch of this database over a loopback connection: COMMIT PREPARED cannot run in a
--- function. Returns null when it is done, else why not.
+-- Internal: runs a statement of once.apply over a loopback connection: COMMIT PREPARED cannot run in a
+-- function. Returns null when it is done, 'gone' if somebody else was faster, else why it is not done.
 --
--- No statement_timeout, ours or the role's, may end it: of all that commits, only COMMIT PREPARED would be cancelled
--- while it waits for a synchronous standby, and then be answered as done, seen and believed although no standby has
--- it. It waits for nothing else. So what bounds it is what bounds every commit here: the standby comes back, or
--- somebody takes it off synchronous_standby_names.
-create function once.finish_remote(connection text, gid text, transaction_id uuid, outcome text, role name) returns text
+-- No statement_timeout, ours or the role's, may end it: of all that commits, only COMMIT PREPARED would be
+-- cancelled while it waits for a synchronous standby, and then be answered as done, seen and believed
+-- although no standby has it. It waits for nothing else. So what bounds it is what bounds every commit here:
+-- the standby comes back, or somebody takes it off synchronous_standby_names.
+create function once.finish_remote(connection text, statement text, role name) returns text
 language plpgsql volatile
 set search_path = ''
 as $$
 declare
-  v_statement text := format('%s prepared %L', case finish_remote.outcome when 'committed' then 'commit' when 'aborted' then 'rollback' end,
-                             finish_remote.gid);
-  v_problem text;
-  v_gone boolean := false;
+  v_problem text := 'busy: somebody else is finishing it';
 begin
   begin
-    perform once.remote_exec(finish_remote.connection,
+    perform once.remote(finish_remote.connection,
               'set statement_timeout = 0' || coalesce('; set role ' || quote_ident(finish_remote.role), ''));
   exception when others then
     return format('%s (%s)', sqlerrm, sqlstate);
   end;
   for v_try in 1 .. 100 loop
     begin
-      perform once.remote_exec(finish_remote.connection, v_statement);
+      perform once.remote(finish_remote.connection, finish_remote.statement);
       v_problem := null;
       exit;
     exception
       when object_not_in_prerequisite_state then
-        -- Somebody else is finishing it right now, or PREPARE still waits for a standby.
-        v_problem := 'busy: somebody else is finishing it';
-        perform pg_sleep(0.02);
+        perform pg_sleep(0.02);  -- busy, or PREPARE still waits for a standby
       when undefined_object then
         -- Somebody else has finished it, or it was lost. That it is gone proves nothing; evidence does.
-        v_problem := null;
-        v_gone := true;
+        v_problem := 'gone';
         exit;
       when others then
         v_problem := format('%s (%s)', sqlerrm, sqlstate);
@@ -3129,22 +3336,17 @@ begin
     end;
   end loop;
   begin
-    perform once.remote_exec(finish_remote.connection, 'reset role; set statement_timeout = ''10s''');
+    perform once.remote(finish_remote.connection, 'reset role; set statement_timeout = ''10s''');
   exception when others then
     -- What comes next over it would be done as somebody else, or wait for ever.
     perform once.connect(once.database_id());
   end;
-  if v_gone and finish_remote.outcome = 'committed' and not exists (
-       select from once.remote(finish_remote.connection,
-                format('select array[e::text] from once.find_evidence(array[%L::uuid]) e', finish_remote.transaction_id))) then
-    v_problem := 'it is gone, and left no evidence';
-  end if;
   return v_problem;
 end
 $$;
 
-comment on function once.finish_remote(text, text, uuid, text, name) is
-  'Internal: COMMIT or ROLLBACK PREPARED over a connection; null when done, else why not.';
+comment on function once.finish_remote(text, text, name) is
+  'Internal: COMMIT or ROLLBACK PREPARED over a connection; null when done, gone, or why not.';
 call once.allow('recover', 'finish_remote');
 --! EndIncluded recovery/finish_remote.sql
 --! Included operator/judge_heuristic.sql
@@ -3183,330 +3385,594 @@ comment on function once.judge_heuristic(uuid, text) is
   'Recoverer: notes what the home of a forced branch decided, once it can be asked again.';
 call once.allow('recover', 'judge_heuristic');
 --! EndIncluded operator/judge_heuristic.sql
---! Included recovery/recover.sql
--- A whole round of recovery inside Postgres, for this database: finishes its branches as their homes decided,
--- proves and purges its decisions by the handshake, and now and then compares its evidence with its homes. The
--- same laws and the same functions as the recovery in TypeScript (src/recovery/recovery.ts); both may run at once,
--- and several of each. By pg_cron: see docs/operations.md.
+--! Included operator/find_acknowledged.sql
+-- The audit's question to a home: which of these transactions did somebody acknowledge?
+create function once.find_acknowledged(transaction_ids uuid[]) returns setof uuid
+language plpgsql volatile
+set search_path = ''
+as $$
+begin
+  perform once.assert_primary();
+  return query
+  select i.id
+    from unnest(find_acknowledged.transaction_ids) i (id)
+   where exists (select from once.intervention v
+                  where v.action = 'acknowledge' and v.subject ->> 'transaction_id' = i.id::text);
+end
+$$;
+
+comment on function once.find_acknowledged(uuid[]) is
+  'Home: those of the given transactions that somebody has acknowledged (once.acknowledge).';
+call once.allow('recover', 'find_acknowledged');
+--! EndIncluded operator/find_acknowledged.sql
+--! Included recovery/read_messages.sql
+-- Internal: reads what a courier brings, one question or a list of answers. Whatever is not one is refused:
+-- it decides what is marked, deleted and finished. All messages have the same members:
+--   step      finish, judge: outcomes; prove, confirm: evidence; purge: evidence deleted; audit: decisions;
+--             acknowledge: what was acknowledged by hand
+--   asking, asked                   the databases, by their ids
+--   ids                             transactions; with xids of their home, for outcomes
+--   outcomes, evident, missing      of an answer; outcomes in the order of ids
+create function once.read_messages(messages text)
+returns table (
+  step text,
+  asking uuid,
+  asked uuid,
+  ids uuid[],
+  xids xid8[],
+  outcomes text[],
+  evident uuid[],
+  missing uuid[]
+)
+language plpgsql stable
+set search_path = ''
+as $$
+declare
+  v_messages jsonb;
+  v_message jsonb;
+begin
+  begin
+    v_messages := read_messages.messages;
+    for v_message in
+      select m from jsonb_array_elements(case jsonb_typeof(v_messages) when 'array' then v_messages
+                                              else jsonb_build_array(v_messages) end) m
+    loop
+      read_messages.step := v_message ->> 'step';
+      read_messages.asking := v_message ->> 'asking';
+      read_messages.asked := v_message ->> 'asked';
+      read_messages.ids := array(select jsonb_array_elements_text(v_message -> 'ids'));
+      read_messages.xids := array(select jsonb_array_elements_text(v_message -> 'xids'));
+      read_messages.outcomes := array(select jsonb_array_elements_text(v_message -> 'outcomes'));
+      read_messages.evident := array(select jsonb_array_elements_text(v_message -> 'evident'));
+      read_messages.missing := array(select jsonb_array_elements_text(v_message -> 'missing'));
+      if read_messages.step is null or read_messages.asking is null or read_messages.asked is null
+         or cardinality(read_messages.outcomes) not in (0, cardinality(read_messages.ids))
+         or read_messages.outcomes <@ array['committed', 'aborted', 'pending'] is not true then
+        raise data_exception using message = 'it lacks a member, or has an outcome that is none';
+      end if;
+      return next;
+    end loop;
+  exception when others then
+    raise exception 'no message of recovery: %', quote_nullable(left(read_messages.messages, 200))
+      using errcode = 'ONARG', detail = sqlerrm, hint = 'Pass on what once.ask and once.answer say as it is.';
+  end;
+end
+$$;
+
+comment on function once.read_messages(text) is
+  'Internal: takes a question of once.ask, or a list of answers of once.answer, apart; else raises ONARG.';
+call once.allow('recover', 'read_messages');
+--! EndIncluded recovery/read_messages.sql
+--! Included recovery/ask.sql
+-- Recovery, step 1 (every database): what this database wants to know, and from which other. It returns JSON,
+-- a row each, which a courier carries without knowing what it says; see docs/protocol.md#couriers:
+--   {"id"}                         which database this is, first of all
+--   {"batch", "to", "question"}    for once.answer at database "to"; the answers of a batch go together to
+--                                  once.apply here; "gids": the branches that wait for the answer
+--   {"action"}                     something to report, as once.apply has it
+--   {"again"}                      a branch is too young: look again soon
+--   {"next"}                       there is more: the request for it
 --
--- Everything goes over dblink, this database's own part over a loopback connection: COMMIT PREPARED cannot run
--- in a function; each reading needs a snapshot newer than the one before; and "proven" must be committed
--- before any evidence goes, which our caller's transaction, as long as it is open, is not.
-create function once.recover(keep interval default '10 minutes', settle interval default '0')
-returns table (action text, count bigint, subject text, detail text)
+-- The request has "steps" (finish, prove, confirm, purge, audit, judge); "settle", how old a branch must be;
+-- "keep", of which one half lies between the two looks at the evidence, and the other before it goes; and
+-- "recoverer", to note who looked after this database. It answers a page at a time: a long backlog must fit
+-- into memory, and what cannot be done now must not keep the rest from its turn.
+create function once.ask(request text) returns setof text
 language plpgsql volatile
 set search_path = ''
 as $$
 declare
-  v_self uuid := once.database_id();
-  v_me text;
-  v_branch record;
-  v_problem text;
-  v_other record;
-  v_connection text;
+  v_self constant uuid := once.database_id();
+  v_request jsonb;
+  v_steps text[];
+  v_step text;
+  v_settle interval;
+  v_half interval;
+  v_at timestamptz;
+  v_id uuid;
+  v_gid text;
+  v_branches constant integer := 10000;
   v_page constant integer := 1000;
-  v_ids uuid[];
-  v_open uuid[];
-  v_missing uuid[];
-  v_missing_names text[];
+begin
+  perform once.assert_primary();
+  begin
+    v_request := ask.request;
+    v_steps := array(select jsonb_array_elements_text(v_request -> 'steps'));
+    v_settle := coalesce(v_request ->> 'settle', '0');
+    v_half := coalesce(v_request ->> 'keep', '10 minutes')::interval / 2;
+    v_at := coalesce(v_request #>> '{after,at}', '-infinity');
+    v_id := coalesce(v_request #>> '{after,id}', '00000000-0000-0000-0000-000000000000');
+    v_gid := coalesce(v_request #>> '{after,gid}', '');
+    if v_steps = '{}' or not v_steps <@ array['finish', 'prove', 'confirm', 'purge', 'audit', 'judge'] then
+      raise data_exception using message = 'no steps, or unknown ones';
+    end if;
+  exception when others then
+    raise exception 'no request of a recoverer: %', quote_nullable(left(ask.request, 200))
+      using errcode = 'ONARG', detail = sqlerrm, hint = 'select once.ask(''{"steps": ["finish", "prove"]}'')';
+  end;
+  return next jsonb_build_object('id', v_self);
+
+  foreach v_step in array v_steps loop
+    if v_step = 'finish' then
+      return query
+      with branch as materialized (
+        select b.* from once.branch b
+         where (b.ours or b.owner is null and b.transaction_id is not null) and b.gid > v_gid
+      ), page as materialized (
+        select b.* from branch b where b.age >= v_settle order by b.gid limit v_branches
+      )
+      -- This database's own first: it needs no connection to another.
+      (select jsonb_build_object('batch', v_step || ' ' || p.home, 'to', p.home, 'gids', jsonb_agg(p.gid),
+                'question', jsonb_build_object('step', v_step, 'asking', v_self, 'asked', p.home,
+                  'ids', jsonb_agg(p.transaction_id), 'xids', jsonb_agg(p.home_xid)))::text
+         from page p
+        where p.can_finish or not p.ours
+        group by p.home
+        order by p.home <> v_self)
+      union all
+      select jsonb_build_object('action', 'unfinished', 'subject', p.gid, 'detail',
+               format('only role %1$I may finish it; a superuser can: grant %1$I to %2$I',
+                      p.owner, current_user))::text
+        from page p where p.ours and not p.can_finish
+      union all
+      select '{"again": true}' where exists (select from branch b where b.age < v_settle)
+      union all
+      select jsonb_build_object('next', v_request || jsonb_build_object('steps', array[v_step],
+               'after', jsonb_build_object('gid', max(p.gid))))::text
+        from page p having count(*) = v_branches;
+      continue;
+    end if;
+    return query
+    with item as materialized (
+      select i.*
+        from (select d.decided_at, d.transaction_id, d.database_ids, null::text
+                from once.unproven(v_page, v_at, v_id) d where v_step = 'prove'
+               union all
+              select d.proven_at, d.transaction_id, d.database_ids, null
+                from once.proven(v_page, v_half, v_at, v_id) d where v_step = 'confirm'
+               union all
+              select d.confirmed_at, d.transaction_id, d.database_ids, null
+                from once.confirmed(v_page, v_half, v_at, v_id) d where v_step = 'purge'
+               union all
+              select '-infinity', e.transaction_id, array[e.home], null
+                from once.evidence_page(v_page, v_id) e where v_step = 'audit'
+               union all
+              select '-infinity', h.transaction_id, array[h.home], h.home_xid::text
+                from once.heuristic h where v_step = 'judge' and h.judged_at is null
+             ) i (at, id, asked, xid)
+    )
+    -- A decision that concerns nobody else is a question to this database itself.
+    select jsonb_build_object(
+             'batch', v_step || case when v_step in ('audit', 'judge') then ' ' || q.asked else '' end,
+             'to', q.asked,
+             'question', jsonb_build_object('step', v_step, 'asking', v_self, 'asked', q.asked,
+               'ids', jsonb_agg(q.id), 'xids', array_remove(array_agg(q.xid), null)))::text
+      from (select i.id, i.xid, coalesce(a.id, v_self) as asked
+              from item i left join lateral unnest(i.asked) a (id) on true) q
+     group by q.asked
+    union all
+    (select jsonb_build_object('next', v_request || jsonb_build_object('steps', array[v_step],
+              'after', jsonb_build_object('at', i.at, 'id', i.id)))::text
+       from item i
+      where v_step <> 'judge' and (select count(*) from item) = v_page
+      order by i.at desc, i.id desc
+      limit 1);
+  end loop;
+
+  if v_request ->> 'recoverer' is not null then
+    begin
+      perform once.stamp_recovery(v_request ->> 'recoverer');
+    exception when insufficient_privilege or read_only_sql_transaction then
+      null;  -- that the role may not is no reason not to recover
+    end;
+  end if;
+end
+$$;
+
+comment on function once.ask(text) is
+  'Recovery, step 1: what this database wants to know from which other, in JSON, for couriers to carry.';
+call once.allow('recover', 'ask');
+--! EndIncluded recovery/ask.sql
+--! Included recovery/answer.sql
+-- Recovery, step 2 (the database that a question is for): answers it. Only a primary answers, only the
+-- database that is asked, and only under READ COMMITTED, where each reading has a newer snapshot than the one
+-- before.
+create function once.answer(question text) returns text
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_question record;
+  v_header jsonb;
   v_prepared uuid[];
   v_evident uuid[];
-  v_known uuid[];
+begin
+  select q.* into strict v_question from once.read_messages(answer.question) q;
+  perform once.assert_home(v_question.asked);
+  v_header := jsonb_build_object('step', v_question.step, 'asking', v_question.asking,
+                                 'asked', v_question.asked, 'ids', v_question.ids);
+  case
+    when v_question.step in ('finish', 'judge') then
+      return v_header || (
+        select jsonb_strip_nulls(jsonb_build_object('ids', array_agg(o.transaction_id),
+                 'xids', array_agg(o.home_xid), 'outcomes', array_agg(o.outcome)))
+          from once.branch_outcomes(v_question.asked, v_question.ids, v_question.xids) o);
+    when v_question.step in ('prove', 'confirm') then
+      -- First what is prepared, then, with a newer snapshot, what is evident: a branch that commits is
+      -- evident before it leaves the first list. So what is in neither is missing.
+      v_prepared := array(select b.transaction_id from once.branch b where b.transaction_id is not null);
+      v_evident := array(select e from once.find_evidence(v_question.ids) e);
+      return v_header || jsonb_build_object('evident', v_evident, 'missing', array(
+        select unnest(v_question.ids) except select unnest(v_prepared) except select unnest(v_evident)));
+    when v_question.step = 'purge' then
+      -- The home has confirmed these. Whoever hears this answer knows that the deletion is committed.
+      perform once.delete_evidence(v_question.asking, v_question.ids);
+      return v_header;
+    when v_question.step = 'audit' then
+      return v_header || jsonb_build_object('missing', array(
+        select unnest(v_question.ids)
+        except select d.transaction_id from once.find_decisions(v_question.ids) d));
+    when v_question.step = 'acknowledge' then
+      return v_header || jsonb_build_object('ids',
+        array(select i from once.find_acknowledged(v_question.ids) i));
+    else
+      raise exception 'unknown question: %', quote_literal(left(v_question.step, 40))
+        using errcode = 'ONARG', detail = 'Another version of schema once has asked it.',
+              hint = 'Bring all databases up to date: npx pgonce migrate';
+  end case;
+end
+$$;
+
+comment on function once.answer(text) is
+  'Recovery, step 2: answers a question of once.ask that is for this database.';
+call once.allow('recover', 'answer');
+--! EndIncluded recovery/answer.sql
+--! Included recovery/finish_statements.sql
+-- Internal: what a home's outcomes mean for the branches in doubt here: the statement that finishes each, or
+-- why there is none. Of all three ids, since anybody can read the transaction's in a gid and prepare another
+-- with another xid.
+create function once.finish_statements(home uuid, ids uuid[], xids xid8[], outcomes text[])
+returns setof jsonb
+language plpgsql volatile
+set search_path = ''
+as $$
+begin
+  return query
+  select case
+           when o.outcome = 'pending'
+             then jsonb_build_object('action', 'pending', 'subject', b.gid,
+                    'detail', 'the home''s transaction still runs')
+           -- Nothing proves any more that it is ours.
+           when b.owner is null
+             then jsonb_build_object('action', 'unfinished', 'subject', b.gid, 'detail',
+                    format('its owner was dropped, and its home says %s; if it is yours, as a superuser: %s',
+                           o.outcome, s.statement))
+           else jsonb_build_object('action', 'run', 'statement', s.statement, 'gid', b.gid,
+                  'id', b.transaction_id, 'outcome', o.outcome,
+                  'role', case when b.owner <> current_user and not u.rolsuper then b.owner end)
+         end
+    from once.branch b
+    join (select distinct *
+            from unnest(finish_statements.ids, finish_statements.xids, finish_statements.outcomes)
+         ) o (id, xid, outcome) on o.id = b.transaction_id and o.xid = b.home_xid::xid8
+   cross join lateral (
+     select format('%s prepared %L', case o.outcome when 'committed' then 'commit' else 'rollback' end, b.gid)
+   ) s (statement)
+    join pg_catalog.pg_roles u on u.rolname = current_user
+   where b.home = finish_statements.home
+     and (b.ours and b.can_finish or b.owner is null)
+   order by b.prepared_at;
+end
+$$;
+
+comment on function once.finish_statements(uuid, uuid[], xid8[], text[]) is
+  'Internal: what to do with each branch here whose home has answered: a statement, or why there is none.';
+call once.allow('recover', 'finish_statements');
+--! EndIncluded recovery/finish_statements.sql
+--! Included recovery/apply.sql
+-- Recovery, step 3 (the database that asked): applies the answers of a batch. It marks, purges and records by
+-- itself; what no function can run it returns, with what there is to report. JSON, a row each:
+--   "run"                            a "statement", outside of a transaction, as "role" if that is not null;
+--                                    "gid", "id" and "outcome" are for people
+--   "pending", "unfinished"          a gid as "subject", and the "detail"
+--   "proven", "purged"               a "count"
+--   "lost branch", "lost decision"   a transaction as "subject", "participant", "home" and "detail"
+--
+-- Answers may be late, come again, or be some of a batch only: an outcome, once given, never changes; a mark
+-- needs the evidence of every participant; and what is called lost is read once more here, after the answer.
+create function once.apply(answers text) returns setof text
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_self uuid;
+  v_step text;
+  v_answer record;
+  v_loss record;
+  v_ids uuid[] := '{}';
   v_count bigint;
-  v_look text;
-  v_after_at text;
-  v_after uuid;
+begin
+  for v_answer in select a.* from once.read_messages(apply.answers) a loop
+    perform once.assert_home(v_answer.asking);
+    v_self := v_answer.asking;
+    if v_answer.step <> coalesce(v_step, v_answer.step) then
+      raise exception 'answers to different questions: % and %', v_step, v_answer.step
+        using errcode = 'ONARG', detail = 'Those of a batch go together.', hint = 'See "batch" of once.ask.';
+    end if;
+    v_step := v_answer.step;
+    v_ids := v_ids || v_answer.ids;
+    if v_step = 'finish' then
+      return query
+      select s::text
+        from once.finish_statements(v_answer.asked, v_answer.ids, v_answer.xids, v_answer.outcomes) s;
+    elsif v_step = 'judge' then
+      perform once.judge_heuristic(h.transaction_id, o.outcome)
+         from unnest(v_answer.ids, v_answer.xids, v_answer.outcomes) o (id, xid, outcome)
+         join once.heuristic h on h.home = v_answer.asked and h.transaction_id = o.id and h.home_xid = o.xid
+        where h.judged_at is null;
+    elsif v_step = 'audit' then
+      -- A decision goes only after its evidence: if that is still here after the decision was not there,
+      -- the home has lost it.
+      for v_loss in
+        select e.transaction_id as id, e.participant
+          from once.evidence e
+         where e.transaction_id in (select f from once.find_evidence(v_answer.missing) f)
+           and e.home = v_answer.asked
+      loop
+        if once.record_loss(v_loss.id, v_loss.participant, v_answer.asked, 'lost decision') then
+          return next jsonb_build_object('action', 'lost decision', 'subject', v_loss.id,
+            'participant', v_loss.participant, 'home', v_answer.asked,
+            'detail', format('committed here, home %s has no decision', v_answer.asked));
+        end if;
+      end loop;
+    end if;
+  end loop;
+  if coalesce(v_step, '') not in ('prove', 'confirm', 'purge') then
+    return;
+  end if;
+
+  -- Those that every participant has answered for: with evidence, or that it is deleted.
+  v_ids := array(
+    select g.transaction_id
+      from once.global_transaction g
+      left join lateral unnest(g.database_ids) p (id) on true
+      left join (select distinct a.asked, unnest(case v_step when 'purge' then a.ids else a.evident end) as id
+                   from once.read_messages(apply.answers) a) n on n.id = g.transaction_id and n.asked = p.id
+     where g.transaction_id = any (v_ids)
+     group by g.transaction_id
+    having count(p.id) = count(n.id));
+  v_count := case v_step when 'prove' then once.mark_proven(v_ids)
+                         when 'confirm' then once.mark_confirmed(v_ids)
+                         else once.purge(v_ids) end;
+  if v_count > 0 and v_step <> 'confirm' then
+    return next jsonb_build_object('action', case v_step when 'prove' then 'proven' else 'purged' end,
+                                   'count', v_count);
+  end if;
+
+  -- A decision read without the mark (once.ask), whose branch is then neither prepared nor, after that,
+  -- evident (once.answer), and which is still without the mark after that, has lost the branch: it was
+  -- prepared when the decision was made; what leaves the list of prepared transactions by committing has left
+  -- its evidence before; and evidence goes only after the decision is marked. Hence the order of readings.
+  for v_loss in
+    select d.transaction_id as id, coalesce(p.name, '') as name, a.asked
+      from once.read_messages(apply.answers) a
+     cross join lateral unnest(a.missing) m (id)
+      join once.find_decisions(array(select unnest(o.missing) from once.read_messages(apply.answers) o)) d
+        on d.transaction_id = m.id and not case v_step when 'prove' then d.proven else d.confirmed end
+      join once.global_transaction g on g.transaction_id = d.transaction_id
+     cross join lateral unnest(g.participants, g.database_ids) p (name, id)
+     where p.id = a.asked
+  loop
+    if once.record_loss(v_loss.id, v_loss.name, v_self, 'lost branch') then
+      return next jsonb_build_object('action', 'lost branch', 'subject', v_loss.id,
+        'participant', v_loss.name, 'home', v_self, 'detail',
+        format('committed here, participant %s has neither the branch nor evidence of it', v_loss.name));
+    end if;
+  end loop;
+end
+$$;
+
+comment on function once.apply(text) is
+  'Recovery, step 3: applies answers of once.answer here; returns as JSON what to run, and what to report.';
+call once.allow('recover', 'apply');
+--! EndIncluded recovery/apply.sql
+--! Included recovery/carry.sql
+-- Internal: carries a question to the database that it is for, through dblink, or answers it here if it is
+-- for this one.
+create function once.carry(question text) returns text
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_asked uuid := (select q.asked from once.read_messages(carry.question) q limit 1);
+  v_connection text;
+  v_answer text;
+begin
+  if v_asked = (select d.id from once.database d) then
+    return once.answer(carry.question);
+  end if;
+  v_connection := once.connect(v_asked);
+  begin
+    v_answer := (select r from once.remote(v_connection, format('select once.answer(%L)', carry.question)) r);
+    perform once.disconnect(v_connection);
+  exception when others then
+    perform once.disconnect(v_connection);
+    raise;
+  end;
+  return v_answer;
+end
+$$;
+
+comment on function once.carry(text) is
+  'Internal: brings a question to the database that it is for, through dblink; returns the answer.';
+call once.allow('recover', 'carry');
+--! EndIncluded recovery/carry.sql
+--! Included recovery/consult.sql
+-- Internal: a courier within the caller's transaction, for people at psql: asks here, carries each question,
+-- applies each answer here. For the steps whose answers need not be applied together; it runs no statements.
+create function once.consult(step text) returns setof jsonb
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_row jsonb;
+begin
+  for v_row in select a::jsonb from once.ask(jsonb_build_object('steps', array[consult.step])::text) a loop
+    if v_row ? 'action' then
+      return next v_row;
+    elsif v_row ? 'question' then
+      begin
+        return query select a::jsonb from once.apply(once.carry((v_row -> 'question')::text)) a;
+      exception when others then
+        return query select jsonb_build_object('action', 'unfinished', 'subject', g, 'detail', sqlerrm)
+                       from jsonb_array_elements_text(v_row -> 'gids') g;
+      end;
+    end if;
+  end loop;
+end
+$$;
+
+comment on function once.consult(text) is
+  'Internal: asks, carries through dblink and applies, to finish or to judge; returns what once.apply does.';
+call once.allow('recover', 'consult');
+--! EndIncluded recovery/consult.sql
+--! Included recovery/ask_home.sql
+-- Asks the home of a branch, wherever it is: this database, or another through dblink.
+create function once.ask_home(gid text) returns text
+language plpgsql volatile
+set search_path = ''
+as $$
+declare
+  v_gid record := once.decode_gid(ask_home.gid);
+begin
+  if v_gid.manager <> 'pgonce' or v_gid.home = (select d.id from once.database d) then
+    return once.gid_outcome(ask_home.gid);
+  end if;
+  return once.carry(jsonb_build_object('step', 'finish', 'asking', once.database_id(), 'asked', v_gid.home,
+           'ids', array[v_gid.transaction_id], 'xids', array[v_gid.home_xid])::text)::jsonb #>> '{outcomes,0}';
+end
+$$;
+
+comment on function once.ask_home(text) is
+  'Committed, aborted or pending for a gid, asked at its home through dblink: select once.ask_home(''once:1:...'').';
+call once.allow('recover', 'ask_home');
+--! EndIncluded recovery/ask_home.sql
+--! Included recovery/recover.sql
+-- A whole round of recovery inside Postgres, for this database: a courier over dblink. What it carries comes
+-- from once.ask, once.answer and once.apply, as in TypeScript (src/recovery/courier.ts); both may run at
+-- once, and several of each. By pg_cron: see docs/operations.md.
+--
+-- This database's own part goes over a loopback connection, each call as a transaction of its own: COMMIT
+-- PREPARED cannot run in a function; each reading needs a snapshot newer than the one before; and "proven"
+-- must be committed before any evidence goes, which our caller's transaction, as long as it is open, is not.
+-- Questions are carried from there as well, since dblink heeds no connect_timeout since Postgres 16, and
+-- statement_timeout there ends what hangs.
+create function once.recover(keep interval default '10 minutes', settle interval default '0')
+returns table (action text, count bigint, subject text, detail text)
+language plpgsql volatile
+set search_path = ''
+set intervalstyle = 'postgres'
+as $$
+declare
+  v_self uuid := once.database_id();
+  v_me text;
   v_audit boolean;
-  v_gids text[];
-  v_outcomes text[];
-  v_reasons text[];
-  v_down uuid[] := '{}';
-  -- dblink heeds no connect_timeout since Postgres 16. So a new connection is tried in the loopback session first,
-  -- where statement_timeout ends it.
-  v_try constant text := 'select array[once.disconnect(once.connect(%L))::text]';
+  v_requests text[];
+  v_rows jsonb[];
+  v_batch jsonb[];
+  v_question jsonb;
+  v_answers text[];
+  v_result jsonb;
+  v_problem text;
+  v_down text[] := '{}';
 begin
   perform once.assert_home(v_self);
   v_me := once.connect(v_self);
-  select coalesce(r.audited_at < clock_timestamp() - interval '1 minute', true) into v_audit from once.recovery r;
-
-  -- Finishing, home by home: one that hangs must not keep the branches of the others.
-  for v_other in
-    select (r.v)[1]::uuid as home, (r.v)[2]::text[] as gids
-      from once.remote(v_me, format(
-             'select array[b.home::text, array_agg(b.gid)::text] from once.branch b '
-             'where (b.ours or b.owner is null and b.transaction_id is not null) and b.age >= %L::interval '
-             'group by b.home order by b.home <> %L', recover.settle, v_self)) r (v)
-  loop
-    begin
-      select array_agg((r.v)[1]), array_agg((r.v)[2]), array_agg((r.v)[3])
-        into v_gids, v_outcomes, v_reasons
-        from once.remote(v_me, format('select array[a.gid, a.outcome, a.reason] from once.ask_homes(%L) a', v_other.gids)) r (v);
-    exception when others then
-      v_gids := v_other.gids;
-      v_outcomes := '{}';
-      v_reasons := array_fill(sqlerrm, array[cardinality(v_gids)]);
-    end;
-    if v_reasons[1] is not null then
-      v_down := v_down || v_other.home;
-    end if;
-    for v_branch in
-      select b.*, a.outcome, a.reason
-        from (select (r.v)[1] as gid, (r.v)[2]::uuid as id, (r.v)[3] as owner, (r.v)[4]::name as role,
-                     (r.v)[5]::boolean as allowed, (r.v)[6] as recoverer, (r.v)[7]::timestamptz as prepared_at
-                from once.remote(v_me, format($q$
-                  select array[b.gid, b.transaction_id::text, b.owner::text,
-                               case when b.owner <> current_user and not u.rolsuper then b.owner::text end,
-                               b.can_finish::text, current_user::text, b.prepared_at::text]
-                    from once.branch b join pg_catalog.pg_roles u on u.rolname = current_user
-                   where (b.ours or b.owner is null and b.transaction_id is not null) and b.gid = any (%L)$q$, v_gids)) r (v)) b
-        join unnest(v_gids, v_outcomes, v_reasons) a (gid, outcome, reason) on a.gid = b.gid
-       order by b.prepared_at
+  v_audit := (
+    select coalesce(r.audited_at < clock_timestamp() - interval '1 minute', true) from once.recovery r);
+  v_requests := array(
+    select jsonb_build_object('steps', array[s], 'keep', recover.keep, 'settle', recover.settle,
+                              'recoverer', 'once.recover()')::text
+      from unnest(array['finish', 'prove', 'confirm', 'purge', 'audit', 'judge']) with ordinality u (s, n)
+     where v_audit or n <= 4);
+  while v_requests <> '{}' loop
+    v_rows := array(select a::jsonb from once.remote(v_me, format('select once.ask(%L)', v_requests[1])) a);
+    v_requests := array(select (r -> 'next')::text from unnest(v_rows) r where r ? 'next') || v_requests[2:];
+    for v_batch in
+      select array_agg(r.said) from unnest(v_rows) with ordinality r (said, n)
+       where r.said ? 'action' or r.said ? 'batch' group by r.said ->> 'batch' order by min(r.n)
     loop
-      if v_branch.outcome is null then
-        return query select 'unfinished', 1::bigint, v_branch.gid, v_branch.reason;
-      elsif v_branch.outcome = 'pending' then
-        return query select 'pending', 1::bigint, v_branch.gid, 'the home''s transaction still runs'::text;
-      elsif v_branch.owner is null then
-        -- Nothing proves any more that it is ours.
-        return query select 'unfinished', 1::bigint, v_branch.gid,
-                            format('its owner was dropped, and its home says %s; if it is yours, as a superuser: %s prepared %L', v_branch.outcome,
-                                   case v_branch.outcome when 'committed' then 'commit' else 'rollback' end, v_branch.gid);
-      elsif not v_branch.allowed then
-        return query select 'unfinished', 1::bigint, v_branch.gid,
-                            format('it belongs to role %s; as a superuser: grant %I to %I', v_branch.owner, v_branch.owner, v_branch.recoverer);
-      else
-        v_problem := once.finish_remote(v_me, v_branch.gid, v_branch.id, v_branch.outcome, v_branch.role);
-        return query select case when v_problem is not null then 'unfinished'
-                                 when v_branch.outcome = 'committed' then 'committed' else 'rolled back' end,
-                            1::bigint, v_branch.gid, v_problem;
-      end if;
-    end loop;
-  end loop;
-
-  -- Proving, and half of keep later confirming: two looks at the evidence, the same but for the mark. A decision read
-  -- without the mark, whose branch is then neither prepared nor, after that, evident, and which is still without the
-  -- mark after that, has lost the branch: it was prepared when the decision was made; what leaves the list of
-  -- prepared transactions by committing has left its evidence before; and evidence goes only after the decision is
-  -- marked. Hence the order of the four readings.
-  v_look := 'proven';
-  v_after_at := '-infinity';
-  v_after := '00000000-0000-0000-0000-000000000000';
-  loop
-    v_open := '{}';
-    v_missing := '{}';
-    v_missing_names := '{}';
-    v_ids := '{}';
-    for v_other in
-      with decision as materialized (
-        select (r.v)[1]::uuid as id, (r.v)[2]::text[] as names, (r.v)[3]::uuid[] as database_ids, (r.v)[4] as at
+      v_answers := '{}';
+      foreach v_question in array v_batch loop
+        continue when v_question ? 'action';
+        v_problem := case when v_question ->> 'to' = any (v_down) then 'not asked again' end;
+        if v_problem is null then
+          begin
+            v_answers := v_answers || array(
+              select a from once.remote(v_me, format('select once.carry(%L)', v_question -> 'question')) a);
+            continue;
+          exception when others then
+            v_problem := sqlerrm;
+            v_down := v_down || (v_question ->> 'to');
+          end;
+        end if;
+        return query
+        select 'unfinished', 1::bigint, g, v_problem from jsonb_array_elements_text(v_question -> 'gids') g
+        union all
+        select 'unreachable', jsonb_array_length(v_question #> '{question,ids}'), v_question ->> 'to',
+               v_problem
+         where not v_question ? 'gids';
+      end loop;
+      for v_result in
+        select r from unnest(v_batch) r where r ? 'action'
+        union all
+        select a::jsonb
           from once.remote(v_me,
-                 case v_look
-                   when 'proven' then format('select array[d.transaction_id::text, d.participants::text, d.database_ids::text, '
-                                             'd.decided_at::text] from once.unproven(%s, %L, %L) d', v_page, v_after_at, v_after)
-                   else format('select array[d.transaction_id::text, d.participants::text, d.database_ids::text, d.proven_at::text] '
-                               'from once.proven(%s, %L, %L, %L) d', v_page, recover.keep / 2, v_after_at, v_after) end) r (v)
-      ), last as (
-        select d.at, d.id from decision d order by d.at::timestamptz desc, d.id desc limit 1
-      )
-      select p.database_id, array_agg(d.id) as ids, array_agg(p.name) as names,
-             (select array_agg(a.id) from decision a) as page,
-             (select l.at from last l) as last_at, (select l.id from last l) as last_id
-        from decision d
-        left join lateral unnest(d.names, d.database_ids) p (name, database_id) on true
-       group by p.database_id
-    loop
-      v_ids := v_other.page;
-      v_after_at := v_other.last_at;
-      v_after := v_other.last_id;
-      continue when v_other.database_id is null;
-      if v_other.database_id = any (v_down) then
-        v_open := v_open || v_other.ids;
-        return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.database_id::text, 'not asked again'::text;
-        continue;
-      end if;
-      begin
-        -- An application writes the ids, so it may be this one: another connection by its id would replace ours.
-        if v_other.database_id = v_self then
-          v_connection := v_me;
-        else
-          perform once.remote(v_me, format(v_try, v_other.database_id));
-          v_connection := once.connect(v_other.database_id);
-        end if;
-        select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_prepared
-          from once.remote(v_connection, 'select array[b.transaction_id::text] from once.branch b where b.transaction_id is not null') r (v);
-        select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_evident
-          from once.remote(v_connection, format('select array[e::text] from once.find_evidence(%L::uuid[]) e', v_other.ids)) r (v);
-        if v_connection <> v_me then
-          perform once.disconnect(v_connection);
-        end if;
-        select v_open || coalesce(array_agg(i.id), '{}'),
-               v_missing || coalesce(array_agg(i.id) filter (where i.id <> all (v_prepared)), '{}'),
-               v_missing_names || coalesce(array_agg(i.name) filter (where i.id <> all (v_prepared)), '{}')
-          into v_open, v_missing, v_missing_names
-          from unnest(v_other.ids, v_other.names) i (id, name)
-         where i.id <> all (v_evident);
-      exception when others then
-        v_open := v_open || v_other.ids;
-        v_down := v_down || v_other.database_id;
-        return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.database_id::text, sqlerrm;
-      end;
-    end loop;
-    select (r.v)[1]::bigint into v_count
-      from once.remote(v_me, format('select array[once.%I(%L::uuid[])::text]', 'mark_' || v_look,
-             array(select i from unnest(v_ids) i where i <> all (v_open)))) r (v);
-    if v_count > 0 and v_look = 'proven' then
-      return query select 'proven', v_count, null::text, null::text;
-    end if;
-    if cardinality(v_missing) > 0 then
-      for v_other in
-        select i.id, i.name
-          from unnest(v_missing, v_missing_names) i (id, name)
-          join once.remote(v_me, format('select array[d.transaction_id::text] from once.find_decisions(%L::uuid[]) d where not d.%I',
-                                        v_missing, v_look)) r (v) on (r.v)[1]::uuid = i.id
+                 format('select once.apply(%L)', '[' || array_to_string(v_answers, ',') || ']')) a
       loop
-        if (select (r.v)[1]::boolean from once.remote(v_me, format('select array[once.record_loss(%L, %L, %L, ''lost branch'')::text]',
-              v_other.id, v_other.name, v_self)) r (v)) then
-          return query select 'lost branch', 1::bigint, v_other.id::text,
-                              format('committed here, participant %s has neither the branch nor evidence of it', v_other.name);
+        if v_result ->> 'action' = 'run' then
+          v_problem := once.finish_remote(v_me, v_result ->> 'statement', (v_result ->> 'role')::name);
+          continue when v_problem = 'gone';
+          return query
+          select case when v_problem is not null then 'unfinished'
+                      when v_result ->> 'outcome' = 'committed' then 'committed' else 'rolled back' end,
+                 1::bigint, v_result ->> 'gid', v_problem;
+        else
+          return query select v_result ->> 'action', coalesce((v_result ->> 'count')::bigint, 1),
+                              v_result ->> 'subject', v_result ->> 'detail';
         end if;
       end loop;
-    end if;
-    continue when cardinality(v_ids) = v_page;
-    exit when v_look = 'confirmed';
-    v_look := 'confirmed';
-    v_after_at := '-infinity';
-    v_after := '00000000-0000-0000-0000-000000000000';
-  end loop;
-
-  -- Purging, after the other half of keep: the evidence everywhere, and then the decisions.
-  v_after_at := '-infinity';
-  v_after := '00000000-0000-0000-0000-000000000000';
-  loop
-    v_ids := '{}';
-    v_open := '{}';
-    for v_other in
-      with decision as materialized (
-        select (r.v)[1]::uuid as id, (r.v)[2]::uuid[] as database_ids, (r.v)[3] as at
-          from once.remote(v_me, format('select array[d.transaction_id::text, d.database_ids::text, d.confirmed_at::text] '
-                                        'from once.confirmed(%s, %L, %L, %L) d', v_page, recover.keep / 2, v_after_at, v_after)) r (v)
-      ), last as (
-        select d.at, d.id from decision d order by d.at::timestamptz desc, d.id desc limit 1
-      )
-      select p.database_id, array_agg(d.id) as ids, (select array_agg(a.id) from decision a) as page,
-             (select l.at from last l) as last_at, (select l.id from last l) as last_id
-        from decision d
-        left join lateral unnest(d.database_ids) p (database_id) on true
-       group by p.database_id
-    loop
-      v_ids := v_other.page;
-      v_after_at := v_other.last_at;
-      v_after := v_other.last_id;
-      continue when v_other.database_id is null;
-      if v_other.database_id = any (v_down) then
-        v_open := v_open || v_other.ids;
-        return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.database_id::text, 'not asked again'::text;
-        continue;
-      end if;
-      begin
-        if v_other.database_id = v_self then
-          v_connection := v_me;
-        else
-          perform once.remote(v_me, format(v_try, v_other.database_id));
-          v_connection := once.connect(v_other.database_id);
-        end if;
-        perform once.remote(v_connection, format('select array[once.delete_evidence(%L, %L::uuid[])::text]', v_self, v_other.ids));
-        if v_connection <> v_me then
-          perform once.disconnect(v_connection);
-        end if;
-      exception when others then
-        v_open := v_open || v_other.ids;
-        v_down := v_down || v_other.database_id;
-        return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.database_id::text, sqlerrm;
-      end;
     end loop;
-    v_known := array(select i from unnest(v_ids) i where i <> all (v_open));
-    select (r.v)[1]::bigint into v_count
-      from once.remote(v_me, format('select array[once.purge(%L::uuid[])::text]', v_known)) r (v);
-    if v_count > 0 then
-      return query select 'purged', v_count, null::text, null::text;
-    end if;
-    exit when cardinality(v_ids) < v_page;
   end loop;
-
-  -- Auditing. A decision goes only after its evidence, so if evidence is still there after its decision was not,
-  -- the home has lost it.
   if v_audit then
-    v_after := '00000000-0000-0000-0000-000000000000';
-    loop
-      v_ids := '{}';
-      for v_other in
-        with evidence as materialized (
-          select (r.v)[1]::uuid as id, (r.v)[2]::uuid as home, (r.v)[3] as name
-            from once.remote(v_me, format('select array[e.transaction_id::text, e.home::text, e.participant] from once.evidence_page(%s, %L) e',
-                                          v_page, v_after)) r (v)
-        )
-        select e.home, array_agg(e.id) as ids, array_agg(e.name) as names, (select array_agg(a.id) from evidence a) as page
-          from evidence e group by e.home
-      loop
-        v_ids := v_other.page;
-        if v_other.home = any (v_down) then
-          return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.home::text, 'not asked again'::text;
-          continue;
-        end if;
-        begin
-          if v_other.home = v_self then
-            v_connection := v_me;
-          else
-            perform once.remote(v_me, format(v_try, v_other.home));
-            v_connection := once.connect(v_other.home);
-          end if;
-          select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_known
-            from once.remote(v_connection, format('select array[d.transaction_id::text] from once.find_decisions(%L::uuid[]) d', v_other.ids)) r (v);
-          if v_connection <> v_me then
-            perform once.disconnect(v_connection);
-          end if;
-        exception when others then
-          v_known := v_other.ids;
-          v_down := v_down || v_other.home;
-          return query select 'unreachable', cardinality(v_other.ids)::bigint, v_other.home::text, sqlerrm;
-        end;
-        v_missing := array(select i from unnest(v_other.ids) i where i <> all (v_known));
-        continue when cardinality(v_missing) = 0;
-        for v_branch in
-          select i.id, i.name
-            from unnest(v_other.ids, v_other.names) i (id, name)
-            join once.remote(v_me, format('select array[e::text] from once.find_evidence(%L::uuid[]) e', v_missing)) r (v)
-              on (r.v)[1]::uuid = i.id
-        loop
-          if (select (r.v)[1]::boolean from once.remote(v_me, format('select array[once.record_loss(%L, %L, %L, ''lost decision'')::text]',
-                v_branch.id, v_branch.name, v_other.home)) r (v)) then
-            return query select 'lost decision', 1::bigint, v_branch.id::text, format('committed here, home %s has no decision', v_other.home);
-          end if;
-        end loop;
-      end loop;
-      exit when cardinality(v_ids) < v_page;
-      v_after := (select i from unnest(v_ids) i order by i desc limit 1);
-    end loop;
-
-    -- Homes of forced branches that answer again.
-    for v_branch in
-      select f.transaction_id as id, a.outcome
-        from once.heuristic f
-        join once.ask_homes((select array_agg(u.gid) from once.heuristic u
-                              where u.judged_at is null and u.home <> all (v_down))) a on a.gid = f.gid
-       where f.judged_at is null and a.outcome in ('committed', 'aborted')
-    loop
-      perform once.remote(v_me, format('select array[once.judge_heuristic(%L, %L)::text]', v_branch.id, v_branch.outcome));
-    end loop;
+    perform once.remote(v_me, 'select once.stamp_recovery(''once.recover()'', true)::text');
   end if;
-
-  perform once.remote(v_me, format('select array[]::text[] from once.stamp_recovery(''once.recover()'', %L)', v_audit));
   perform once.disconnect(v_me);
 end
 $$;
 
 comment on function once.recover(interval, interval) is
-  'Recovers this database from within, through dblink: select * from once.recover(); for pg_cron. Says what it did, a row each.';
+  'Recovers this database from within, through dblink; says what it did: select * from once.recover();';
 call once.allow('recover', 'recover');
 --! EndIncluded recovery/recover.sql
 --! Included operator/known_outcomes.sql
@@ -3815,54 +4281,36 @@ language plpgsql volatile
 set search_path = ''
 as $$
 declare
-  v_gids text[];
-  v_outcomes text[];
-  v_reasons text[];
-  v_left record;
+  v_said jsonb[];
+  v_left jsonb;
 begin
   if current_setting('transaction_isolation') <> 'read committed' then
     raise exception 'an outcome cannot be read under %', current_setting('transaction_isolation')
       using errcode = 'ONISO', detail = 'The row must be read with a snapshot newer than the transaction''s status.',
             hint = 'begin transaction isolation level read committed;';
   end if;
-  select array_agg(a.gid), array_agg(a.outcome), array_agg(a.reason)
-    into v_gids, v_outcomes, v_reasons
-    from once.ask_homes((select array_agg(b.gid) from once.branch b where b.ours and b.can_finish)) a;
-  for v_left in
-    select b.gid, case when not b.can_finish then format('only role %1$I may finish it; a superuser can: grant %1$I to %2$I', b.owner, current_user)
-                       when a.outcome = 'pending' then 'pending: the home''s transaction still runs'
-                       else a.reason end as reason
-      from once.branch b
-      left join unnest(v_gids, v_outcomes, v_reasons) a (gid, outcome, reason) on a.gid = b.gid
-     where b.ours
-       and (not b.can_finish or a.outcome = 'pending' or a.reason is not null)
-     order by b.prepared_at
-  loop
-    raise notice 'no line for %: %', v_left.gid, v_left.reason;
+  v_said := array(select c from once.consult('finish') c);
+  foreach v_left in array v_said loop
+    if v_left ->> 'action' <> 'run' then
+      raise notice 'no line for %: %', v_left ->> 'subject',
+        case v_left ->> 'action' when 'pending' then 'pending: ' else '' end || (v_left ->> 'detail');
+    end if;
   end loop;
   return query
-  with branch as materialized (
-    select b.gid, b.owner, b.home, b.transaction_id, b.prepared_at, b.age,
-           b.owner <> current_user
-           and not (select r.rolsuper from pg_catalog.pg_roles r where r.rolname = current_user) as as_other
-      from once.branch b
-     where b.ours and b.can_finish
-  ), decided as materialized (
-    select b.*, a.outcome
-      from branch b
-      join unnest(v_gids, v_outcomes) a (gid, outcome) on a.gid = b.gid
-     where a.outcome in ('committed', 'aborted')
+  with decided as materialized (
+    select b.owner, b.prepared_at, r ->> 'role' as role,
+           format('/* %s: home %s %s; prepared %s ago */ %s', b.transaction_id, b.home,
+                  case r ->> 'outcome' when 'committed' then 'committed' else 'is over and did not commit' end,
+                  date_trunc('second', b.age), r ->> 'statement') as statement
+      from unnest(v_said) r
+      join once.branch b on b.gid = r ->> 'gid'
   ), line (owner, step, prepared_at, statement) as (
-    select distinct d.owner, 1, '-infinity'::timestamptz, format('/* only its owner may finish it */ set role %I', d.owner)
-      from decided d where d.as_other
+    select distinct d.owner, 1, '-infinity'::timestamptz, format('/* only its owner may finish it */ set role %I', d.role)
+      from decided d where d.role is not null
     union all
-    select d.owner, 2, d.prepared_at,
-           format('/* %s: home %s %s; prepared %s ago */ %s prepared %L', d.transaction_id, d.home,
-                  case d.outcome when 'committed' then 'committed' else 'is over and did not commit' end,
-                  date_trunc('second', d.age), case d.outcome when 'committed' then 'commit' else 'rollback' end, d.gid)
-      from decided d
+    select d.owner, 2, d.prepared_at, d.statement from decided d
     union all
-    select distinct d.owner, 3, 'infinity'::timestamptz, 'reset role' from decided d where d.as_other
+    select distinct d.owner, 3, 'infinity'::timestamptz, 'reset role' from decided d where d.role is not null
   )
   select l.statement from line l order by l.owner, l.step, l.prepared_at;
 end
@@ -3902,7 +4350,11 @@ begin
       using errcode = 'ONARG', detail = 'Postgres lets the owner and superusers finish a prepared transaction.',
             hint = format('grant %I to %I', v_branch.owner, current_user);
   end if;
-  select a.outcome into v_outcome from once.ask_homes(array[force.gid]) a;
+  begin
+    v_outcome := once.ask_home(force.gid);
+  exception when others then
+    null;  -- out of reach: that is what this is for
+  end;
   if v_outcome is not null then
     raise exception 'its home answers: %', v_outcome
       using errcode = 'ONARG', detail = 'An outcome is forced only where the home is gone for good.',
@@ -3949,35 +4401,24 @@ comment on view once.heuristics is
   'Forced branches: heuristic commit or rollback (as the home decided), mixed (the reverse), or hazard (the home has not been asked again).';
 call once.allow('recover, monitor', 'heuristics', 'select');
 --! EndIncluded operator/heuristics.sql
---! Included operator/find_acknowledged.sql
--- The audit's question to a home: which of these transactions did somebody acknowledge?
-create function once.find_acknowledged(transaction_ids uuid[]) returns setof uuid
-language plpgsql volatile
-set search_path = ''
-as $$
-begin
-  perform once.assert_primary();
-  return query
-  select i.id
-    from unnest(find_acknowledged.transaction_ids) i (id)
-   where exists (select from once.intervention v
-                  where v.action = 'acknowledge' and v.subject ->> 'transaction_id' = i.id::text);
-end
-$$;
-
-comment on function once.find_acknowledged(uuid[]) is
-  'Home: those of the given transactions that somebody has acknowledged (once.acknowledge).';
-call once.allow('recover', 'find_acknowledged');
---! EndIncluded operator/find_acknowledged.sql
 --! Included operator/audit.sql
--- What does not add up, with what it means and what to do. Losses that recovery has recorded, forced branches,
--- and what can be found now by asking the other databases: this one's evidence is compared with the decisions
--- at its homes, and its decisions with the evidence at their participants. Those are reached through dblink;
--- who cannot be reached is a finding of its own, so that silence is never taken for health.
+-- What does not add up, with what it means and what to do. Losses that recovery has recorded, forced
+-- branches, and what can be found now by asking the other databases: this one's evidence is compared with the
+-- decisions at its homes, and its decisions with the evidence at their participants. Those are reached
+-- through dblink; who cannot be reached is a finding of its own, so that silence is never taken for health.
 --
--- Its pages are long, and a generic plan would compare each id with each: with the arrays known, they are hashed.
+-- Its pages are long, and a generic plan would compare each id with each: with the arrays known, they are
+-- hashed.
 create function once.audit()
-returns table (finding text, transaction_id uuid, participant text, home uuid, since timestamptz, meaning text, to_do text)
+returns table (
+  finding text,
+  transaction_id uuid,
+  participant text,
+  home uuid,
+  since timestamptz,
+  meaning text,
+  to_do text
+)
 language plpgsql volatile
 set search_path = ''
 set plan_cache_mode = force_custom_plan
@@ -3986,166 +4427,142 @@ declare
   v_self uuid := once.database_id();
   v_patience constant interval := '1 minute';  -- younger than this, recovery is probably at it
   v_other record;
-  v_connection text;
-  v_prepared uuid[];
-  v_known uuid[];
+  v_answer record;
   v_page constant integer := 100000;
+  v_repair constant text := 'compare the data of both, repair by hand; '
+                            'then select once.acknowledge(%L, ''<what you did>'')';
+  v_to_do constant text := 'pgonce recover (or once.recover()) records it; then compare the data of both and '
+                           'repair by hand';
 begin
   perform once.assert_home(v_self);
 
   return query
   select l.kind, l.transaction_id, l.participant, l.home, l.found_at,
-         case l.kind when 'lost branch' then format('the home committed, participant %s did not: it has lost its prepared branch', l.participant)
-                     else format('participant %s committed, the home has no decision: it has lost it', l.participant) end,
-         format('compare the data of both, repair by hand; then select once.acknowledge(%L, ''<what you did>'')', l.transaction_id)
+         format(case l.kind
+                  when 'lost branch'
+                    then 'the home committed, participant %s did not: it has lost its prepared branch'
+                  else 'participant %s committed, the home has no decision: it has lost it' end,
+                l.participant),
+         format(v_repair, l.transaction_id)
     from once.loss l
    where l.acknowledged_at is null
    order by l.found_at;
 
   -- A forced branch whose home answers again.
-  if exists (select from once.heuristic f where f.judged_at is null) then
-    for v_other in
-      select distinct f.transaction_id as id, a.outcome
-        from once.heuristic f
-        join once.ask_homes((select array_agg(u.gid) from once.heuristic u where u.judged_at is null)) a on a.gid = f.gid
-       where a.outcome in ('committed', 'aborted')
-    loop
-      perform once.judge_heuristic(v_other.id, v_other.outcome);
-    end loop;
-  end if;
+  perform once.consult('judge');
   return query
   select o.outcome, o.transaction_id, o.participant, o.home, o.forced_at,
-         case o.outcome
-           when 'hazard' then format('forced to %s by %s (%s); what the home decided is not known', o.forced, o.forced_by, o.reason)
-           when 'mixed' then format('forced by %s (%s): this branch %s, the home %s', o.forced_by, o.reason, o.done, o.decided)
-           else format('forced by %s (%s), and the home decided the same', o.forced_by, o.reason) end,
-         case o.outcome
-           when 'hazard' then case when b.gid is not null then 'the line was not typed: type it, or select once.resolve() if the home is back'
-                                   else format('wait for the home; if it never comes back: select once.acknowledge(%L, ''<why>'')', o.transaction_id) end
-           when 'mixed' then format('compare the data of both, repair by hand; then select once.acknowledge(%L, ''<what you did>'')', o.transaction_id)
-           else format('nothing: select once.acknowledge(%L, ''as decided'')', o.transaction_id) end
+         format(case o.outcome
+                  when 'hazard' then 'forced to %1$s by %2$s (%3$s); what the home decided is not known'
+                  when 'mixed' then 'forced by %2$s (%3$s): this branch %4$s, the home %5$s'
+                  else 'forced by %2$s (%3$s), and the home decided the same' end,
+                o.forced, o.forced_by, o.reason, o.done, o.decided),
+         format(case
+                  when o.outcome = 'mixed' then v_repair
+                  when o.outcome <> 'hazard' then 'nothing: select once.acknowledge(%L, ''as decided'')'
+                  when b.gid is not null
+                    then 'the line was not typed: type it, or select once.resolve() if the home is back'
+                  else 'wait for the home; if it never comes: select once.acknowledge(%L, ''<why>'')' end,
+                o.transaction_id)
     from once.heuristics o
     left join once.branch b on b.gid = o.gid
    where o.acknowledged_at is null
    order by o.forced_at;
 
-  -- Evidence here, decisions there. A decision goes only after its evidence: so evidence that is still there
-  -- after its decision was not, has none. Hence the second look.
+  -- Each of the other databases is asked what a recoverer would ask it:
+  --   evidence here, decisions there. A decision goes only after its evidence: so evidence that is still
+  --     there after its decision was not, has none.
+  --   decisions here, branches there: first what is prepared, then what is evident, then whether it is
+  --     confirmed meanwhile, for then evidence goes. Those first that are not proven: the others are many.
+  --   branches here whose transaction somebody has acknowledged at its home: it would now be called aborted.
   for v_other in
-    select e.home, array_agg(e.transaction_id) as ids, count(*) as n, min(e.recorded_at) as since
+    select 'audit' as step, e.home as asked, array_agg(e.transaction_id) as ids, min(e.recorded_at) as since,
+           'branches that committed here could not be compared with their home' as problem
       from (select e.* from once.evidence e
              where e.recorded_at < clock_timestamp() - v_patience
-               and not exists (select from once.loss l where l.transaction_id = e.transaction_id and l.kind = 'lost decision')
-               and not exists (select from once.heuristic f where f.transaction_id = e.transaction_id
-                                                           and f.decided is distinct from 'committed')
+               and not exists (select from once.loss l
+                                where l.transaction_id = e.transaction_id and l.kind = 'lost decision')
+               and not exists (select from once.heuristic f
+                                where f.transaction_id = e.transaction_id
+                                  and f.decided is distinct from 'committed')
              limit v_page) e
      group by e.home
-  loop
-    begin
-      if v_other.home = v_self then
-        select coalesce(array_agg(d.transaction_id), '{}') into v_known from once.find_decisions(v_other.ids) d;
-      else
-        v_connection := once.connect(v_other.home);
-        select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_known
-          from once.remote(v_connection, format('select array[d.transaction_id::text] from once.find_decisions(%L::uuid[]) d', v_other.ids)) r (v);
-        perform once.disconnect(v_connection);
-      end if;
-      return query
-      select 'evidence without home row', e.transaction_id, e.participant, e.home, e.recorded_at,
-             'this branch committed, its home has no decision: the home lost it (a failover, a restored backup)',
-             'pgonce recover (or once.recover()) records it; then compare the data of both and repair by hand'
-        from once.evidence e
-       where e.transaction_id = any (v_other.ids) and e.transaction_id <> all (v_known);
-    exception when others then
-      return query
-      select 'not compared', null::uuid, null::text, v_other.home, v_other.since,
-             format('%s branches that committed here could not be compared with their home: %s', v_other.n, sqlerrm),
-             'reach it: select once.add_peer(''server''); or audit from outside: npx pgonce recover';
-    end;
-  end loop;
-
-  -- Decisions here, branches there: first what is prepared, then what is evident, then whether it is confirmed
-  -- meanwhile, for then evidence goes. Those first of which nothing is proven: of the others there are many, those
-  -- of the last ten minutes.
-  for v_other in
-    select p.database_id, array_agg(g.transaction_id) as ids, array_agg(p.name) as names, array_agg(g.decided_at) as decided,
-           count(*) as n, min(g.decided_at) as since
+    union all
+    select 'prove', p.id, array_agg(g.transaction_id), min(g.decided_at),
+           'decisions made here could not be compared with this participant'
       from (select g.* from once.global_transaction g
              where g.confirmed_at is null and g.decided_at < clock_timestamp() - v_patience
              order by g.proven_at nulls first, g.decided_at limit v_page) g
-     cross join lateral unnest(g.participants, g.database_ids) p (name, database_id)
-     group by p.database_id
-  loop
-    begin
-      v_connection := once.connect(v_other.database_id);
-      select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_prepared
-        from once.remote(v_connection, 'select array[b.transaction_id::text] from once.branch b where b.transaction_id is not null') r (v);
-      select coalesce(array_agg((r.v)[1]::uuid), '{}') into v_known
-        from once.remote(v_connection, format('select array[e::text] from once.find_evidence(%L::uuid[]) e', v_other.ids)) r (v);
-      perform once.disconnect(v_connection);
-      return query
-      select case when i.id = any (v_prepared) then 'decided, not finished' else 'home row without evidence' end,
-             i.id, i.name, v_self, i.decided_at,
-             case when i.id = any (v_prepared) then 'decided to commit here, and still prepared at the participant'
-                  else 'committed here, and the participant has neither the prepared branch nor evidence: it lost it '
-                       '(a failover, a restored backup, a manual ROLLBACK PREPARED)' end,
-             case when i.id = any (v_prepared) then 'run recovery there: select once.recover() or select once.resolve() \gexec'
-                  else 'pgonce recover (or once.recover()) records it; then compare the data of both and repair by hand' end
-        from unnest(v_other.ids, v_other.names, v_other.decided) i (id, name, decided_at)
-        join once.global_transaction g on g.transaction_id = i.id and g.confirmed_at is null
-       where i.id <> all (v_known)
-         and not exists (select from once.loss l where l.transaction_id = i.id and l.participant = i.name and l.kind = 'lost branch');
-    exception when others then
-      return query
-      select 'not compared', null::uuid, null::text, v_other.database_id, v_other.since,
-             format('%s decisions made here could not be compared with this participant: %s', v_other.n, sqlerrm),
-             'reach it: select once.add_peer(''server''); or audit from outside: npx pgonce recover';
-    end;
-  end loop;
-
-  -- Branches here whose transaction somebody has acknowledged at its home: it would now be called aborted.
-  for v_other in
-    select b.home, array_agg(b.transaction_id) as ids
-      from once.branch b
-     where b.ours
+     cross join lateral unnest(g.database_ids) p (id)
+     group by p.id
+    union all
+    select 'acknowledge', b.home, array_agg(b.transaction_id), null,
+           'branches in doubt here could not be compared with their home'
+      from once.branch b where b.ours
      group by b.home
   loop
     begin
-      if v_other.home = v_self then
-        select array_agg(i) into v_known from once.find_acknowledged(v_other.ids) i;
-      else
-        v_connection := once.connect(v_other.home);
-        select array_agg((r.v)[1]::uuid) into v_known
-          from once.remote(v_connection, format('select array[i::text] from once.find_acknowledged(%L::uuid[]) i', v_other.ids)) r (v);
-        perform once.disconnect(v_connection);
-      end if;
-      return query
-      select 'branch of an acknowledged transaction', b.transaction_id, b.participant, b.home, b.prepared_at,
-             'prepared here, while its transaction was acknowledged as lost at its home: it came back from a '
-             'backup or a standby. Recovery would roll it back',
-             'read once.intervention at the home: what was repaired there by hand must not be done twice; then finish it by hand'
-        from once.branch b
-       where b.ours and b.transaction_id = any (v_known);
+      select a.* into v_answer from once.read_messages(once.carry(jsonb_build_object(
+        'step', v_other.step, 'asking', v_self, 'asked', v_other.asked, 'ids', v_other.ids)::text)) a;
     exception when others then
       return query
-      select 'not compared', null::uuid, null::text, v_other.home, null::timestamptz,
-             format('%s branches in doubt here could not be compared with their home: %s', cardinality(v_other.ids), sqlerrm),
-             'reach it: select once.add_peer(''server''); or recover from outside: npx pgonce recover';
+      select 'not compared', null::uuid, null::text, v_other.asked, v_other.since,
+             format('%s %s: %s', cardinality(v_other.ids), v_other.problem, sqlerrm),
+             'reach it: select once.add_peer(''server''); or from outside: npx pgonce recover';
+      continue;
     end;
+    if v_other.step = 'audit' then
+      return query
+      select 'evidence without home row', e.transaction_id, e.participant, e.home, e.recorded_at,
+             'this branch committed, its home has no decision: it lost it (a failover, a restored backup)',
+             v_to_do
+        from once.evidence e
+       where e.transaction_id = any (v_answer.missing);
+    elsif v_other.step = 'prove' then
+      return query
+      select case when i.lost then 'home row without evidence' else 'decided, not finished' end,
+             g.transaction_id, p.name, v_self, g.decided_at,
+             case when i.lost
+                  then 'committed here, and the participant has neither the prepared branch nor evidence: '
+                       'it lost it (a failover, a restored backup, a manual ROLLBACK PREPARED)'
+                  else 'decided to commit here, and still prepared at the participant' end,
+             case when i.lost then v_to_do
+                  else 'run recovery there: select once.recover() or select once.resolve() \gexec' end
+        from (select u.id, u.id = any (v_answer.missing) as lost from unnest(v_answer.ids) u (id)
+               where u.id <> all (v_answer.evident)) i
+        join once.global_transaction g on g.transaction_id = i.id and g.confirmed_at is null
+       cross join lateral unnest(g.participants, g.database_ids) p (name, id)
+       where p.id = v_other.asked
+         and not exists (select from once.loss l
+                          where l.transaction_id = i.id and l.participant = p.name
+                            and l.kind = 'lost branch');
+    else
+      return query
+      select 'branch of an acknowledged transaction', b.transaction_id, b.participant, b.home, b.prepared_at,
+             'prepared here, while its transaction was acknowledged as lost at its home: it came back '
+             'from a backup or a standby. Recovery would roll it back',
+             'read once.intervention at the home: what was repaired there by hand must not be done twice; '
+             'then finish it by hand'
+        from once.branch b
+       where b.ours and b.transaction_id = any (v_answer.ids);
+    end if;
   end loop;
 
-  -- Branches whose owner was dropped: nothing proves any more that they are ours, so nobody offers to finish them.
+  -- Branches whose owner was dropped: nothing proves any more that they are ours, so nobody offers to finish
+  -- them.
   return query
   select 'branch without an owner', b.transaction_id, b.participant, b.home, b.prepared_at,
-         'prepared by a role that was dropped: nothing proves any more that it is ours, so recovery leaves it, with its locks',
-         format('at its home: select once.gid_outcome(%1$L); then here, as a superuser: commit prepared %1$L, or rollback', b.gid)
+         'prepared by a role that was dropped: nothing proves any more that it is ours, so recovery leaves '
+         'it, with its locks',
+         format('at its home: select once.gid_outcome(%1$L); then here, as a superuser: '
+                'commit prepared %1$L, or rollback', b.gid)
     from once.branch b
    where b.owner is null and b.transaction_id is not null;
 end
 $$;
 
 comment on function once.audit() is
-  'What does not add up: losses, forced branches, evidence without decision, decisions without evidence; each with its meaning and what to do.';
+  'What does not add up: losses, forced branches, evidence without decision or the reverse; and what to do.';
 call once.allow('recover', 'audit');
 --! EndIncluded operator/audit.sql
 --! Included operator/health.sql
@@ -4171,10 +4588,6 @@ with prepared as materialized (
     from once.decode_gids(array(select p.gid from prepared p where p.gid like 'once:%')) g
     join decision d on d.transaction_id = g.transaction_id
    where g.home = (select i.id from once.database i)
-), partition as materialized (
-  select i.inhrelid as oid, case when c.relname ~ '^message_[0-9]{8}$' then to_date(right(c.relname, 8), 'YYYYMMDD') end as day
-    from pg_catalog.pg_inherits i join pg_catalog.pg_class c on c.oid = i.inhrelid
-   where i.inhparent = 'once.message'::regclass
 ), finding (name, value, warn, critical, hint) as (
   select 'row_security_tables', count(*)::double precision, 1::double precision, 1::double precision,
          'rows of schema once are hidden from applications: alter table once.<table> disable row level security'
@@ -4192,7 +4605,7 @@ with prepared as materialized (
     from branch b where b.ours
   union all
   select 'prepared_slots_used_ratio', count(*) / nullif(current_setting('max_prepared_transactions')::double precision, 0), 0.7, 0.9,
-         'select * from once.in_doubt; more slots: alter system set max_prepared_transactions = …, then restart'
+         'select * from once.in_doubt; more slots: alter system set max_prepared_transactions = ..., then restart'
     from prepared
   union all
   select 'prepared_xid_age', max(p.xid_age), least(10e6, current_setting('autovacuum_freeze_max_age')::double precision * 0.5),
@@ -4238,21 +4651,28 @@ with prepared as materialized (
     from once.recovery r, once.database i
   union all
   select 'ledger_bytes',
-         pg_total_relation_size('once.producer') + coalesce((select sum(pg_total_relation_size(p.oid)) from partition p), 0),
+         pg_total_relation_size('once.message') + pg_total_relation_size('once.producer')
+         + pg_total_relation_size('once.claimed_ahead'),
          null, null, null
-  union all
-  select 'ledger_partitions', count(*), 3000, 3900,
-         'set a retention for every scope: select once.set_retention(''scope'', ''30 days''); then pgonce expire; the limit is 4000'
-    from partition p where p.day is not null
-  union all
-  select 'ledger_expired_partitions', count(*), 2, 7, 'nobody expires keys: pgonce expire, or select * from once.expire() until no row says more'
-    from partition p
-   where p.day < (select (min(coalesce(s.horizon, '-infinity')) at time zone 'UTC')::date from once.scope s)
   union all
   select 'horizon_lag_seconds',
          extract(epoch from max(now() - s.retention - greatest(s.horizon, i.created_at - s.retention))), 172800, 604800,
-         'expired keys are kept too long: pgonce expire, or select * from once.expire() until no row says more'
+         'keys are known for longer than their scope''s retention: pgonce expire, or select * from once.expire()'
     from once.scope s, once.database i where s.retention is not null
+  union all
+  select 'expiry_age_seconds',
+         case when exists (select from once.scope s where s.horizon is not null)
+              then extract(epoch from clock_timestamp()
+                                      - greatest(e.finished_on::timestamp at time zone 'UTC', i.created_at)) end,
+         259200, 864000,
+         'keys past their horizon are not deleted: pgonce expire, or select * from once.expire() until no row says more'
+    from once.expiry e, once.database i
+  union all
+  select 'expiry_waits_seconds',
+         case when e.waits_for <> '{}' then extract(epoch from clock_timestamp() - e.begun_at) end, 86400, 604800,
+         'keys past their horizon cannot be deleted: '
+         'select * from once.expire() names the transactions that are in the way'
+    from once.expiry e
   union all
   select 'expired_claims_per_day', coalesce(sum(e.claims), 0), 1, null,
          'messages came later than their scope remembers and were not processed: select * from once.expired_claims; '
@@ -4260,8 +4680,12 @@ with prepared as materialized (
     from once.expired_claim e where e.answered_at > now() - interval '1 day'
   union all
   select 'producer_gaps_ratio', max(p.gaps::double precision / nullif(p.max_gaps, 0)), 0.8, 1,
-         'select * from once.producers order by gaps desc; deliver what is missing, or once.set_watermark(…)'
-    from once.producers p
+         'select * from once.producers order by gaps desc; deliver what is missing, or once.set_watermark(...)'
+    from once.producer p
+  union all
+  select 'producers_near_gap_limit', count(*), 1, null,
+         'select * from once.producers order by gaps desc; one that begins at 1 wants start_at, and ids with holes the key ledger'
+    from once.producer p where p.gaps >= p.max_gaps * 0.5 and p.gaps > 0
   union all
   select 'position_lag_messages', sum(l.lag)::double precision, null, null, null from once.lag l
   union all

@@ -64,9 +64,19 @@ export const mutants: readonly ChaosMutant[] = [
     what: 'recovery rolls back a branch whose home still runs once it is old enough',
     edits: [
       {
-        file: 'src/recovery/finishing.ts',
-        find: `if (outcome !== 'committed' && outcome !== 'aborted') continue`,
-        replace: 'if (outcome === undefined) continue',
+        file: 'sql/recovery/finish_statements.sql',
+        find: `when o.outcome = 'pending'`,
+        replace: `when o.outcome = ''`,
+      },
+      {
+        file: 'sql/recovery/finish_statements.sql',
+        find: `(select distinct * from unnest(`,
+        replace: `(select distinct i, x, case o when 'committed' then o else 'aborted' end from unnest(`,
+      },
+      {
+        file: 'sql/recovery/finish_statements.sql',
+        find: `finish_statements.outcomes)`,
+        replace: `finish_statements.outcomes) u (i, x, o)`,
       },
     ],
     run: ['--workload', 'bank', '--faults', 'stall', '--slots', '4'],
@@ -96,9 +106,14 @@ export const mutants: readonly ChaosMutant[] = [
     what: 'the fast path of a claim takes what lies behind the watermark for new',
     edits: [
       {
-        file: 'sql/ledger/claim_run.sql',
-        find: 'and p.watermark = claim_run.first - 1',
-        replace: 'and p.watermark >= claim_run.first - 1',
+        file: 'sql/ledger/claim.sql',
+        find: 'and p.watermark + 1 = claim.sequence',
+        replace: 'and p.watermark + 1 >= claim.sequence',
+      },
+      {
+        file: 'sql/ledger/claim_ranges.sql',
+        find: 'and p.watermark + 1 = lower(claim_ranges.ranges)',
+        replace: 'and p.watermark + 1 >= lower(claim_ranges.ranges)',
       },
     ],
     run: ['--workload', 'monotonic,queue', '--faults', 'kill,point'],

@@ -38,14 +38,14 @@ const models: readonly Check[] = [
   {
     name: 'commit',
     kind: 'model',
-    what: 'home + 3 branches, 2 recoverers, 3 crashes of the home, a squatter',
+    what: 'home + 3 branches, 2 couriers, 3 crashes of the home, a squatter',
     flags: ['SQUAT', 'BRANCHES=3', 'CRASHES=3'],
     expected: 'holds',
   },
   {
     name: 'purging',
     kind: 'model',
-    what: 'home + 3 branches, 2 recoverers, 3 crashes; they prove, purge and audit',
+    what: 'home + 3 branches, 2 couriers, 3 crashes; they prove, purge and audit',
     flags: ['PURGING', 'BRANCHES=3', 'CRASHES=3'],
     expected: 'holds',
     quick: ['PURGING', 'BRANCHES=3', 'CRASHES=1'],
@@ -53,15 +53,14 @@ const models: readonly Check[] = [
   {
     name: 'failover',
     kind: 'model',
-    what: 'home + 3 branches, 2 recoverers, one failover of any server; the same',
-    flags: ['PURGING', 'BRANCHES=3', 'CRASHES=0', 'FAILOVERS=1'],
+    what: 'home + 3 branches, one courier at a time, one failover of any server; the same',
+    flags: ['PURGING', 'BRANCHES=3', 'CRASHES=0', 'FAILOVERS=1', 'COURIERS=1'],
     expected: 'holds',
-    quick: failover,
   },
   {
     name: 'failover-crashes',
     kind: 'model',
-    what: 'home + 2 branches, a failover and 3 crashes',
+    what: 'home + 2 branches, 2 couriers, a failover and 3 crashes',
     flags: ['PURGING', 'BRANCHES=2', 'CRASHES=3', 'FAILOVERS=1'],
     expected: 'holds',
     quick: null,
@@ -69,7 +68,7 @@ const models: readonly Check[] = [
   {
     name: 'ends',
     kind: 'model',
-    what: 'no orphan: home + 3 branches, 3 deaths of recoverers or crashes of the home',
+    what: 'no orphan: home + 3 branches, 3 deaths of couriers or crashes of the home',
     flags: ['LIVE', 'SQUAT', 'BRANCHES=3', 'CRASHES=3'],
     liveness: true,
     expected: 'holds',
@@ -156,6 +155,9 @@ const mutants: readonly Check[] = [
   mutant('async-mark', purging, 'false_alarm', 'the mark "confirmed" is not flushed before evidence goes'),
   mutant('one-look', failover, 'silent_loss', 'evidence is not looked for again before it is deleted'),
   mutant('one-wait', failover, 'false_alarm', 'evidence is deleted as soon as it was looked for again'),
+  mutant('any-look', failover, 'silent_loss', 'an answer to the first look is taken for one to the second'),
+  mutant('silent', purging, 'premature', 'a participant that has not answered is not waited for'),
+  mutant('unasked', purging, 'false_alarm', 'evidence is asked for before the decision was read'),
   mutant('async-delete', purging, 'false_alarm', 'deleted evidence is not flushed before the decision goes'),
 ]
 
@@ -199,6 +201,11 @@ const witnesses: readonly Check[] = [
   witness('squatted', [...small, 'SQUAT'], 'a squatter makes the home fail, and everything is rolled back'),
   witness('purged', purging, 'everything committed, proven and purged'),
   witness('lost-branch', failover, 'a failover loses a branch, the audit records it'),
+  witness(
+    'late-answer',
+    failover,
+    'evidence that is lost again is applied all the same, and the second look finds the loss',
+  ),
   witness('lost-decision', failover, 'a failover loses the decision, the audit records it'),
 ]
 

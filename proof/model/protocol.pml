@@ -1,16 +1,17 @@
 /*
  * pgonce's commit protocol, for Spin: one global transaction, its home and its branches, the coordinator, two
- * recoverers, and everything that can go wrong with them. `npm run model` checks it; README.md maps it to the
+ * couriers, and everything that can go wrong with them. `npm run model` checks it; README.md maps it to the
  * code. Every atomic block is one statement as its server carries it out; between two of them anything else may
  * happen.
  *
  * Parts, by flag:
  *   BRANCHES=n      participants besides the home (2 or 3)
  *   CRASHES=n       crashes of the home's server; what else may fail is not counted, see below
+ *   COURIERS=n      answers that may be under way at once (2); what was said before is heard by all of them anyway
  *   SQUAT           a stranger may insert a decision row under our id, with an xid of his own
- *   PURGING      recoverers prove, purge and audit
+ *   PURGING         couriers carry what proves, purges and audits
  *   FAILOVERS=n     an asynchronous standby of any server takes over and has lost the newest transactions
- *   LIVE            recoverers do everything in turn, as src/recovery/recovery.ts, for the liveness check
+ *   LIVE            couriers do everything in turn, as src/recovery/recovery.ts, for the liveness check
  *   MUTANT_…        a bug
  *   WITNESS_…       asks whether a state can be reached at all
  *   LIMIT_…         drops an assumption, to show that it is needed
@@ -18,8 +19,9 @@
  * Why so little state is enough. What may happen at any time at no cost need not be remembered:
  *
  * - A lost acknowledgement. Whoever waits for an answer may go on without it, always.
- * - A coordinator or recoverer that dies. The coordinator may stop before each statement, a recoverer may begin
- *   anew. What it had sent but was not carried out yet is the same process being slow: it stops after it instead.
+ * - A coordinator or courier that dies. The coordinator may stop before each statement; a courier carries nothing of
+ *   its own, so its death is an answer that nobody hears. What either had sent but was not carried out yet is the same
+ *   process being slow: it stops after it instead.
  * - A crash of a participant's server. It ends open sessions, which may end anyway (a branch that is not prepared
  *   may be refused at any time). PREPARE, COMMIT PREPARED and ROLLBACK PREPARED are flushed before anybody sees
  *   their effect, so nothing that was seen is lost. One that crashed between flush and effect, or that is down
@@ -29,8 +31,8 @@
  *   before it is visible it looks like not done (somebody else is "busy", and waits), and a crash then makes it
  *   visible. Only the home's COMMIT is more: there the moments "durable", "row visible" and "not in progress" are
  *   told apart, in that order. Postgres joins the last two; the protocol does not need that.
- * - The list of prepared transactions that a recovery begins with. A recoverer here tries any branch that is
- *   prepared now, which includes those that were listed then.
+ * - The questions about outcomes. A home here answers at any time, also what nobody has asked; and what it said is
+ *   tried on any branch that is prepared now, which includes those that were listed then.
  * - 55000 (busy) and 42704 (does not exist): the statement had no effect; what the code concludes from it, asks
  *   for evidence, is no more than it may do at any time.
  */
@@ -43,6 +45,9 @@
 #endif
 #ifndef FAILOVERS
 #define FAILOVERS 0
+#endif
+#ifndef COURIERS
+#define COURIERS 2
 #endif
 
 /* The properties, as they are called in the results. */
@@ -417,36 +422,23 @@ stop:
 
 /* ---------------------------------------------------------------------------------------------------------- */
 
-/* What a recoverer has seen of a branch: two bits each. */
-#ifndef MUTANT_ONE_LOOK
-#define CLEAR_SEEN seen = 0; second = 0
-#else
-#define CLEAR_SEEN seen = 0
-#endif
-#define UNSEEN  0
-#define EVIDENCE 1
-#define MISSING 2 /* not prepared, then no evidence */
-#define WAITING 3 /* prepared */
-#define SEEN(i) ((seen >> (2 * (i))) & 3)
-#define IS_UNSEEN(i) (SEEN(i) == UNSEEN)
-#define IS_SEEN(i) (SEEN(i) != UNSEEN)
-#define IS_EVIDENT(i) (SEEN(i) == EVIDENCE)
-#define IS_MISSING(i) (SEEN(i) == MISSING)
-
-
 /*
- * A recoverer: finishes, proves, purges, audits, in any order, with whatever it finds, and may die before each
- * statement. What it finds in a batch is found for each transaction on its own, so one transaction is enough.
- *
- * With LIVE it does all in turn and dies only at the cost of a crash: the liveness check needs that somebody who
- * runs gets on with it.
+ * What was said: questions that a database asked, and answers that another gave. Couriers carry them. A courier may be
+ * slow, or die, or be one of several that carry the same; so nothing that was said is ever taken back: whoever it is for
+ * may hear it at any later time, any number of times, or never.
  */
-#ifdef LIVE
-#define DIE crashes > 0 -> crashes--
-#define NEXT(label) goto label
-#else
-#define DIE true
-#define NEXT(label) goto idle
+bit says_committed; /* once.answer of the home about a branch in doubt: the outcomes */
+bit says_aborted;
+#ifdef PURGING
+byte asked;         /* questions of the home's, that have read its row: a bit for each of these */
+#define PROVING    0 /* is the evidence there? The row was not proven. */
+#define CONFIRMING 1 /* is it still there? The row was proven half of `keep` ago. */
+#define DELETING   2 /* delete it. The row was confirmed the other half ago. */
+byte evident[2];    /* answers to both looks: a bit for each branch */
+byte missing[2];    /* not prepared, and then no evidence */
+byte deleted;       /* answers to DELETING */
+byte compared;      /* questions of the audit: the evidence of these branches was read */
+byte unknown;       /* the home's answers: there is no such decision */
 #endif
 
 #if BRANCHES > 2
@@ -454,133 +446,218 @@ stop:
 #else
 #define EACH(option) option(0) option(1)
 #endif
+#define ALL_BRANCHES ((1 << BRANCHES) - 1)
+#define ADD(mask, i) mask = mask | (1 << (i))
 
-#define RECORD_MISSING(i) \
-  if \
-  :: IS_MISSING(i) -> \
-       lost_branch = lost_branch | (1 << i); printf("%d: records a lost branch, %d\n", _pid, i); \
-       REQUIRE(!IS_COMMITTED(i) || HAS_FAILED(i), false_alarm) \
-  :: else \
-  fi;
+/*
+ * A courier: anybody who has connections. Any step that what was said allows, in any order; so it is also every courier
+ * that died, and all of them together. There are two, since an answer takes two readings, and two may be at it at once.
+ *
+ * With LIVE it goes through all in turn, as src/recovery/courier.ts, and stops in the middle only at the cost of a
+ * crash: the liveness check needs that somebody who runs gets on with it.
+ */
+#ifdef LIVE
+#define THEN(label) goto label
+#define DIE :: atomic { crashes > 0 -> crashes--; which = 0; goto idle }
+#else
+#define THEN(label) goto idle
+#define DIE
+#endif
 
-/* lookForBranches, first statement: the list of prepared transactions. */
-#define LOOK(i) \
-  :: atomic { IS_UNSEEN(i) -> which = i; listed = IS_PREPARED(i); CALL(i) \
-       printf("%d: branch %d is prepared: %d\n", _pid, i, listed); goto evidence }
-#define LOOK_WRONG(i) \
-  :: atomic { IS_UNSEEN(i) -> which = i; listed = EVIDENT(i); \
-       printf("%d: branch %d is evident: %d\n", _pid, i, listed); goto evidence }
+/* What once.apply returned: the statement, and the answer that it was made of, are carried as late as all else. */
+#define RUN(i) \
+  :: atomic { says_committed && IS_PREPARED(i) -> commit_prepared(i); THEN(running) } \
+  :: atomic { says_aborted && IS_PREPARED(i) -> rollback_prepared(i); THEN(running) }
 
-#define DELETE(i) \
-  :: atomic { IS_UNSEEN(i) -> \
-       seen = seen | (EVIDENCE << (2 * i)); \
+/* once.answer about evidence, first statement: the list of prepared transactions. */
+#ifdef MUTANT_AUDIT_ORDER
+#define LISTED(i) EVIDENT(i)
+#else
+#define LISTED(i) IS_PREPARED(i)
+#endif
+#ifdef MUTANT_UNASKED
+#define IS_ASKED_FOR(n) true
+#else
+#define IS_ASKED_FOR(n) HAS(asked, n)
+#endif
+/* Whoever asks again hears nothing else, unless a standby has taken over since: it need not be tried. */
+#define IS_TOLD(i, n) (HAS(evident[n], i) && (HAS(missing[n], i) || !HAS_FAILED(i)))
+#define IS_SAID ((says_committed || says_aborted) && (says_committed && says_aborted || !HAS_FAILED(BRANCHES)))
+#define LOOK(i, n) \
+  :: atomic { IS_ASKED_FOR(n) && !IS_TOLD(i, n) -> \
+       which = i; look = n; listed = LISTED(i); CALL(i) \
+       printf("%d: branch %d is listed: %d\n", _pid, i, listed); goto evidence }
+#ifdef MUTANT_ONE_LOOK
+#define LOOKS(i) LOOK(i, PROVING)
+#else
+#define LOOKS(i) LOOK(i, PROVING) LOOK(i, CONFIRMING)
+#endif
+
+/* once.apply of answers about evidence: marks what is evident everywhere, and records what is missing and unmarked. */
+#if defined(MUTANT_ANY_LOOK)
+#define IS_SEEN(n) ((evident[0] | evident[n]) == ALL_BRANCHES)
+#elif defined(MUTANT_SILENT)
+#define IS_SEEN(n) (evident[n] != 0 && missing[n] == 0)
+#elif defined(MUTANT_PURGE_EARLY)
+#define IS_SEEN(n) (n == PROVING || evident[n] == ALL_BRANCHES)
+#else
+#define IS_SEEN(n) (evident[n] == ALL_BRANCHES)
+#endif
+#ifdef MUTANT_ASYNC_MARK
+#define SOFTEN_MARK soft = 1;
+#else
+#define SOFTEN_MARK
+#endif
+#define MARK(n, from, to) \
+  :: atomic { IS_SEEN(n) && row == from -> \
+       row = to; SOFTEN_MARK \
+       printf("%d: marks the decision after look %d\n", _pid, n); \
+       REQUIRE(EVERY(IS_COMMITTED) || FAILED_OVER, premature); THEN(purging) }
+#if defined(MUTANT_NO_RECHECK)
+#define IS_UNMARKED(n) true
+#else
+#define IS_UNMARKED(n) (row == UNPROVEN || (n == CONFIRMING && row == PROVEN))
+#endif
+#define RECORD(i, n) \
+  :: atomic { HAS(missing[n], i) && !HAS(lost_branch, i) && IS_UNMARKED(n) -> \
+       ADD(lost_branch, i); printf("%d: records a lost branch, %d\n", _pid, i); \
+       REQUIRE(!IS_COMMITTED(i) || HAS_FAILED(i), false_alarm); THEN(applying) }
+#define RECORD_PROVING(i) RECORD(i, PROVING)
+#define RECORD_CONFIRMING(i) RECORD(i, CONFIRMING)
+
+/* once.answer that deletes evidence: committed before it is given. */
+#ifdef MUTANT_ASYNC_DELETE
+#define SOFT_DELETE(i) ADD(soft, i)
+#else
+#define SOFT_DELETE(i) skip
+#endif
+#define REMOVE(i) \
+  :: atomic { HAS(asked, DELETING) && (!HAS(deleted, i) || IS_DONE(i)) -> \
+       ADD(deleted, i); \
        if \
        :: branch[i] == DONE -> branch[i] = CLEAN; SOFT_DELETE(i) \
        :: else \
        fi; \
        printf("%d: deletes the evidence of branch %d\n", _pid, i); \
-       REQUIRE(row != UNPROVEN || FAILED_OVER, premature) }
-#ifdef MUTANT_ASYNC_DELETE
-#define SOFT_DELETE(i) soft = soft | (1 << i)
-#else
-#define SOFT_DELETE(i) skip
-#endif
+       REQUIRE(row != UNPROVEN || FAILED_OVER, premature); THEN(purging) }
 
-/* audit() reads them all; in turn, one that it has recorded would keep it from the next. */
-#ifdef LIVE
-#define IS_NEWS(i) (!HAS(lost_decision, i))
+/* The audit: evidence, then no row, then still evidence. */
+#define COMPARE(i) \
+  :: atomic { EVIDENT(i) && !HAS(compared, i) -> \
+       ADD(compared, i); printf("%d: reads the evidence of branch %d\n", _pid, i); THEN(auditing) }
+#define DOUBT(i) \
+  :: atomic { HAS(compared, i) && !HAS(unknown, i) && row == NONE -> \
+       ADD(unknown, i); printf("%d: no decision for branch %d\n", _pid, i); THEN(auditing) }
+#ifdef MUTANT_NO_RECHECK_EVIDENCE
+#define IS_STILL_EVIDENT(i) true
 #else
-#define IS_NEWS(i) true
+#define IS_STILL_EVIDENT(i) EVIDENT(i)
 #endif
-#define AUDIT(i) \
-  :: atomic { EVIDENT(i) && IS_NEWS(i) -> which = i; printf("%d: evidence of branch %d\n", _pid, i); goto audit_row }
+#define ACCUSE(i) \
+  :: atomic { HAS(unknown, i) && !HAS(lost_decision, i) && IS_STILL_EVIDENT(i) -> \
+       ADD(lost_decision, i); printf("%d: records a lost decision, branch %d\n", _pid, i); \
+       REQUIRE(FAILED_OVER, false_alarm); THEN(auditing) }
 
-active [2] proctype Recoverer() {
-  byte seen;
+/* once.apply of answers about deleted evidence: once.purge. What is not confirmed is never touched. */
+#ifdef MUTANT_PURGE_ORDER
+#define IS_GONE true
+#else
+#define IS_GONE (deleted == ALL_BRANCHES)
+#endif
+#ifdef MUTANT_ONE_LOOK
+#define LAST_MARK PROVEN
+#else
+#define LAST_MARK CONFIRMED
+#endif
+#define PURGE \
+  :: atomic { IS_GONE && row == LAST_MARK -> \
+       row = NONE; purged = 1; printf("%d: deletes the decision\n", _pid); \
+       REQUIRE(EVERY(IS_CLEAN) || FAILED_OVER, premature); THEN(auditing) }
+
+/* once.ask of the home. */
+#define ASK(n) atomic { ADD(asked, n); printf("%d: the home asks %d\n", _pid, n) }
+
+active [COURIERS] proctype Courier() {
   byte which;
+  bit look;
   bit listed;
   REMEMBER
-#ifndef MUTANT_ONE_LOOK
-  bit second;
-#endif
 
 idle:
 end:
-#ifdef LIVE
-  goto finishing;
-#else
+#ifndef LIVE
   if
-  :: goto finishing
+  :: !IS_SAID -> goto outcome
+  EACH(RUN)
 #ifdef PURGING
-  :: atomic { row == UNPROVEN -> printf("%d: reads an unproven decision\n", _pid); goto prove }
+  :: atomic { row == UNPROVEN && !HAS(asked, PROVING) -> ASK(PROVING); goto idle }
+  EACH(LOOKS)
+  MARK(PROVING, UNPROVEN, PROVEN)
+  EACH(RECORD_PROVING)
 #ifndef MUTANT_ONE_LOOK
-  :: atomic { row == PROVEN -> AGE second = 1; printf("%d: reads a proven decision\n", _pid); goto prove }
-  :: atomic { row == CONFIRMED -> SETTLE printf("%d: reads a confirmed decision\n", _pid); goto purge }
+  :: atomic { row == PROVEN && !HAS(asked, CONFIRMING) -> AGE ASK(CONFIRMING); goto idle }
+  MARK(CONFIRMING, PROVEN, CONFIRMED)
+  EACH(RECORD_CONFIRMING)
+  :: atomic { row == CONFIRMED && !HAS(asked, DELETING) -> SETTLE ASK(DELETING); goto idle }
 #else
-  :: atomic { row == PROVEN -> AGE printf("%d: reads a proven decision\n", _pid); goto purge }
+  :: atomic { row == PROVEN && !HAS(asked, DELETING) -> AGE ASK(DELETING); goto idle }
 #endif
-  EACH(AUDIT)
+  EACH(REMOVE)
+  PURGE
+  EACH(COMPARE)
+  EACH(DOUBT)
+  EACH(ACCUSE)
 #endif
   fi;
 #endif
 
-  /* ---- once.branch_outcome: status, then row ---- */
-finishing:
+  /* ---- the outcome: once.branch_outcomes, status and then row ---- */
+outcome:
   if
 #if defined(MUTANT_BY_AGE)
-  :: atomic { ANY(IS_PREPARED) -> printf("%d: old enough, rolls back\n", _pid); goto rollback }
-  :: atomic { !ANY(IS_PREPARED) && HAS_ROW -> goto commit }
-  :: atomic { !ANY(IS_PREPARED) && !HAS_ROW -> goto idle }
+  :: atomic { ANY(IS_PREPARED) -> says_aborted = 1; printf("%d: old enough: aborted\n", _pid); THEN(running) }
+  :: atomic { !ANY(IS_PREPARED) && HAS_ROW -> says_committed = 1; THEN(running) }
+  :: atomic { !ANY(IS_PREPARED) && !HAS_ROW -> THEN(running) }
 #elif defined(MUTANT_ROW_FIRST)
-  :: atomic { HAS_ROW -> printf("%d: row\n", _pid); goto commit }
+  :: atomic { HAS_ROW -> says_committed = 1; printf("%d: row\n", _pid); THEN(running) }
   :: atomic { !HAS_ROW -> printf("%d: no row\n", _pid) }
 #elif defined(MUTANT_STATUS)
-  :: atomic { IS_OVER && status == COMMITTED -> printf("%d: the status is committed\n", _pid); goto commit }
+  :: atomic { IS_OVER && status == COMMITTED ->
+       says_committed = 1; printf("%d: the status is committed\n", _pid); THEN(running) }
   :: atomic { !IS_OVER || status != COMMITTED -> listed = IS_OVER; printf("%d: over: %d\n", _pid, listed) }
 #elif defined(MUTANT_STANDBY)
   :: atomic { true -> listed = IS_OVER; printf("%d: over: %d\n", _pid, listed) }
-  :: atomic { !replicated -> printf("%d: the standby knows neither xid nor row\n", _pid); goto rollback }
+  :: atomic { !replicated ->
+       says_aborted = 1; printf("%d: the standby knows neither xid nor row\n", _pid); THEN(running) }
 #else
   :: atomic { listed = IS_OVER; CALL(BRANCHES) printf("%d: over: %d\n", _pid, listed) }
 #endif
   fi;
   if
 #if defined(MUTANT_ROW_FIRST)
-  :: atomic { IS_OVER -> printf("%d: over\n", _pid); goto rollback }
-  :: atomic { !IS_OVER -> NEXT(proving) }
+  :: atomic { IS_OVER -> says_aborted = 1; printf("%d: over\n", _pid); THEN(running) }
+  :: atomic { !IS_OVER -> THEN(running) }
 #elif defined(MUTANT_PENDING)
-  :: atomic { HAS_ROW -> listed = 0; printf("%d: row\n", _pid); goto commit }
-  :: atomic { !HAS_ROW -> listed = 0; printf("%d: no row\n", _pid); goto rollback }
+  :: atomic { HAS_ROW -> listed = 0; says_committed = 1; printf("%d: row\n", _pid); THEN(running) }
+  :: atomic { !HAS_ROW -> listed = 0; says_aborted = 1; printf("%d: no row\n", _pid); THEN(running) }
 #else
-  :: atomic { BROKEN(BRANCHES) -> listed = 0; HANG_UP NEXT(proving) }
+  :: atomic { BROKEN(BRANCHES) -> listed = 0; HANG_UP THEN(running) }
   :: atomic { !BROKEN(BRANCHES) && HAS_ROW ->
-       listed = 0; HANG_UP printf("%d: row, so committed\n", _pid); goto commit }
+       listed = 0; HANG_UP says_committed = 1; printf("%d: row, so committed\n", _pid); THEN(running) }
   :: atomic { !BROKEN(BRANCHES) && !HAS_ROW && listed ->
-       listed = 0; HANG_UP printf("%d: no row, so aborted\n", _pid); goto rollback }
+       listed = 0; HANG_UP says_aborted = 1; printf("%d: no row, so aborted\n", _pid); THEN(running) }
   :: atomic { !BROKEN(BRANCHES) && !HAS_ROW && !listed ->
-       HANG_UP printf("%d: pending\n", _pid); NEXT(proving) }
+       HANG_UP printf("%d: pending\n", _pid); THEN(running) }
 #endif
   fi;
 
-  /* An answer never changes, so it may be carried out however late. */
-commit:
-  do
-  FINISH_EACH(commit_prepared)
 #ifdef LIVE
-  :: !ANY(IS_PREPARED) -> NEXT(proving)
-#endif
-  :: atomic { DIE; goto idle }
-  od;
-rollback:
+running:
   do
-  FINISH_EACH(rollback_prepared)
-#ifdef LIVE
-  :: !ANY(IS_PREPARED) -> NEXT(proving)
-#endif
-  :: atomic { DIE; goto idle }
+  EACH(RUN)
+  :: !ANY(IS_PREPARED) || !(says_committed || says_aborted) -> break
+  DIE
   od;
-
-proving:
 #ifdef MUTANT_ONE_SHOT
   /* It turns on the spot: Spin looks for what goes on for ever, and would not see it in what has stopped. */
   do
@@ -590,156 +667,80 @@ proving:
 #ifndef PURGING
   goto idle
 #else
-#ifdef LIVE
   if
-  :: atomic { row == UNPROVEN -> printf("%d: reads an unproven decision\n", _pid); goto prove }
-#ifndef MUTANT_ONE_LOOK
-  :: atomic { row == PROVEN -> AGE second = 1; printf("%d: reads a proven decision\n", _pid); goto prove }
-#endif
+  :: atomic { row == UNPROVEN -> ASK(PROVING); look = PROVING }
+  :: atomic { row == PROVEN -> AGE ASK(CONFIRMING); look = CONFIRMING }
   :: else -> goto purging
   fi;
+looking:
+  if
+  :: atomic { listed = IS_PREPARED(which); CALL(which) printf("%d: branch %d is listed: %d\n", _pid, which, listed) }
+  DIE
+  fi;
+#endif
 #endif
 
-  /* ---- prove() ---- */
-prove:
-  do
-#ifdef MUTANT_PURGE_EARLY
-  :: atomic { row == UNPROVEN -> CLEAR_SEEN; row = PROVEN; printf("%d: marks proven, unseen\n", _pid);
-       REQUIRE(EVERY(IS_COMMITTED), premature); NEXT(purging) }
-#endif
-#ifdef MUTANT_AUDIT_ORDER
-  EACH(LOOK_WRONG)
-#else
-  EACH(LOOK)
-#endif
-  :: atomic { EVERY(IS_EVIDENT) ->
-       /* once.mark_proven, once.mark_confirmed */
-       if
-       :: row == UNPROVEN ->
-            row = PROVEN; printf("%d: marks the decision proven\n", _pid);
-#ifdef MUTANT_ASYNC_MARK
-            soft = 1;
-#endif
-            REQUIRE(EVERY(IS_COMMITTED) || FAILED_OVER, premature)
-#ifndef MUTANT_ONE_LOOK
-       :: row == PROVEN && second ->
-            row = CONFIRMED; printf("%d: marks the decision confirmed\n", _pid);
-#ifdef MUTANT_ASYNC_MARK
-            soft = 1;
-#endif
-            REQUIRE(EVERY(IS_COMMITTED) || FAILED_OVER, premature)
-#endif
-       :: else
-       fi;
-       CLEAR_SEEN;
-       NEXT(purging) }
-  :: atomic { EVERY(IS_SEEN) && !EVERY(IS_EVIDENT) ->
-       /* once.find_decisions: still unproven? */
-       if
-#if defined(MUTANT_NO_RECHECK)
-       :: true ->
-#elif !defined(MUTANT_ONE_LOOK)
-       :: row == UNPROVEN || row == PROVEN ->
-#else
-       :: row == UNPROVEN ->
-#endif
-            EACH(RECORD_MISSING)
-            skip
-       :: else
-       fi;
-       CLEAR_SEEN; NEXT(purging) }
-#ifndef LIVE
-  :: atomic { CLEAR_SEEN; goto idle }
-#else
-  :: atomic { crashes > 0 -> crashes--; CLEAR_SEEN; goto idle }
-#endif
-  od;
-  /* lookForBranches, second statement, with a newer snapshot: evidence. */
+#ifdef PURGING
+  /* ---- the evidence, second statement, with a newer snapshot ---- */
 evidence:
   atomic {
     if
-    :: BROKEN(which) -> seen = seen | (WAITING << (2 * which))
+    :: BROKEN(which)
 #ifdef MUTANT_AUDIT_ORDER
-    :: !BROKEN(which) && listed -> seen = seen | (EVIDENCE << (2 * which))
-    :: !BROKEN(which) && !listed && IS_PREPARED(which) -> seen = seen | (WAITING << (2 * which))
+    :: !BROKEN(which) && listed -> ADD(evident[look], which)
+    :: !BROKEN(which) && !listed && IS_PREPARED(which)
 #else
     :: !BROKEN(which) && EVIDENT(which) ->
-         seen = seen | (EVIDENCE << (2 * which)); printf("%d: branch %d is evident\n", _pid, which)
-    :: !BROKEN(which) && !EVIDENT(which) && listed -> seen = seen | (WAITING << (2 * which))
+         ADD(evident[look], which); printf("%d: branch %d is evident\n", _pid, which)
+    :: !BROKEN(which) && !EVIDENT(which) && listed
 #endif
 #ifdef MUTANT_42704
-    :: else ->
-         seen = seen | (EVIDENCE << (2 * which)); printf("%d: branch %d does not exist: committed\n", _pid, which)
+    :: else -> ADD(evident[look], which); printf("%d: branch %d does not exist: committed\n", _pid, which)
 #else
-    :: else -> seen = seen | (MISSING << (2 * which)); printf("%d: branch %d is missing\n", _pid, which)
+    :: else -> ADD(missing[look], which); printf("%d: branch %d is missing\n", _pid, which)
 #endif
     fi;
-    which = 0; listed = 0; HANG_UP
-    goto prove
-  }
-
-  /* ---- purge() ---- */
+    listed = 0;
+    HANG_UP
 #ifdef LIVE
+    which++;
+    if
+    :: which < BRANCHES -> goto looking
+    :: else -> which = 0
+    fi
+#else
+    which = 0; look = 0;
+    goto idle
+#endif
+  }
+#endif
+
+#if defined(LIVE) && defined(PURGING)
+applying:
+  if
+  MARK(PROVING, UNPROVEN, PROVEN)
+  MARK(CONFIRMING, PROVEN, CONFIRMED)
+  EACH(RECORD_PROVING)
+  EACH(RECORD_CONFIRMING)
+  :: else
+  fi;
 purging:
   if
-#ifndef MUTANT_ONE_LOOK
-  :: atomic { row == CONFIRMED -> SETTLE printf("%d: reads a confirmed decision\n", _pid); goto purge }
-#else
-  :: atomic { row == PROVEN -> AGE printf("%d: reads a proven decision\n", _pid); goto purge }
-#endif
+  :: atomic { row == CONFIRMED -> SETTLE ASK(DELETING) }
   :: else -> goto auditing
   fi;
-#endif
-purge:
-  do
-#ifdef MUTANT_PURGE_ORDER
-  :: atomic { row == CONFIRMED -> row = NONE; purged = 1; printf("%d: deletes the decision\n", _pid) }
-#endif
-  EACH(DELETE)
-  :: atomic { EVERY(IS_SEEN) ->
-       /* once.purge: unproven rows are never touched */
-       CLEAR_SEEN;
-       if
-       :: row == PROVEN || row == CONFIRMED ->
-            row = NONE; purged = 1; printf("%d: deletes the decision\n", _pid);
-            REQUIRE(EVERY(IS_CLEAN) || FAILED_OVER, premature)
-       :: else
-       fi;
-       NEXT(auditing) }
-#ifndef LIVE
-  :: atomic { CLEAR_SEEN; goto idle }
-#else
-  :: atomic { crashes > 0 -> crashes--; CLEAR_SEEN; goto idle }
-#endif
-  od;
-
-  /* ---- audit(): evidence, then no row, then still evidence ---- */
-#ifdef LIVE
+  if
+  EACH(REMOVE)
+  PURGE
+  :: row != CONFIRMED
+  fi;
 auditing:
   if
-  EACH(AUDIT)
-  :: else -> goto idle
-  fi;
-#endif
-audit_row:
-  if
-  :: atomic { row != NONE -> which = 0; goto idle }
-  :: atomic { row == NONE -> printf("%d: no decision\n", _pid) }
-  fi;
-  atomic {
-    if
-#ifdef MUTANT_NO_RECHECK_EVIDENCE
-    :: true ->
-#else
-    :: EVIDENT(which) ->
-#endif
-         lost_decision = lost_decision | (1 << which); printf("%d: records a lost decision, branch %d\n", _pid, which);
-         REQUIRE(FAILED_OVER, false_alarm)
-    :: else
-    fi;
-    which = 0;
-    goto idle
-  }
+  EACH(COMPARE)
+  EACH(DOUBT)
+  EACH(ACCUSE)
+  :: else -> look = 0; goto idle
+  fi
 #endif
 }
 
@@ -863,7 +864,7 @@ end:
 #ifdef LIVE
 /*
  * No orphan remains once faults stop: they are finitely many, and whoever can run does, some time (pan -f). The
- * recoverers can always run, so no behaviour ends, and none is missed because it does.
+ * couriers can always run, so no behaviour ends, and none is missed because it does.
  */
 ltl settles { <>[] IS_QUIET }
 #else
@@ -915,6 +916,9 @@ end:
 #elif defined(WITNESS_LOST_BRANCH)
 #define FIRST (branch[0] == LOST)
 #define SECOND (lost_branch == 1)
+#elif defined(WITNESS_LATE_ANSWER)
+#define FIRST (row == UNPROVEN && HAS(evident[0], 0) && branch[0] == LOST)
+#define SECOND (row == PROVEN && lost_branch == 1)
 #elif defined(WITNESS_LOST_DECISION)
 #define FIRST (dropped && IS_DONE(0))
 #define SECOND (lost_decision == 1 && branch[1] == UNDONE)
@@ -923,6 +927,7 @@ end:
 active proctype Witness() {
 end:
   FIRST;
+end_witness:
   atomic { SECOND -> printf("REACHED\n"); assert(false) }
 }
 #endif

@@ -1,10 +1,12 @@
 /** What the application does: calls of `runTransaction`, each with the handler that its plan describes. */
 import { CompiledQuery } from 'kysely'
-import { type Handles, runTransaction } from '../../src/commit/coordinator.ts'
+import { runTransaction, type Stage } from '../../src/commit/coordinator.ts'
 import { PgonceError } from '../../src/errors.ts'
+import * as say from '../../src/statements.ts'
 import { type Attempt, type Call, stackOf } from './oracle.ts'
 import { nameOf, type Operation, type TransactionPlan } from './plan.ts'
 import { PgError, type SimulatedDatabase } from './postgres/server.ts'
+import { endings, smuggled, streamText } from './postgres/workload.ts'
 import type { Running, World } from './world.ts'
 
 class HandlerGaveUp extends Error {}
@@ -27,12 +29,7 @@ export function startCall(here: World, process: Running, plan: TransactionPlan, 
     runTransaction(
       process.context,
       { ...plan.options, ...(controller ? { signal: controller.signal } : {}) },
-      (handles, _, transactionId) => {
-        const attempt: Attempt = { id: transactionId, call, effects: new Map() }
-        call.attempts.push(attempt)
-        oracle.attempts.set(transactionId, attempt)
-        return handle(here, plan.operations, handles, attempt)
-      },
+      (stage) => runBody(here, call, stage),
     )
       .then(
         (result) => {
@@ -57,57 +54,129 @@ export function startCall(here: World, process: Running, plan: TransactionPlan, 
   })
 }
 
+/** What the client does around a handler: the message is claimed, and a duplicate has no handler. */
+async function runBody(here: World, call: Call, stage: Stage): Promise<void> {
+  const { claim, operations } = call.plan
+  const attempt: Attempt = { id: '', call, effects: new Map(), refused: undefined, claim: undefined }
+  call.attempts.push(attempt)
+  if (claim) {
+    const branch = await stage.begin(nameOf(claim.database))
+    named(here, attempt, branch.transactionId)
+    const statement = say.claimSequence('producer', BigInt(claim.sequence), 0, false)
+    attempt.claim = (await branch.change(statement)).status
+    if (attempt.claim === 'duplicate') return
+  }
+  await stage.handle(() => handle(here, operations, stage, attempt))
+}
+
+function named({ oracle }: World, attempt: Attempt, id: string): void {
+  if (attempt.id !== '') return
+  attempt.id = id
+  oracle.attempts.set(id, attempt)
+}
+
 async function handle(
   here: World,
   operations: readonly Operation[],
-  handles: Handles,
+  stage: Stage,
   attempt: Attempt,
 ): Promise<void> {
   const aside: Promise<unknown>[] = []
+  const left: Promise<unknown>[] = []
   for (const operation of operations) {
-    const done = carryOut(here, operation, handles, attempt)
-    if (operation.aside) {
+    const done = carryOut(here, operation, stage, attempt)
+    if (operation.aside === 'never') {
+      left.push(done)
+      done.catch(() => {})
+    } else if (operation.aside) {
       aside.push(done)
       done.catch(() => {})
     } else await done.finally(() => Promise.allSettled(aside))
   }
   await Promise.all(aside)
+  for (const one of left) if (!(await isOver(one))) attempt.refused ??= 'it did not wait for a query'
 }
+
+/** Whether a promise is settled, or will be without anything else happening in the world. */
+async function isOver(promise: Promise<unknown>): Promise<boolean> {
+  let isSettled = false
+  const settle = () => {
+    isSettled = true
+  }
+  promise.then(settle, settle)
+  for (let turn = 0; turn < 50 && !isSettled; turn += 1) await undefined
+  return isSettled
+}
+
+/** A stream, as Kysely's builders make it. */
+const streaming = { ...CompiledQuery.raw(streamText), query: { kind: 'SelectQueryNode' } } as CompiledQuery
 
 async function carryOut(
   here: World,
   { database, does }: Operation,
-  handles: Handles,
+  stage: Stage,
   attempt: Attempt,
 ): Promise<void> {
   const name = nameOf(database)
+  const handle = stage.handles[name]
+  // Its id is nobody's but a branch's to tell.
+  if (attempt.id === '' && does !== 'nothing')
+    stage.begin(name).then(
+      ({ transactionId }) => named(here, attempt, transactionId),
+      () => {},
+    )
   const run = async (text: string, ...values: unknown[]) => {
-    await handles[name]?.executeQuery(CompiledQuery.raw(text, values))
+    await handle?.executeQuery(CompiledQuery.raw(text, values))
+  }
+  const write = async (text: string) => {
+    here.effects += 1
+    const effect = here.effects
+    attempt.effects.set(String(effect), here.databases[database] as SimulatedDatabase)
+    await run(text, effect)
   }
   switch (does) {
     case 'insert':
-    case 'call': {
-      here.effects += 1
-      const effect = here.effects
-      await run(
-        does === 'insert' ? 'insert into effect (id) values ($1::int)' : 'select add_effect($1::int)',
-        effect,
-      )
-      attempt.effects.set(String(effect), here.databases[database] as SimulatedDatabase)
-      return
-    }
+      return await write('insert into effect (id) values ($1::int)')
+    case 'call':
+      return await write('select add_effect($1::int)')
+    case 'attempt':
+      return await write('insert into effect (id) values ($1::int)').catch(() => {})
     case 'update':
       return await run('update account set n = n + 1 where id = $1::int', 1 + (here.effects % 2))
     case 'miss':
       return await run('update account set n = n + 1 where id = $1::int', 0)
     case 'read':
       return await run('select count(*)::int as n from effect')
+    case 'stream': {
+      const rows = handle?.getExecutor().stream(streaming, 2)
+      for await (const _ of rows ?? []) if (here.effects % 3 === 0) break
+      return
+    }
     case 'defer':
       return await run('insert into deferred_child (id) values (0)')
+    case 'soften':
+      return await run('insert into deferred_trigger (id) values (0)')
     case 'skew':
       return await run("select 'write skew'")
     case 'temp':
       return await run('create temp table scratch ()')
+    case 'set':
+      return await run('set synchronous_commit = off')
+    case 'set local':
+      return await run('set local synchronous_commit = off')
+    case 'role':
+      return await run('set role keeper')
+    case 'lock':
+      return await run('select from pg_advisory_lock_shared(7)')
+    case 'end':
+      attempt.refused ??= 'it ended the transaction'
+      return await run(endings[here.effects % endings.length] as string).catch(() => {})
+    case 'smuggle':
+      // What it had written there is gone, by its own doing.
+      for (const [effect, where] of attempt.effects) if (where.name === name) attempt.effects.delete(effect)
+      return await run(smuggled)
+    case 'nothing':
+      return
     case 'fail':
       return await run('select 1/0')
     case 'swallow':

@@ -47,7 +47,7 @@ export const strike: Strike = (here, fault, point, process, wire, request) => {
       if (!server.up) return 0
       count()
       failOver(server, fault.lost)
-      dropConnections(here, server, here.processes)
+      endSessions(here, server)
       restartLater(here, server, time)
       return 0
     case 'cut':
@@ -73,7 +73,11 @@ export const strike: Strike = (here, fault, point, process, wire, request) => {
     case 'refuse':
       if (request === undefined || isBegun(point)) return 0
       count()
-      request.refusal = dice.pick(['57014', '40001', '53200', 'XX000'])
+      // The last two: a prepared statement is older than what it reads, or gone.
+      request.refusal = {
+        code: dice.pick(['57014', '57014', '40001', '53200', 'XX000', '0A000', '26000']),
+        place: dice.next(),
+      }
       return 0
     case 'recover':
       count()
@@ -112,6 +116,21 @@ export const strike: Strike = (here, fault, point, process, wire, request) => {
       runInside(one.transaction.database.server, forge(one.transaction.database, gid))
       return 0
     }
+    case 'fence':
+      if (server.fencedAt !== undefined) return 0
+      count()
+      server.fencedAt = clock.now
+      clock.after(time, undefined, () => {
+        server.fencedAt = undefined
+      })
+      return 0
+    case 'redirect': {
+      const others = here.databases.filter((one) => one !== database)
+      if (others.length === 0 || process.redirected.size > 0) return 0
+      count()
+      process.redirected.set(database, dice.pick(others))
+      return 0
+    }
     case 'fill slots': {
       count()
       for (let slot = server.prepared.size; slot < Math.min(server.settings.maxPrepared, 64); slot += 1)
@@ -131,8 +150,14 @@ function branchesOf({ servers, oracle }: World): Prepared[] {
 function crashServer(here: World, server: Server, downTime: number): void {
   if (!server.up) return
   crash(server)
-  dropConnections(here, server, here.processes)
+  endSessions(here, server)
   restartLater(here, server, downTime)
+}
+
+/** Connections break, and what runs inside the server ends with it. */
+function endSessions(here: World, server: Server): void {
+  dropConnections(here, server, here.processes)
+  for (const process of here.processes) if (process.host === server) killProcess(here, process)
 }
 
 function restartLater(here: World, server: Server, downTime: number): void {

@@ -6,47 +6,58 @@
 import { execFile } from 'node:child_process'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
-import { type Mutant, type Search, withMutant } from '../rig/mutants.ts'
+import { type Edit, withEdited } from '../../test/support/mutated.ts'
+
+interface Mutant {
+  readonly name: string
+  /** What goes wrong with it. */
+  readonly what: string
+  /** Of the sources, each of one place. */
+  readonly edits?: readonly Edit[]
+  /** Commands that are left out of a statement: its name, and how the command begins. */
+  readonly without?: readonly (readonly [statement: string, command: string])[]
+}
 
 /*
  * Not here, since they change nothing that anybody could see:
  * - Prepared branches rolled back although the home did not confirm that its transaction is over. Where nothing was
  *   decided COMMIT was never sent, so nothing will be; the model says so, too (`redundant-confirmation` in proof/model/).
- * - A decision row that was refused, and not looked at when COMMIT was answered: the tag of that COMMIT is ROLLBACK.
- * - The tag of COMMIT not looked at: a transaction in which something failed is looked at before COMMIT, which then is
- *   refused. Tag and decision row together are the mutant `decision row ignored`.
+ * - The tag of PREPARE or COMMIT not looked at: what stands before either in the same text is refused wherever that
+ *   would answer ROLLBACK. What stands there is left out instead.
+ * - `savepoint once` left out of `decide_direct`: the decision row before it is refused wherever that would be.
  */
 export const mutants: readonly Mutant[] = [
-  {
-    name: 'gone is done',
-    what: '42704 at COMMIT PREPARED is taken for success, and the branch for finished',
-    edits: [
-      {
-        file: 'src/commit/commit.ts',
-        find: "if (statement.startsWith('rollback')) return true",
-        replace: 'if (statement.length > 0) return true',
-      },
-    ],
-  },
-  {
-    name: 'no look for what was prepared',
-    what: 'without a tag PREPARE is believed, whatever became of it',
-    edits: [
-      {
-        file: 'src/commit/commit.ts',
-        find: 'if (rows.length === 1) return\n    }\n    throw swallowed(branch)',
-        replace: 'if (rows.length <= 1) return\n    }\n    throw swallowed(branch)',
-      },
-    ],
-  },
+  // Deciding
   {
     name: 'lost answer is an abort',
     what: 'a COMMIT without an answer is taken for aborted, and the branches are rolled back',
     edits: [
       {
         file: 'src/commit/commit.ts',
-        find: "      return isErrorAnswer(commit.reason)\n        ? { outcome: 'aborted'",
-        replace: "      return commit.reason !== undefined\n        ? { outcome: 'aborted'",
+        find: "if (isErrorAnswer(error)) return { outcome: 'aborted'",
+        replace: "if (error !== undefined) return { outcome: 'aborted'",
+      },
+    ],
+  },
+  {
+    name: 'late answer is an abort',
+    what: 'a COMMIT whose answer is not waited for any more is taken for aborted',
+    edits: [
+      {
+        file: 'src/commit/commit.ts',
+        find: 'return wasNeverSent(error)\n',
+        replace: "return wasNeverSent(error) || codeOf(error) === 'TIMEOUT'\n",
+      },
+    ],
+  },
+  {
+    name: 'sent counts as never sent',
+    what: 'of a statement that was sent and lost with its connection it is said that it was never sent',
+    edits: [
+      {
+        file: 'src/connection/own-link.ts',
+        find: 'for (const { reject } of this.#pending) reject(error)',
+        replace: 'for (const { reject } of this.#pending) reject(neverSent(error as object))',
       },
     ],
   },
@@ -56,30 +67,32 @@ export const mutants: readonly Mutant[] = [
     edits: [
       {
         file: 'src/errors.ts',
-        find: 'return isServerError(error) && saysError(error as { severity: string })',
-        replace: 'return isServerError(error)',
+        find: "if (severity === 'ERROR') return true",
+        replace: 'if (severity !== undefined) return true',
       },
     ],
   },
   {
-    name: 'pending is aborted',
-    what: 'recovery rolls back while the home transaction still runs',
+    name: 'again after unknown',
+    what: 'the handler is run again after a commit whose outcome is not known',
     edits: [
       {
-        file: 'src/recovery/finishing.ts',
-        find: "if (outcome !== 'committed' && outcome !== 'aborted') continue",
-        replace: 'if (outcome === undefined) continue',
+        file: 'src/commit/coordinator.ts',
+        find: 'causes(error).some(isRetryable)',
+        replace:
+          "causes(error).some((cause) => isRetryable(cause) || (cause as { code?: string }).code === 'OUTCOME_UNKNOWN')",
       },
     ],
   },
   {
-    name: 'decision by UUID alone',
-    what: 'the answer about one xid is taken for the answer about another',
+    name: 'commit before the decision',
+    what: 'prepared branches are committed before the home has',
     edits: [
       {
-        file: 'src/recovery/finishing.ts',
-        find: 'return `${home} ${transactionId} ${homeXid}`',
-        replace: 'return `${home} ${transactionId} ${homeXid.length}`',
+        file: 'src/commit/commit.ts',
+        find: '  let decision = await decide(\n',
+        replace:
+          "  await Promise.all(writers.map((writer) => finish(writer, 'commit', gidOf(writer))))\n  let decision = await decide(\n",
       },
     ],
   },
@@ -95,54 +108,346 @@ export const mutants: readonly Mutant[] = [
     ],
   },
   {
-    name: 'commit before the decision',
-    what: 'prepared branches are committed before the home has',
+    name: 'refused is prepared',
+    what: 'a PREPARE that was refused, or the evidence before it, is not looked at',
     edits: [
       {
         file: 'src/commit/commit.ts',
-        find: '  let decision = await decide(work, home, commitOf(home))\n',
-        replace:
-          '  await Promise.all(writers.map((writer) => finish(writer, `commit prepared ${gidOf(writer)}`)))\n  let decision = await decide(work, home, commitOf(home))\n',
+        find: '    throw refusalOf(branch, prepared.reason)\n',
+        replace: '',
       },
     ],
   },
   {
-    name: 'vote and tag unread',
-    what: 'neither a vote that failed nor the tag ROLLBACK of its PREPARE is looked at',
+    name: 'gone is done',
+    what: '42704 at COMMIT PREPARED is taken for success, and the branch for finished',
     edits: [
       {
         file: 'src/commit/commit.ts',
-        find: "  if (vote.status === 'rejected') throw vote.reason\n  if (prepared.status === 'rejected') throw prepared.reason\n  return vote.value",
-        replace: '  return vote.status === prepared.status',
+        find: "return verb === 'rollback' || (await link.send(say.findEvidence(transactionId)))",
+        replace: 'return verb.length > 0',
       },
     ],
   },
   {
-    name: 'decision row ignored',
-    what: 'neither a decision row that was refused nor the tag of the COMMIT behind it is looked at',
+    name: 'only what a driver tells',
+    what: 'who has written is known from the counts of changed rows alone, and a function tells none',
     edits: [
       {
-        file: 'src/commit/commit.ts',
-        find: "if (before.status === 'rejected' && isRefusal(before.reason)) {",
-        replace:
-          "if (before.status === 'rejected' && commit.status === 'rejected' && isRefusal(before.reason)) {",
-      },
-      {
-        file: 'src/commit/commit.ts',
-        find: "if (command !== undefined && command !== 'COMMIT') return { outcome",
-        replace: "if (command !== undefined && command === '') return { outcome",
+        file: 'src/commit/branch.ts',
+        find: 'this.wrote = this.xid !== null',
+        replace: 'this.wrote ||= this.xid === undefined',
       },
     ],
   },
   {
-    name: 'again after unknown',
-    what: 'the handler is run again after a commit whose outcome is not known',
+    name: 'readers last',
+    what: 'who only read is committed behind the decision, and may still be refused',
     edits: [
       {
-        file: 'src/commit/coordinator.ts',
-        find: '!causes(error).some(isRetryable)',
+        file: 'src/commit/commit.ts',
+        find: '  await deadline.race(Promise.all(readers.map((reader) => commitReader(reader))))\n',
+        replace: '',
+      },
+      {
+        file: 'src/commit/commit.ts',
+        find: 'if (writers.length === 1 && !record) return await commitAlone(work, home)',
         replace:
-          "!causes(error).some((cause) => isRetryable(cause) || (cause as { code?: string }).code === 'OUTCOME_UNKNOWN')",
+          'if (writers.length === 1 && !record) {\n    const done = await commitAlone(work, home)\n    await Promise.all(readers.map((reader) => commitReader(reader)))\n    return done\n  }',
+      },
+    ],
+  },
+  {
+    name: 'decision without its row',
+    what: 'the home commits without the row that says so',
+    without: [['decide_direct', 'insert into once.global_transaction']],
+  },
+  {
+    name: 'decision not durable',
+    what: 'the home commits as its role has it, synchronous_commit off included',
+    without: [['decide_direct', 'set local synchronous_commit']],
+  },
+  {
+    name: 'decision before deferred triggers',
+    what: 'a deferred trigger of the home makes its COMMIT asynchronous behind all checks',
+    without: [['decide_direct', 'set constraints']],
+  },
+  {
+    name: 'decision with another xid',
+    what: 'the home does not ask whether its transaction is the one in the gids',
+    edits: [
+      {
+        file: 'proof/simulation/postgres/statements.ts',
+        find: 'refuseElsewhere(String(assignXid(transaction)) === xid)',
+        replace: 'assignXid(transaction)',
+      },
+    ],
+  },
+  {
+    name: 'decision at any home',
+    what: 'the home does not ask whether it is the database in the gids',
+    edits: [
+      {
+        file: 'proof/simulation/postgres/statements.ts',
+        find: 'refuseElsewhere(isHome)\n',
+        replace: '',
+      },
+    ],
+  },
+  {
+    name: 'commit not durable',
+    what: 'a commit in one phase is as its role has it, synchronous_commit off included',
+    without: [['commit_direct', 'set local synchronous_commit']],
+  },
+  {
+    name: 'commit before deferred triggers',
+    what: 'a deferred trigger makes a commit in one phase asynchronous behind all checks',
+    without: [['commit_direct', 'set constraints']],
+  },
+  {
+    name: 'commit not durable, with drivers of callers',
+    what: 'the simulated once.open and once.seal both leave synchronous_commit off',
+    edits: [
+      {
+        file: 'proof/simulation/postgres/once.ts',
+        find: "  if (transaction.synchronousCommit === 'off') transaction.synchronousCommit = 'on'\n",
+        replace: '',
+      },
+      {
+        file: 'proof/simulation/postgres/once.ts',
+        find: '  assertBranch(transaction, session, id)\n  makeDurable(transaction)\n',
+        replace: '  assertBranch(transaction, session, id)\n',
+      },
+    ],
+  },
+  {
+    name: 'decision not durable, with drivers of callers',
+    what: 'the simulated once.open and once.begin_global both leave synchronous_commit off',
+    edits: [
+      {
+        file: 'proof/simulation/postgres/once.ts',
+        find: "  if (transaction.synchronousCommit === 'off') transaction.synchronousCommit = 'on'\n",
+        replace: '',
+      },
+      {
+        file: 'proof/simulation/postgres/once.ts',
+        find: '  if (transaction.xid === 0) return\n  makeDurable(transaction)\n  checkDatabaseId(transaction, home)',
+        replace: '  if (transaction.xid === 0) return\n  checkDatabaseId(transaction, home)',
+      },
+    ],
+  },
+  {
+    name: 'prepared without evidence',
+    what: 'a branch leaves no evidence behind',
+    without: [['prepare_direct', 'insert into once.evidence']],
+  },
+  {
+    name: 'prepared in any database',
+    what: 'a participant does not ask whether it is the database in the decision',
+    edits: [
+      {
+        file: 'proof/simulation/postgres/statements.ts',
+        find: '        refuseElsewhere(session.database.databaseId === databaseId)\n',
+        replace: '',
+      },
+    ],
+  },
+
+  // Connections
+  {
+    name: 'no probe of drivers',
+    what: 'a driver is believed that runs only the first of several statements',
+    edits: [
+      {
+        file: 'src/connection/database.ts',
+        find: 'if (!link.isOwn) await probeDriver(link)',
+        replace: 'if (link.isOwn && probeDriver === undefined) return asked',
+      },
+    ],
+  },
+  {
+    name: 'no look at the transaction',
+    what: 'the simulated once.vote does not ask whether it is inside of its transaction, with a driver that tells no tags',
+    edits: [
+      {
+        file: 'proof/simulation/postgres/once.ts',
+        find: '  assertBranch(transaction, session, id)\n  if (transaction.xid === 0) return\n  checkDatabaseId(transaction, databaseId)',
+        replace: '  if (transaction.xid === 0) return\n  checkDatabaseId(transaction, databaseId)',
+      },
+    ],
+  },
+  {
+    name: 'seal not asked',
+    what: 'COMMIT through a driver of the caller does not ask whether it is inside of its transaction',
+    without: [['commit', 'select once.seal(']],
+  },
+  {
+    name: 'claim not guarded',
+    what: 'a claim through a driver that opens connections again does not ask whether it is inside of its transaction',
+    edits: [
+      {
+        file: 'src/commit/branch.ts',
+        find: 'return this.ask(this.link.isDirect ? statement : say.guarded(statement, this.transactionId))',
+        replace: 'return this.ask(statement)',
+      },
+    ],
+  },
+  {
+    name: 'two statements at a time',
+    what: 'a driver that does not queue is sent statements without waiting',
+    edits: [
+      {
+        file: 'src/connection/kysely-link.ts',
+        find: 'const result = last.then(() => {',
+        replace: 'const result = Promise.resolve().then(() => {',
+      },
+    ],
+  },
+  {
+    name: 'net believed',
+    what: 'statements are sent ahead of BEGIN’s answer where nobody has seen the second net, behind a pooler',
+    edits: [
+      {
+        file: 'src/connection/own-link.ts',
+        find: 'if (wantsNet && this.#isUnpooled && !greeting.isFenced) {',
+        replace: 'if (wantsNet) {',
+      },
+    ],
+  },
+  {
+    name: 'net not put up',
+    what: 'statements are sent ahead of BEGIN’s answer without the second net',
+    edits: [
+      {
+        file: 'src/connection/own-link.ts',
+        find: '      await this.send(secondNet())\n',
+        replace: '',
+      },
+    ],
+  },
+  {
+    name: 'no savepoint before COMMIT',
+    what: 'COMMIT is believed where BEGIN had failed',
+    without: [['commit_direct', 'savepoint once']],
+  },
+  {
+    name: 'fence not asked',
+    what: 'nobody asks whether an operator has made the database read-only, whom the second net hides',
+    edits: [
+      {
+        file: 'src/commit/branch.ts',
+        find: 'if (database.isFenceDue()) branch.askFence()',
+        replace: '',
+      },
+    ],
+  },
+  {
+    name: 'fence not obeyed',
+    what: 'sessions that were opened before an operator made the database read-only are used again',
+    edits: [
+      {
+        file: 'src/commit/branch.ts',
+        find: '    this.link.outdate()\n    throw readOnly(this.database)',
+        replace: '    if (answer === undefined) throw readOnly(this.database)',
+      },
+    ],
+  },
+  {
+    name: 'unanswered rollback is clean',
+    what: 'a connection that has not answered to ROLLBACK goes back to the pool',
+    edits: [
+      {
+        file: 'src/commit/commit.ts',
+        find: '        await (deadline ? deadline.race(answer) : answer)\n      } catch {\n        link.abandon()\n      }',
+        replace: '        await (deadline ? deadline.race(answer) : answer)\n      } catch {}',
+      },
+    ],
+  },
+
+  // Handlers
+  {
+    name: 'violation ignored',
+    what: 'a handler that tried to end its transaction, and caught the error, is committed',
+    edits: [
+      {
+        file: 'src/commit/branch.ts',
+        find: 'if (progress.violation !== undefined) throw progress.violation',
+        replace: '',
+      },
+    ],
+  },
+  {
+    name: 'endings are sent',
+    what: 'what ends a transaction is sent',
+    edits: [
+      {
+        file: 'src/commit/branch.ts',
+        find: '        refuseControl(query.sql)\n',
+        replace: "        if (query.sql === '') refuseControl(query.sql)\n",
+      },
+    ],
+  },
+  {
+    name: 'unawaited is committed',
+    what: 'a handler that returned before a query was answered is committed',
+    edits: [
+      {
+        file: 'src/commit/branch.ts',
+        find: '  if (first === undefined) return\n',
+        replace: '  if (first === undefined || progress.committing === false) return\n',
+      },
+    ],
+  },
+  ...(
+    [
+      ['settings', 'reset all', 'set default_transaction_read_only'],
+      ['role', 'reset session authorization'],
+      ['net', 'set default_transaction_read_only'],
+      ['locks', 'select pg_catalog.pg_advisory_unlock_all()'],
+    ] as const
+  ).flatMap(([what, ...commands]) =>
+    (['commit_direct', 'prepare_direct'] as const).map((statement) => ({
+      name: `${what} survive ${statement}`,
+      what: `what a handler leaves in its session meets the next message: ${commands[0]} is left out`,
+      without: commands.map((command) => [statement, command] as const),
+    })),
+  ),
+  {
+    name: 'locks survive rollback_direct',
+    what: 'advisory locks of a session, which ROLLBACK does not take away, meet the next message',
+    without: [['rollback_direct', 'select pg_catalog.pg_advisory_unlock_all()']],
+  },
+
+  // Recovery
+  {
+    name: 'pending is aborted',
+    what: 'recovery rolls back while the home transaction still runs',
+    edits: [
+      {
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: "if (outcome === 'pending')",
+        replace: "if (outcome === '')",
+      },
+      {
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: 'id,\n          outcome,\n',
+        replace: "id,\n          outcome: outcome === 'committed' ? outcome : 'aborted',\n",
+      },
+    ],
+  },
+  {
+    name: 'decision by UUID alone',
+    what: 'the answer about one xid is taken for the answer about another',
+    edits: [
+      {
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: 'new Map(ids.map((id, index) => [`${id} ${xids[index]}`, outcomes[index]]))',
+        replace: 'new Map(ids.map((id, index) => [`${id} ${xids[index]?.length}`, outcomes[index]]))',
+      },
+      {
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: 'said.get(`${id} ${xid}`)',
+        replace: 'said.get(`${id} ${xid.length}`)',
       },
     ],
   },
@@ -151,32 +456,38 @@ export const mutants: readonly Mutant[] = [
     what: 'a branch that commits between the two readings is taken for lost',
     edits: [
       {
-        file: 'src/recovery/purging.ts',
-        find: `      const prepared = await session.query<{ id: string }>(
-        'select d.transaction_id::text as id from once.branch d where d.transaction_id is not null',
-      )
-      const evident = await session.query<{ id: string }>(
-        'select e::text as id from once.find_evidence($1::text::uuid[]) e',
-        [arrayOf(ids)],
-      )`,
-        replace: `      const evident = await session.query<{ id: string }>(
-        'select e::text as id from once.find_evidence($1::text::uuid[]) e',
-        [arrayOf(ids)],
-      )
-      const prepared = await session.query<{ id: string }>(
-        'select d.transaction_id::text as id from once.branch d where d.transaction_id is not null',
-      )`,
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: `    const prepared = new Set(branchesOf(database).map(({ id }) => id))
+    yield pause(transaction)
+    const evident = evidentOf(transaction, ids)
+`,
+        replace: `    const evident = evidentOf(transaction, ids)
+    yield pause(transaction)
+    const prepared = new Set(branchesOf(database).map(({ id }) => id))
+`,
       },
     ],
   },
   {
     name: 'proven unseen',
-    what: 'decisions are marked proven whose evidence is not there yet',
+    what: 'decisions are marked whose evidence is not there yet: whatever is not missing counts as evident',
     edits: [
       {
-        file: 'src/recovery/purging.ts',
-        find: 'const evident = decisions.map(({ id }) => id).filter((id) => !open.has(id))',
-        replace: 'const evident = decisions.map(({ id }) => id).filter((id) => !missing.has(id))',
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: "answers.flatMap(({ asked, ids, evident = [] }) =>\n      (step === 'purge' ? ids : evident).map(",
+        replace:
+          'answers.flatMap(({ asked, ids, missing = [] }) =>\n      ids.filter((id) => !missing.includes(id)).map(',
+      },
+    ],
+  },
+  {
+    name: 'silence is evidence',
+    what: 'decisions are marked although a participant has not answered',
+    edits: [
+      {
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: '(one) => given.has(`${one} ${id}`)',
+        replace: '(one) => given.has(`${one} ${id}`) || !answers.some(({ asked }) => asked === one)',
       },
     ],
   },
@@ -185,10 +496,9 @@ export const mutants: readonly Mutant[] = [
     what: 'the second look marks what is proven, whether its evidence still stands or not',
     edits: [
       {
-        file: 'src/recovery/purging.ts',
-        find: 'const evident = decisions.map(({ id }) => id).filter((id) => !open.has(id))',
-        replace:
-          'const evident = decisions.map(({ id }) => id).filter((id) => mark === second.mark || !open.has(id))',
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: "(step === 'purge' ? ids : evident).map(",
+        replace: "(step === 'purge' || step === 'confirm' ? ids : evident).map(",
       },
     ],
   },
@@ -197,21 +507,80 @@ export const mutants: readonly Mutant[] = [
     what: 'the decision goes although the evidence of some participant could not be deleted',
     edits: [
       {
-        file: 'src/recovery/purging.ts',
-        find: 'if (deleted === undefined) for (const id of ids) kept.add(id)',
-        replace: 'if (deleted === undefined) for (const id of ids) kept.delete(id)',
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: 'databaseIds.every((one) => given.has(`${one} ${id}`))',
+        replace: "databaseIds[step === 'purge' ? 'some' : 'every']((one) => given.has(`${one} ${id}`))",
       },
     ],
   },
   {
-    name: 'gives up at the first error',
-    what: 'recovery leaves what comes after a branch that it cannot finish',
+    name: 'loss without a second look',
+    what: 'what was missing is recorded as lost, whatever the decision says by then',
     edits: [
       {
-        file: 'src/recovery/finishing.ts',
-        find: "if (outcome === 'pending') report.pending += 1",
-        replace:
-          "if (outcome === 'pending') report.pending += 1\n    if (report.unfinished.length > 0 || report.pending > 0 || outcome === 'aborted') return",
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: "if (row === undefined || (step === 'prove' ? !isUnproven(row) : row.confirmedAt !== undefined)) continue",
+        replace: 'if (row === undefined) continue',
+      },
+    ],
+  },
+  {
+    name: 'deletion asked for at once',
+    what: 'evidence is deleted of what is proven, before it was looked for once more',
+    edits: [
+      {
+        file: 'proof/simulation/postgres/recovery.ts',
+        find: '.filter(({ confirmedAt }) => confirmedAt !== undefined && confirmedAt <= before)',
+        replace: '.filter(({ provenAt }) => provenAt !== undefined && provenAt <= before)',
+      },
+    ],
+  },
+  {
+    name: 'answers kept',
+    what: 'a courier takes an answer for one to every question that is put later',
+    edits: [
+      {
+        file: 'src/recovery/courier.ts',
+        find: '    if (answer !== undefined) return answer\n',
+        replace: '    if (answer !== undefined) return (kept ??= answer)\n',
+      },
+      {
+        file: 'src/recovery/courier.ts',
+        find: '  const silent = new Set<Database>()\n',
+        replace: '  const silent = new Set<Database>()\n  let kept: string | undefined\n',
+      },
+    ],
+  },
+  {
+    name: 'inside, all in one transaction',
+    what: 'once.recover() commits no mark before what comes of it has been done elsewhere',
+    edits: [
+      {
+        file: 'proof/simulation/inside.ts',
+        find: "    await inTime(here, process, send(here, wire, 'commit', []))\n",
+        replace: "    if (name === 'answer') await inTime(here, process, send(here, wire, 'commit', []))\n",
+      },
+    ],
+  },
+  {
+    name: 'leaves what is aborted',
+    what: 'a courier runs only what commits',
+    edits: [
+      {
+        file: 'src/recovery/courier.ts',
+        find: 'if (statement !== undefined) statements.push(statement)',
+        replace: "if (statement?.outcome === 'committed') statements.push(statement)",
+      },
+    ],
+  },
+  {
+    name: 'the first page only',
+    what: 'recovery does not ask for the rest of a long list',
+    edits: [
+      {
+        file: 'src/recovery/courier.ts',
+        find: 'next: isFirst ? rows.flatMap(',
+        replace: 'next: isFirst && rows.length < 0 ? rows.flatMap(',
       },
     ],
   },
@@ -247,61 +616,79 @@ export const mutants: readonly Mutant[] = [
       },
     ],
   },
-  {
-    name: 'commit not durable',
-    what: 'the simulated once.open leaves synchronous_commit off: of one phase, there is nobody else to see to it',
-    edits: [
-      {
-        file: 'proof/simulation/postgres/once.ts',
-        find: "  if (transaction.synchronousCommit === 'off') transaction.synchronousCommit = 'on'\n",
-        replace: '',
-      },
-    ],
-  },
-  {
-    name: 'decision not durable',
-    what: 'the simulated once.open and once.begin_global both leave synchronous_commit off',
-    edits: [
-      {
-        file: 'proof/simulation/postgres/once.ts',
-        find: "  if (transaction.synchronousCommit === 'off') transaction.synchronousCommit = 'on'\n",
-        replace: '',
-      },
-      {
-        file: 'proof/simulation/postgres/once.ts',
-        find: '  if (transaction.xid === 0) return null\n  makeDurable(transaction)\n',
-        replace: '  if (transaction.xid === 0) return null\n',
-      },
-    ],
-  },
 ]
 
-/** Makes a copy of the sources with a mutant in it, for as long as a task runs. */
-export function withSimulation<T>(mutant: Mutant, task: (simulation: string) => Promise<T>): Promise<T> {
-  const parts = ['src', 'proof/simulation', 'proof/rig', 'scripts', 'package.json']
-  return withMutant(mutant, parts, (copy) => task(join(copy, 'proof/simulation')))
+interface Caught {
+  /** Undefined: it survived. */
+  readonly after: number | undefined
+  readonly invariant: string | undefined
+  readonly seed: number | undefined
+  /** Whether the code without it passes the schedule that caught it: else it was a false alarm. */
+  readonly isSound: boolean
 }
 
-/** Runs schedules until one is violated or the seeds are used up, and then the code without the bug where it was. */
-export async function search(mutant: Mutant, seeds: number): Promise<Search> {
-  const { after, invariant, seed } = await withSimulation(mutant, (simulation) => hunt(simulation, seeds, 1))
-  if (seed === undefined) return { by: undefined, after: `${seeds} schedules` }
-  const without = await hunt(import.meta.dirname, 1, seed)
-  return {
-    by: invariant,
-    after: `${after} schedules`,
-    falseAlarm: without.after === undefined ? undefined : `seed ${seed} is violated without it, too`,
-  }
+/** Runs a task with a simulation, and an environment for its processes, in which a mutant lives. */
+export async function withMutant<T>(
+  { edits = [], without = [] }: Mutant,
+  task: (simulation: string, env: NodeJS.ProcessEnv) => Promise<T>,
+): Promise<T> {
+  const left = without.map(([statement, command]) => `${statement}: ${command}`).join('; ')
+  const env = { ...process.env, PGONCE_SIMULATION_WITHOUT: left }
+  if (edits.length === 0) return await task(import.meta.dirname, env)
+  return await withEdited(edits, ['src', 'proof', 'scripts', 'test/support', 'package.json'], (copy) =>
+    task(join(copy, 'proof/simulation'), env),
+  )
 }
 
-interface Hunted {
-  readonly after?: number
-  readonly invariant?: string
-  readonly seed?: number
+/** Runs one mutant until it is caught or the seeds are used up, and then the code without it where it was caught. */
+export async function runMutant(mutant: Mutant, seeds: number): Promise<Caught> {
+  const caught = await withMutant(mutant, (simulation, env) => hunt(simulation, seeds, 1, env))
+  if (caught.seed === undefined) return { ...caught, isSound: true }
+  const { after } = await hunt(import.meta.dirname, 1, caught.seed, process.env)
+  return { ...caught, isSound: after === undefined }
 }
 
-async function hunt(simulation: string, seeds: number, from: number): Promise<Hunted> {
+async function hunt(
+  simulation: string,
+  seeds: number,
+  from: number,
+  env: NodeJS.ProcessEnv,
+): Promise<Omit<Caught, 'isSound'>> {
   const arguments_ = ['--max-semi-space-size=32', join(simulation, 'hunt.ts'), String(seeds), String(from)]
-  const { stdout } = await promisify(execFile)(process.execPath, arguments_)
-  return JSON.parse(stdout) as Hunted
+  const { stdout } = await promisify(execFile)(process.execPath, arguments_, { env })
+  const { after, invariant, seed } = JSON.parse(stdout) as Partial<Caught>
+  return { after, invariant, seed }
+}
+
+/** Runs mutants, one a core; whether all were caught. */
+export async function runMutants(chosen: readonly Mutant[], seeds: number, json: boolean): Promise<boolean> {
+  const results = new Map<Mutant, Caught>()
+  const waiting = chosen.values()
+  await Promise.all(
+    Array.from({ length: availableParallelism() }, async () => {
+      for (const mutant of waiting) {
+        const caught = await runMutant(mutant, seeds)
+        results.set(mutant, caught)
+        process.stderr.write(`${mutant.name}: ${tell(caught, seeds)}\n`)
+      }
+    }),
+  )
+  const rows = chosen.map((mutant) => ({
+    mutant: mutant.name,
+    what: mutant.what,
+    ...(results.get(mutant) as Caught),
+  }))
+  if (json) process.stdout.write(`${JSON.stringify(rows, null, 2)}\n`)
+  else {
+    console.log('| mutant | what it does | caught after | by |\n|---|---|---|---|')
+    for (const { mutant, what, after, invariant } of rows)
+      console.log(`| ${mutant} | ${what} | ${after ?? 'never'} | ${invariant ?? ''} |`)
+  }
+  return rows.every(({ after, isSound }) => after !== undefined && isSound)
+}
+
+function tell({ after, invariant, seed, isSound }: Caught, seeds: number): string {
+  if (after === undefined) return `SURVIVED ${seeds} schedules`
+  const caught = `caught after ${after}, “${invariant}”`
+  return isSound ? caught : `${caught}; but seed ${seed} breaks without it: A FALSE ALARM`
 }

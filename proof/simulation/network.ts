@@ -1,13 +1,23 @@
 /**
  * Connections. Each statement and each answer is a message of its own on the wire: it can be late, be lost with
- * the connection, or arrive after its sender has died.
+ * the connection, or arrive after its sender has died. Behind a pooler each transaction may get another backend.
  */
 
 import { type Random, random } from '../rig/random.ts'
 import { pointsOf } from './points.ts'
-import { type Backend, hangUp, openBackend, type Request, receive, terminate } from './postgres/backend.ts'
+import {
+  type Backend,
+  cancel,
+  hangUp,
+  lives,
+  openBackend,
+  type Request,
+  receive,
+} from './postgres/backend.ts'
 import { type Answer, PgError, type Server, type SimulatedDatabase } from './postgres/server.ts'
-import { type Statement, statementOf } from './postgres/statements.ts'
+import type { Refusal } from './postgres/session.ts'
+import type { Statement } from './postgres/statements.ts'
+import { type Random, random } from './random.ts'
 import type { Process, Scheduler } from './scheduler.ts'
 
 /** A coordinator, a recoverer. */
@@ -16,11 +26,17 @@ export interface ClientProcess extends Process {
   readonly login: string
   readonly wires: Set<Wire>
   wiresMade: number
+  /** Databases whose address leads to another by now. */
+  readonly redirected: Map<SimulatedDatabase, SimulatedDatabase>
 }
 
 export interface Wire {
   readonly process: ClientProcess
-  readonly backend: Backend
+  /** The last that it had, behind a pooler. */
+  backend: Backend
+  readonly pooler: Pooler | undefined
+  /** What the server said at the beginning; a pooler makes up its own. */
+  readonly pid: number
   readonly random: Random
   /** Sent and not answered, in order. */
   readonly pending: Pending[]
@@ -28,9 +44,24 @@ export interface Wire {
   cut: boolean
   /** The client knows that it is closed. */
   closed: boolean
+  /** The pooler knows. */
+  gone: boolean
   readonly up: Direction
   readonly down: Direction
   onclose: ((error: Error) => void) | undefined
+}
+
+/** In transaction mode: a client has a backend for as long as a transaction. */
+export interface Pooler {
+  readonly free: Backend[]
+  /** Who has which. */
+  readonly owners: Map<Backend, Wire>
+  /** What has arrived at the pooler and not gone on, by client. */
+  readonly waiting: Map<Wire, Request[]>
+}
+
+export function newPooler(): Pooler {
+  return { free: [], owners: new Map(), waiting: new Map() }
 }
 
 /** To the server, or to the client. No message overtakes another. */
@@ -61,10 +92,10 @@ export interface Network {
   /** Of most messages. */
   readonly delay: readonly [number, number]
   readonly backends: Map<number, Backend>
-  /** Whose client is gone, or cut off: the faults over, they learn it. */
-  readonly lost: Set<Backend>
+  /** Whose client is gone, or cut off: the faults over, the server learns it. */
+  readonly lost: Set<Wire>
   /** Whose client has hung up behind what may still be on its way. */
-  readonly left: Set<Backend>
+  readonly left: Set<Wire>
   pids: number
   /**
    * A point is passed. Faults strike here.
@@ -100,13 +131,15 @@ function delayOn(network: Network, dice: Random): number {
 export function connect(
   network: Network,
   process: ClientProcess,
-  database: SimulatedDatabase,
+  address: SimulatedDatabase,
+  pooler?: Pooler,
 ): Promise<Wire> {
   const { scheduler } = network
   process.wiresMade += 1
   const dice = random(network.seed, process.number * 1000 + process.wiresMade)
   return new Promise((resolve, reject) => {
     if (!process.alive) return
+    const database = process.redirected.get(address) ?? address
     scheduler.after(delayOn(network, dice), undefined, () => {
       if (!database.server.up) {
         scheduler.after(delayOn(network, dice), process, () =>
@@ -114,25 +147,27 @@ export function connect(
         )
         return
       }
-      network.pids += 1
-      const pid = network.pids
-      const backend = openBackend(database, process.login, pid, (error) => {
-        network.backends.delete(pid)
-        tellEnd(network, wire, error)
+      const backend = bear(network, process, database, (error) => {
+        if (pooler) forget(network, pooler, backend, error)
+        else tellEnd(network, wire, error)
       })
-      network.backends.set(pid, backend)
       const wire: Wire = {
         process,
         backend,
+        pooler,
+        // A pooler makes up its own.
+        pid: pooler ? -backend.pid : backend.pid,
         random: dice,
         pending: [],
         cut: false,
         closed: false,
+        gone: false,
         up: directionTo(undefined, scheduler),
         down: directionTo(process, scheduler),
         onclose: undefined,
       }
-      if (!process.alive) return hangUp(backend, true)
+      pooler?.free.push(backend)
+      if (!process.alive) return hangUpWire(wire, true)
       process.wires.add(wire)
       scheduler.after(delayOn(network, dice), process, () => {
         if (wire.closed) reject(lossOf('CONNECTION_CLOSED', 'the connection was closed'))
@@ -140,6 +175,95 @@ export function connect(
       })
     })
   })
+}
+
+function bear(
+  network: Network,
+  { login }: ClientProcess,
+  database: SimulatedDatabase,
+  onclose: (error: PgError | undefined) => void,
+): Backend {
+  network.pids += 1
+  const pid = network.pids
+  const backend = openBackend(database, login, pid, (error) => {
+    network.backends.delete(pid)
+    onclose(error)
+  })
+  network.backends.set(pid, backend)
+  return backend
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Poolers
+
+/** A backend of a pooler has ended: with it whoever had it, and nobody else. */
+function forget(network: Network, pooler: Pooler, backend: Backend, error: PgError | undefined): void {
+  const at = pooler.free.indexOf(backend)
+  if (at >= 0) pooler.free.splice(at, 1)
+  const owner = pooler.owners.get(backend)
+  pooler.owners.delete(backend)
+  if (owner) tellEnd(network, owner, error)
+}
+
+function hasBackend(wire: Wire): boolean {
+  return wire.pooler === undefined || wire.pooler.owners.get(wire.backend) === wire
+}
+
+/** A message has come as far as the server, or its pooler. */
+function enter(network: Network, wire: Wire, request: Request): void {
+  const { pooler } = wire
+  if (pooler === undefined) {
+    receive(wire.backend, request)
+    return
+  }
+  if (wire.gone) return
+  const waiting = pooler.waiting.get(wire) ?? []
+  pooler.waiting.set(wire, waiting)
+  waiting.push(request)
+  if (waiting.length === 1) passOn(network, pooler, wire, request)
+}
+
+function passOn(network: Network, pooler: Pooler, wire: Wire, request: Request): void {
+  if (!hasBackend(wire)) {
+    const { free } = pooler
+    const { database } = wire.backend
+    const fit = free.filter(lives)
+    const spare = fit.length > 0 && !wire.random.chance(0.2) ? wire.random.pick(fit) : undefined
+    if (spare) free.splice(free.indexOf(spare), 1)
+    const backend =
+      spare ?? bear(network, wire.process, database, (error) => forget(network, pooler, backend, error))
+    pooler.owners.set(backend, wire)
+    wire.backend = backend
+  }
+  const { backend } = wire
+  receive(backend, {
+    ...request,
+    done(result) {
+      if (backend.transaction === undefined && pooler.owners.get(backend) === wire) {
+        pooler.owners.delete(backend)
+        pooler.free.push(backend)
+      }
+      request.done(result)
+      const waiting = pooler.waiting.get(wire)
+      waiting?.shift()
+      const [next] = waiting ?? []
+      if (next) passOn(network, pooler, wire, next)
+    },
+  })
+}
+
+/** The client is gone; a pooler ends the backend whose transaction it leaves behind. */
+export function hangUpWire(wire: Wire, loseQueue: boolean): void {
+  const { pooler } = wire
+  if (pooler === undefined) {
+    hangUp(wire.backend, loseQueue)
+    return
+  }
+  wire.gone = true
+  pooler.waiting.delete(wire)
+  if (!hasBackend(wire)) return
+  pooler.owners.delete(wire.backend)
+  hangUp(wire.backend, true)
 }
 
 function directionTo(receiver: Process | undefined, scheduler: Scheduler): Direction {
@@ -171,27 +295,20 @@ function hold({ scheduler }: Network, direction: Direction, milliseconds: number
 }
 
 /** Sends a statement; the promise settles with its answer, or with the loss of the connection. */
-export function send(
-  network: Network,
-  wire: Wire,
-  text: string,
-  values: readonly unknown[],
-): Promise<Answer> {
-  const { process, backend } = wire
+export function send(network: Network, wire: Wire, statement: Statement, refusal?: Refusal): Promise<Answer> {
+  const { process } = wire
   return new Promise((resolve, reject) => {
     if (wire.closed) return reject(lossOf('CONNECTION_CLOSED', 'the connection is closed'))
-    const statement = known(network, text)
     const at = pointsOf(statement.kind)
     const pending = { resolve, reject }
     wire.pending.push(pending)
     const request: Request = {
       statement,
-      values,
-      refusal: undefined,
+      refusal,
       flushed: () => void network.reach(at.flushed, process, wire, request),
       done(result) {
         network.note?.(
-          () => `${backend.database.name} (${backend.pid}) did ${text.slice(0, 60)}: ${told(result)}`,
+          () => `${wire.backend.database.name} (${wire.backend.pid}) did ${statement.kind}: ${told(result)}`,
         )
         const held = network.reach(at.done, process, wire, request)
         if (wire.cut) return
@@ -215,7 +332,7 @@ export function send(
     }
     network.note?.(
       () =>
-        `${process.name} sends to ${backend.database.name} (${backend.pid}): ${text.replace(/\s+/g, ' ')} ${values.length > 0 ? JSON.stringify(values) : ''}`,
+        `${process.name} sends to ${wire.backend.database.name} (${wire.backend.pid}): ${statement.told.replace(/\s+/g, ' ')} ${statement.values.length > 0 ? JSON.stringify(statement.values) : ''}`,
     )
     const held = network.reach(at.send, process, wire, request)
     if (!process.alive || wire.cut) return
@@ -223,21 +340,12 @@ export function send(
       if (wire.cut) return
       const late = network.reach(at.arrive, process, wire, request)
       if (wire.cut) return
-      if (late === 0) return receive(backend, request)
+      if (late === 0) return enter(network, wire, request)
       hold(network, wire.up, late, () => {
-        if (!wire.cut) receive(backend, request)
+        if (!wire.cut) enter(network, wire, request)
       })
     })
   })
-}
-
-function known(network: Network, text: string): Statement {
-  try {
-    return statementOf(text)
-  } catch (error) {
-    network.broken ??= error
-    throw error
-  }
 }
 
 function told(result: Answer | PgError): string {
@@ -269,11 +377,11 @@ function close(network: Network, wire: Wire, last?: PgError): void {
 export function cutWire(network: Network, wire: Wire, clientNotices: number, serverNotices: number): void {
   if (wire.cut) return
   wire.cut = true
-  network.lost.add(wire.backend)
+  network.lost.add(wire)
   const { scheduler } = network
   wire.down.due = Math.max(wire.down.due, scheduler.now + clientNotices)
   scheduler.after(clientNotices, wire.process, () => close(network, wire))
-  scheduler.after(serverNotices, undefined, () => hangUp(wire.backend, true))
+  scheduler.after(serverNotices, undefined, () => hangUpWire(wire, true))
 }
 
 /** The client closes the connection; what is under way still arrives. */
@@ -281,20 +389,19 @@ export function closeWire(network: Network, wire: Wire): void {
   if (wire.closed) return
   wire.closed = true
   wire.process.wires.delete(wire)
-  network.left.add(wire.backend)
+  network.left.add(wire)
   const loss = lossOf('CONNECTION_CLOSED', 'the connection was closed')
   for (const { reject } of wire.pending.splice(0)) reject(loss)
-  post(network, wire.up, delayOn(network, wire.random), () => hangUp(wire.backend, false))
+  post(network, wire.up, delayOn(network, wire.random), () => hangUpWire(wire, false))
   wire.onclose?.(loss)
 }
 
-/** Asks a server over another connection to end a backend. */
-export function terminateFrom(network: Network, wire: Wire, pid: number): void {
+/** Asks a server over another connection to cancel what it runs for this one. */
+export function cancelFrom(network: Network, wire: Wire): void {
   const { process } = wire
   if (!process.alive) return
   network.scheduler.after(delayOn(network, wire.random) * 3, undefined, () => {
-    const backend = network.backends.get(pid)
-    if (backend) terminate(backend)
+    if (hasBackend(wire)) cancel(wire.backend)
   })
 }
 
@@ -303,13 +410,13 @@ export function killProcess(network: Network, process: ClientProcess): void {
   if (!process.alive) return
   process.alive = false
   for (const wire of process.wires) {
-    const { random: dice, backend } = wire
+    const { random: dice } = wire
     // What is under way arrives, or some of it, or the whole machine is gone and nobody says goodbye.
     if (dice.chance(0.3)) wire.cut = true
     if (dice.chance(0.05)) continue
     const noticed = Math.max(wire.up.due - network.scheduler.now, 0) + dice.between(0.1, 3000)
     const lose = dice.chance(0.5)
-    network.scheduler.after(noticed, undefined, () => hangUp(backend, lose))
+    network.scheduler.after(noticed, undefined, () => hangUpWire(wire, lose))
   }
 }
 

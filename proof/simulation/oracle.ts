@@ -3,8 +3,8 @@
  * checked at the moment when it happens, which names the culprit; the rest when everything has come to rest.
  */
 import { OutcomeUnknownError } from '../../src/errors.ts'
+import type { Wire } from './network.ts'
 import type { TransactionPlan } from './plan.ts'
-import type { Backend } from './postgres/backend.ts'
 import { decodeGid } from './postgres/once.ts'
 import type {
   LogRecord,
@@ -22,11 +22,15 @@ export interface Violation {
 
 /** One run of a handler. */
 export interface Attempt {
-  /** The transaction's UUID. */
-  readonly id: string
+  /** The transaction's UUID; empty before a branch of it has told. */
+  id: string
   readonly call: Call
   /** Rows that its statements have written, with their database. */
   readonly effects: Map<string, SimulatedDatabase>
+  /** The handler did what a handler must not: why nothing of it may be committed. */
+  refused: string | undefined
+  /** What its claim said. */
+  claim: string | undefined
 }
 
 /** One call of `runTransaction`. */
@@ -52,12 +56,24 @@ export interface Oracle extends Observer {
   settled(call: Call, now: number): void
   /** What every attempt has left behind, in the end. */
   checkEffects(): void
+  /** That no message took effect twice. */
+  checkClaims(): void
   /** That losses are recorded, and nothing else. */
   checkLosses(): void
 }
 
-/** @param lost backends that hear no more of their clients */
-export function createOracle(databases: readonly SimulatedDatabase[], lost: ReadonlySet<Backend>): Oracle {
+/** Milliseconds after which a transaction that begins must know that its database is read-only by now. */
+const longestUnfenced = 1_200
+
+/**
+ * @param lost connections whose server hears no more of the client
+ * @param isUndisturbed nothing goes wrong but that an operator makes a database read-only
+ */
+export function createOracle(
+  databases: readonly SimulatedDatabase[],
+  lost: ReadonlySet<Wire>,
+  isUndisturbed: boolean,
+): Oracle {
   const violations: Violation[] = []
   const calls: Call[] = []
   const attempts = new Map<string, Attempt>()
@@ -80,7 +96,7 @@ export function createOracle(databases: readonly SimulatedDatabase[], lost: Read
   /** The home's connection broke before COMMIT came: it can only roll back, though it does not know that yet. */
   const isLost = (transaction: Transaction) =>
     [...lost].some(
-      (backend) => backend.transaction === transaction && !backend.busy && backend.queue.length === 0,
+      ({ backend }) => backend.transaction === transaction && !backend.busy && backend.queue.length === 0,
     )
   const handled = (id: string, how?: 'commit') =>
     [...byHand].some(([gid, done]) => decodeGid(gid)?.id === id && (how === undefined || done === how))
@@ -113,6 +129,16 @@ export function createOracle(databases: readonly SimulatedDatabase[], lost: Read
       violate('confirmed before evidence goes', `evidence of ${id} was deleted in ${where.name}, unconfirmed`)
   }
 
+  const checkFence = ({ begunAt, database, writes }: Transaction) => {
+    const { fencedAt, now } = database.server
+    if (!isUndisturbed || fencedAt === undefined || begunAt === undefined) return
+    if (begunAt > fencedAt + longestUnfenced && writes.some(({ table }) => table === 'effect'))
+      violate(
+        'an operator who fences is obeyed',
+        `${database.name} was written to, ${now() - fencedAt} ms after`,
+      )
+  }
+
   return {
     violations,
     calls,
@@ -122,6 +148,7 @@ export function createOracle(databases: readonly SimulatedDatabase[], lost: Read
     violate,
 
     committed(transaction, durable) {
+      checkFence(transaction)
       const inserted = new Set<string>()
       for (const { table, key, row } of transaction.writes) {
         if (table !== 'global' && table !== 'evidence') continue
@@ -141,6 +168,16 @@ export function createOracle(databases: readonly SimulatedDatabase[], lost: Read
     prepared({ gid }) {
       const parts = decodeGid(gid)
       if (parts && !forged.has(gid)) homes.set(parts.id, parts.home)
+    },
+
+    tainted(what) {
+      violate('a transaction begins with a session as new', what)
+    },
+
+    // An address may lead to another database than was thought.
+    wrote(database, effect) {
+      for (const call of calls)
+        for (const { effects } of call.attempts) if (effects.has(effect)) effects.set(effect, database)
     },
 
     seen(database, id) {
@@ -216,6 +253,11 @@ export function createOracle(databases: readonly SimulatedDatabase[], lost: Read
           }
           if (attempt.effects.size === 0 || doubtful) continue
           const committed = present.has(true)
+          if (committed && attempt.refused)
+            violate(
+              'a handler that does what it must not is refused',
+              `attempt ${attempt.id}: ${attempt.refused}`,
+            )
           const what = `call ${call.number}, attempt ${attempt.id}`
           if (committed && !isLast)
             violate('tried again only after an abort', `${what} was committed, and run again`)
@@ -227,6 +269,37 @@ export function createOracle(databases: readonly SimulatedDatabase[], lost: Read
               `${what} failed with ${String(call.error)}, and is committed`,
             )
         }
+      }
+    },
+
+    checkClaims() {
+      const byMessage = new Map<string, Attempt[]>()
+      for (const { plan, attempts: tried } of calls) {
+        if (plan.claim === undefined) continue
+        const message = `${plan.claim.database} ${plan.claim.sequence}`
+        const took = tried.filter((attempt) => presentOf(attempt).has(true))
+        byMessage.set(message, [...(byMessage.get(message) ?? []), ...took])
+      }
+      if (failedOver.size > 0) return
+      for (const [message, took] of byMessage) {
+        if (took.length > 1)
+          violate('once', `message ${message} took effect in ${took.map(({ id }) => id).join(' and ')}`)
+      }
+      for (const { name, tables } of databases) {
+        for (const sequence of tables.sequence.get('producer') ?? []) {
+          const claims = calls.filter(({ plan: { claim } }) => claim?.sequence === Number(sequence))
+          // Where a handler wrote nothing, or its address led elsewhere, nothing shows what became of it.
+          const isFulfilled = claims.some(({ attempts: tried }) =>
+            tried.some((attempt) => attempt.effects.size === 0 || presentOf(attempt).has(true)),
+          )
+          if (!isFulfilled && byHand.size === 0)
+            violate('a claim and its effects are one', `${sequence} is claimed in ${name}, with no effect`)
+        }
+      }
+      for (const { number, result, attempts: tried } of calls) {
+        const last = tried.at(-1)
+        if (result && last?.claim === 'duplicate' && last.effects.size > 0)
+          violate('once', `call ${number} was a duplicate, and its handler ran`)
       }
     },
 

@@ -3,9 +3,7 @@
  * faults strike at which points. A plan is plain data, so that it can be printed, run again, and made smaller.
  * Delays and other small chances are drawn while it runs, from streams of the same seed.
  */
-
-import { type Random, random } from '../rig/random.ts'
-import type { DriverName } from './drivers.ts'
+import type { DriverPlan, ForeignDriver } from './drivers.ts'
 import { type Kind, kinds, points, reachable, sidesOf } from './points.ts'
 
 export interface Plan {
@@ -30,7 +28,7 @@ interface ServerPlan {
 
 interface ProcessPlan {
   /** One a database. */
-  readonly drivers: readonly DriverName[]
+  readonly drivers: readonly DriverPlan[]
   readonly maxConnections: number
   /** Whether it runs a recovery of its own, until its transactions are over. */
   readonly recovers: boolean
@@ -53,33 +51,47 @@ export interface TransactionPlan {
   }
   /** Milliseconds after which its signal aborts it. */
   readonly abortAt?: number
+  /** The message that it claims before its handler runs, and where. */
+  readonly claim?: { readonly database: number; readonly sequence: number }
 }
 
 /**
- * What a handler does in a database: change a row of its own (`insert`), by a function that does not say so
- * (`call`), or one that everybody wants (`update`); read; change nothing (`miss`); what fails only at the end
- * (`defer`, `skew`) or cannot be prepared (`temp`); fail and go on (`swallow`) or give up (`fail`, `throw`).
+ * What a handler does in a database: change a row of its own (`insert`; `attempt`: whether that fails or not), by a
+ * function that does not say so (`call`), or one that everybody wants (`update`); `read`, `stream`; change nothing
+ * (`miss`), say `nothing`; what fails only at the end (`defer`, `skew`) or cannot be prepared (`temp`); change the
+ * session, at once (`set`, `set local`, `role`, `lock`) or at the end (`soften`); end its transaction (`end`), so that
+ * nobody sees it (`smuggle`); fail and go on (`swallow`) or give up (`fail`, `throw`).
  */
 export interface Operation {
   readonly database: number
   readonly does:
     | 'insert'
+    | 'attempt'
     | 'call'
     | 'update'
     | 'read'
+    | 'stream'
+    | 'nothing'
     | 'miss'
     | 'defer'
     | 'skew'
     | 'temp'
+    | 'set'
+    | 'set local'
+    | 'role'
+    | 'lock'
+    | 'soften'
+    | 'end'
+    | 'smuggle'
     | 'swallow'
     | 'fail'
     | 'throw'
-  /** Not waited for before the next. */
-  readonly aside?: boolean
+  /** Not waited for before the next, or never. */
+  readonly aside?: true | 'never'
 }
 
 export interface RecovererPlan {
-  readonly driver: DriverName
+  readonly driver: DriverPlan
   /** As whom: the role that owns the branches, another that may take it on, or a superuser. */
   readonly login: string
   readonly at: number
@@ -109,6 +121,8 @@ export type Action =
   | 'force'
   | 'forge'
   | 'fill slots'
+  | 'fence'
+  | 'redirect'
 
 export interface Fault {
   readonly action: Action
@@ -135,7 +149,7 @@ const usual: readonly Action[] = [
   'refuse',
   'pause',
 ]
-const unusual: readonly Action[] = ['recover', 'recover', 'recover', 'jump', 'forge', 'fill slots']
+const unusual: readonly Action[] = ['recover', 'recover', 'recover', 'jump', 'forge', 'fill slots', 'fence']
 const grave: readonly Action[] = ['fail over', 'fail over', 'roll back by hand', 'commit by hand', 'force']
 
 /** What such a fault loses is younger than what is purged; see the guarantees. */
@@ -145,12 +159,15 @@ export function hasGraveFault({ faults }: Plan): boolean {
 
 /** What is passed in most transactions: where most faults are worth the most. */
 const busy = [
-  'begin global',
-  'vote',
+  'open_direct',
+  'prepare_direct',
+  'decide_direct',
+  'commit_direct',
   'prepare',
+  'decide',
   'commit',
-  'commit prepared',
-  'rollback prepared',
+  'finish commit',
+  'finish rollback',
   'branch outcome',
 ] as const
 
@@ -172,7 +189,8 @@ interface Provocation {
   readonly also?: Action
   /** Where a message is held up besides. */
   readonly slow?: string
-  readonly drivers?: readonly DriverName[]
+  readonly drivers?: readonly DriverPlan[]
+  readonly recoverer?: DriverPlan
   /** In each database; two that insert are what is usual. */
   readonly does?: readonly Operation['does'][]
   readonly synchronousCommit?: string
@@ -181,92 +199,90 @@ interface Provocation {
   readonly recoverAt?: number
   readonly runs?: number
   readonly transactions?: number
+  /** Milliseconds between two transactions. */
+  readonly apart?: number
+  /** Of this many messages, each transaction claims one. */
+  readonly messages?: number
+  readonly options?: Partial<TransactionPlan['options']>
+  /** No fault besides. */
+  readonly alone?: true
 }
 
 const pair = ['insert', 'insert'] as const
 
-const provocations: readonly Provocation[] = [
+const driver: ForeignDriver = {
+  tags: false,
+  several: 'all',
+  reopens: false,
+  queues: false,
+  changes: undefined,
+}
+const foreign: readonly ForeignDriver[] = [driver, { ...driver, tags: true, queues: true }]
+const reopening: ForeignDriver = { ...driver, reopens: true }
+
+const ofCommits: readonly Provocation[] = [
+  { kinds: ['prepare_direct', 'decide_direct', 'work'], does: ['call', 'call'] },
   {
-    kinds: ['find decisions', 'record loss'],
-    action: 'roll back by hand',
-    point: 'begin global: done',
+    kinds: ['begin', 'open', 'commit', 'probe', 'probe_several', 'read_probe'],
+    drivers: foreign,
+    does: ['insert'],
   },
+  { kinds: ['begin', 'open', 'prepare', 'decide'], drivers: [...foreign, reopening, 'pooled'] },
+  { kinds: ['hello', 'second_net', 'open_direct'], does: ['insert', 'stream'], transactions: 2 },
+  // A connection is lost, and opened again without a word, while others are asked.
   {
-    kinds: ['ask about a heuristic', 'judge heuristic'],
-    action: 'force',
-    point: 'begin global: done',
-    audits: true,
-  },
-  {
-    kinds: ['ask about a heuristic', 'judge heuristic'],
-    action: 'force',
-    point: 'begin global: arrive',
-    audits: true,
-  },
-  { kinds: ['begin', 'assert branch', 'commit'], drivers: ['plain', 'tagged'], does: ['insert'] },
-  { kinds: ['check and commit', 'look for prepared', 'begin'], drivers: ['pg', 'reopening'] },
-  { kinds: ['vote', 'begin global', 'work'], does: ['call', 'call'] },
-  // A connection is lost, and opened anew without a word, while another participant still votes.
-  {
-    kinds: ['prepare', 'look for prepared'],
-    drivers: ['reopening'],
+    kinds: ['prepare', 'note_xid'],
+    drivers: [reopening],
     action: 'terminate',
-    point: 'vote: done',
-    slow: 'begin global: arrive',
+    point: 'note_xid: done',
+    slow: 'prepare: send',
   },
   // Who does not write is no participant.
-  { kinds: ['narrow global'], does: ['insert', 'read'] },
-  { kinds: ['narrow global'], does: ['insert', 'read', 'call'] },
-  { kinds: ['narrow global'], does: ['read', 'call', 'call'] },
+  { kinds: ['commit_direct', 'note_xid'], does: ['insert', 'read'] },
+  { kinds: ['commit_direct', 'note_xid'], does: ['read', 'call', 'stream'] },
+  { kinds: ['commit', 'note_xid'], does: ['read', 'call', 'call'], drivers: foreign },
+  { kinds: ['commit_direct'], does: ['insert', 'read'], action: 'refuse', point: 'commit_direct: arrive' },
   {
-    kinds: ['commit'],
-    drivers: ['plain', 'postgres.js'],
-    does: ['insert', 'read'],
+    kinds: ['commit_direct', 'decide_direct'],
+    does: ['insert', 'skew', 'insert'],
+    options: { isolationLevel: 'serializable' },
+  },
+  { kinds: ['note_xid', 'rollback_direct', 'open_direct'], does: ['insert', 'fail'] },
+  { kinds: ['rollback', 'open'], does: ['insert', 'fail'], drivers: foreign },
+  { kinds: ['finish rollback'], action: 'refuse', point: 'decide_direct: arrive' },
+  { kinds: ['finish rollback'], action: 'refuse', point: 'decide: arrive', drivers: foreign },
+  {
+    kinds: ['finish rollback'],
     action: 'refuse',
-    point: 'narrow global: arrive',
+    point: 'prepare_direct: arrive',
+    does: ['insert', 'insert', 'insert'],
   },
+  // The home is slow to roll back what a participant refused.
   {
-    kinds: ['note xid', 'rollback', 'several', 'open'],
-    drivers: ['pg', 'postgres.js'],
-    does: ['insert', 'fail'],
-  },
-  { kinds: ['rollback prepared'], action: 'refuse', point: 'commit: arrive' },
-  { kinds: ['rollback prepared'], action: 'refuse', point: 'begin global: arrive' },
-  {
-    kinds: ['find own evidence'],
+    kinds: ['rollback_direct', 'finish rollback'],
     action: 'stall',
-    point: 'commit prepared: send',
+    point: 'rollback_direct: send',
+    does: ['insert', 'insert', 'defer'],
+  },
+  {
+    kinds: ['find_evidence'],
+    action: 'stall',
+    point: 'finish commit: send',
     time: [400, 401],
     recoverAt: 60,
   },
-  { kinds: ['outcome'], action: 'cut', point: 'commit: done' },
+  { kinds: ['outcome', 'begin_read_committed', 'end'], action: 'cut', point: 'decide_direct: done' },
+  { kinds: ['outcome'], action: 'cut', point: 'decide: done', drivers: foreign },
+  // What was acknowledged is there after a crash, whatever the role's default, and whatever a handler sets.
   {
-    kinds: ['tell role', 'set role', 'take role again', 'commit prepared'],
-    action: 'kill',
-    point: 'commit: done',
-    login: 'keeper',
+    kinds: ['commit_direct', 'open_direct', 'rollback_direct'],
+    action: 'crash',
+    point: 'open_direct: send',
+    latest: 2,
+    transactions: 2,
+    does: ['insert'],
+    synchronousCommit: 'off',
   },
-  {
-    kinds: ['tell role', 'set role', 'take role again', 'rollback prepared'],
-    action: 'kill',
-    point: 'prepare: done',
-    login: 'keeper',
-  },
-  { kinds: ['list in doubt', 'branch outcome'], action: 'kill', point: 'prepare: answer' },
-  { kinds: ['list prepared', 'find evidence', 'mark proven', 'unproven', 'stamp recovery', 'identify'] },
-  { kinds: ['list prepared', 'find evidence', 'mark confirmed', 'proven', 'confirmed'] },
-  { kinds: ['delete evidence', 'purge', 'mark confirmed', 'confirmed'] },
-  { kinds: ['page evidence', 'list heuristics'], audits: true },
-  // Recovery asks for the decision just when it falls, and what it does comes before what the coordinator does.
-  {
-    kinds: ['stamp recovery', 'confirmed', 'delete evidence', 'purge'],
-    action: 'stall',
-    point: 'commit: arrive',
-    time: [2, 20],
-    also: 'recover',
-    slow: 'commit prepared: send',
-  },
-  // What was acknowledged is there after a crash, whatever the role's default.
   {
     kinds: ['commit', 'open', 'rollback'],
     action: 'crash',
@@ -274,15 +290,122 @@ const provocations: readonly Provocation[] = [
     latest: 2,
     transactions: 2,
     does: ['insert'],
+    drivers: foreign,
     synchronousCommit: 'off',
   },
-  { kinds: ['commit prepared'], action: 'crash', point: 'commit: answer', synchronousCommit: 'off' },
-  // The home is slow to roll back what a participant refused.
+  { kinds: ['finish commit'], action: 'crash', point: 'decide_direct: answer', synchronousCommit: 'off' },
   {
-    kinds: ['rollback', 'rollback prepared'],
+    kinds: ['finish commit'],
+    action: 'crash',
+    point: 'decide: answer',
+    drivers: foreign,
+    synchronousCommit: 'off',
+  },
+  ...(['set', 'set local', 'soften'] as const).flatMap((does) => [
+    { kinds: ['decide_direct', 'prepare_direct'] as const, does: [does, 'insert'] as const, transactions: 2 },
+    { kinds: ['commit_direct'] as const, does: [does] as const, transactions: 2 },
+    { kinds: ['decide', 'commit'] as const, does: [does, 'insert'] as const, drivers: foreign },
+  ]),
+  ...(['role', 'lock'] as const).flatMap((does) => [
+    { kinds: ['commit_direct', 'open_direct'] as const, does: [does] as const, transactions: 3 },
+    { kinds: ['finish commit', 'prepare_direct'] as const, does: ['insert', does] as const, transactions: 3 },
+    { kinds: ['prepare', 'decide'] as const, does: [does, 'insert'] as const, drivers: foreign },
+  ]),
+  // BEGIN fails, and what was sent behind it must not take effect.
+  ...(['open_direct: arrive', 'begin: arrive'] as const).flatMap((point) => [
+    {
+      kinds: ['open_direct', 'work'] as const,
+      action: 'refuse' as const,
+      point,
+      does: ['attempt'] as const,
+      drivers: ['own', 'own', 'pooled', driver] as const,
+    },
+    {
+      kinds: ['open_direct', 'work'] as const,
+      action: 'refuse' as const,
+      point,
+      latest: 2,
+      does: ['attempt', 'attempt'] as const,
+      drivers: ['own', 'own', 'pooled', driver] as const,
+    },
+  ]),
+  { kinds: ['work', 'commit_direct'], does: ['insert', 'end'] },
+  { kinds: ['work', 'commit'], does: ['insert', 'end'], drivers: foreign },
+  { kinds: ['prepare_direct', 'decide_direct'], does: ['insert', 'insert', 'smuggle'] },
+  // Drivers that cannot be seen to do what they are asked.
+  {
+    kinds: ['probe_several', 'read_probe', 'commit'],
+    drivers: [
+      { ...driver, several: 'refused' },
+      { ...driver, several: 'first' },
+      { ...driver, several: 'nested' },
+      { ...driver, changes: 'case' },
+    ],
+  },
+  { kinds: ['claim_sequence', 'commit_direct'], messages: 1, transactions: 3, does: ['insert'] },
+  { kinds: ['claim_sequence', 'decide_direct'], messages: 2, transactions: 3 },
+  { kinds: ['claim_sequence', 'commit'], messages: 1, transactions: 2, does: ['insert'], drivers: foreign },
+  // An address leads to another database, and who comes there believes it is the one from before.
+  ...(['decide_direct: answer', 'finish commit: answer'] as const).map((point) => ({
+    kinds: ['decide_direct', 'prepare_direct', 'identify'] as const,
+    action: 'redirect' as const,
+    also: 'terminate' as const,
+    point,
+    transactions: 2,
+  })),
+  {
+    kinds: ['fence', 'hello'],
+    action: 'fence',
+    point: 'commit_direct: answer',
+    latest: 4,
+    time: [3_000, 3_001],
+    does: ['insert'],
+    transactions: 14,
+    apart: 300,
+    alone: true,
+  },
+  { kinds: ['fence', 'hello', 'begin'], action: 'fence', point: 'hello: send', latest: 3 },
+]
+
+const ofRecovery: readonly Provocation[] = [
+  {
+    kinds: ['find decisions', 'record loss'],
+    action: 'roll back by hand',
+    point: 'decide_direct: arrive',
+  },
+  {
+    kinds: ['ask about a heuristic', 'judge heuristic'],
+    action: 'force',
+    point: 'decide_direct: arrive',
+    audits: true,
+  },
+  {
+    kinds: ['ask about a heuristic', 'judge heuristic'],
+    action: 'force',
+    point: 'decide_direct: done',
+    audits: true,
+  },
+  ...(['decide_direct: done', 'prepare_direct: done'] as const).flatMap((point) => {
+    const kind: Kind = point === 'prepare_direct: done' ? 'finish rollback' : 'finish commit'
+    const killed = { action: 'kill' as const, point, login: 'keeper' }
+    return [
+      { ...killed, kinds: ['take role', 'reset role', kind] as const },
+      { ...killed, kinds: ['tell_role', 'take role', 'set_role', kind] as const, recoverer: driver },
+    ]
+  }),
+  { kinds: ['list in doubt', 'branch outcome'], action: 'kill', point: 'prepare_direct: answer' },
+  { kinds: ['list prepared', 'find evidence', 'mark proven', 'unproven', 'stamp recovery', 'identify'] },
+  { kinds: ['list prepared', 'find evidence', 'mark confirmed', 'proven', 'confirmed', 'assert_home'] },
+  { kinds: ['delete evidence', 'purge', 'mark confirmed', 'confirmed'] },
+  { kinds: ['page evidence', 'list heuristics'], audits: true },
+  // Recovery asks for the decision just when it falls, and what it does comes before what the coordinator does.
+  {
+    kinds: ['stamp recovery', 'confirmed', 'delete evidence', 'purge'],
     action: 'stall',
-    point: 'rollback: send',
-    does: ['insert', 'defer'],
+    point: 'decide_direct: arrive',
+    time: [2, 20],
+    also: 'recover',
+    slow: 'finish commit: send',
   },
   // A standby takes over that lacks what recovery has seen already.
   ...(['list in doubt: arrive', 'stamp recovery: done', 'unproven: arrive'] as const).map((point) => ({
@@ -293,6 +416,8 @@ const provocations: readonly Provocation[] = [
     runs: 3,
   })),
 ]
+
+const provocations = [...ofCommits, ...ofRecovery]
 
 /** What leads to each kind: first the kind is drawn, lest those fall short that few lead to. */
 const leading = [
@@ -318,13 +443,14 @@ function provoke(seed: number): Plan {
     point,
     also,
     latest = 1,
-    drivers = ['postgres.js'],
+    drivers = ['own'],
+    recoverer = 'own',
     does = pair,
     login = 'app',
     runs = 1,
   } = provocation
   const side = dice.pick(sidesOf(kind))
-  const driver = dice.pick(drivers)
+  const one = dice.pick(drivers)
   const isGrave = action !== undefined && grave.includes(action)
   const fault = (what: Action, where: string, passage: number, time = timeOf(dice, what)): Fault => ({
     action: what,
@@ -351,15 +477,18 @@ function provoke(seed: number): Plan {
     delay: [0.05, 1],
     servers: does.length > 2 ? [server, server, server] : [server, server],
     databases: does.length > 2 ? [0, 1, 2] : [0, 1],
-    processes: [{ drivers: [driver, driver, driver], maxConnections: 2, recovers: false }],
+    processes: [{ drivers: [one, one, one], maxConnections: 2, recovers: false }],
     transactions: Array.from({ length: provocation.transactions ?? dice.pick([1, 1, 2]) }, (_, number) => ({
       process: 0,
-      at: 1 + 10 * number,
-      operations: does.map((one, database) => ({ database, does: one })),
-      options: { timeout: 60_000 },
+      at: 1 + (provocation.apart ?? 10) * number,
+      operations: operationsOf(dice, does),
+      options: { timeout: 60_000, ...provocation.options },
+      ...(provocation.messages
+        ? { claim: { database: 0, sequence: 1 + dice.below(provocation.messages) } }
+        : {}),
     })),
     recoverers: Array.from({ length: dice.pick(isCoordinators ? [0, 1] : [1, 1, 1, 2]) }, (_, number) => ({
-      driver: 'postgres.js',
+      driver: recoverer,
       login,
       at: (provocation.recoverAt ?? 60) + dice.between(1, 100) + 300 * number,
       every: dice.between(1, 300),
@@ -370,13 +499,37 @@ function provoke(seed: number): Plan {
     })),
     faults: [
       ...first,
-      fault(
-        dice.pick(['kill', 'kill', 'kill', 'kill', 'crash', 'crash', 'crash', 'cut', 'stall', 'terminate']),
-        dice.chance(0.08) ? dice.pick(action === 'kill' ? recoverySteps : steps) : `${kind}: ${side}`,
-        dice.chance(0.8) ? 1 : 1 + dice.below(3),
-      ),
+      ...(provocation.alone
+        ? []
+        : [
+            fault(
+              dice.pick([
+                ...['kill', 'kill', 'kill', 'kill', 'crash', 'crash', 'crash'],
+                ...['cut', 'stall', 'terminate'],
+              ] as Action[]),
+              dice.chance(0.08) ? dice.pick(action === 'kill' ? recoverySteps : steps) : `${kind}: ${side}`,
+              dice.chance(0.8) ? 1 : 1 + dice.below(3),
+            ),
+          ]),
     ],
   }
+}
+
+/** What only changes the session changes a row, too: without one there is nothing to be lost. */
+function operationsOf(dice: Random, does: readonly Operation['does'][]): Operation[] {
+  return does.flatMap((one, database): Operation[] =>
+    ['set', 'set local', 'soften', 'role', 'lock', 'smuggle'].includes(one)
+      ? dice.chance(0.5)
+        ? [
+            { database, does: 'insert' },
+            { database, does: one },
+          ]
+        : [
+            { database, does: one },
+            { database, does: 'insert' },
+          ]
+      : [{ database, does: one }],
+  )
 }
 
 function drawPlan(seed: number): Plan {
@@ -384,7 +537,7 @@ function drawPlan(seed: number): Plan {
   const databaseCount = dice.chance(0.6) ? 2 : 3
   const serverCount = dice.chance(0.8) ? databaseCount : databaseCount - 1
   const alike = dice.chance(0.6)
-  const drivers = (): DriverName[] => {
+  const drivers = (): DriverPlan[] => {
     const one = driverOf(dice)
     return Array.from({ length: databaseCount }, () => (alike ? one : driverOf(dice)))
   }
@@ -414,7 +567,7 @@ function drawPlan(seed: number): Plan {
       transactionOf(dice, processes.length, databaseCount),
     ),
     recoverers: Array.from({ length: dice.pick([0, 1, 1, 2]) }, () => ({
-      driver: dice.chance(0.6) ? ('postgres.js' as const) : driverOf(dice),
+      driver: dice.chance(0.6) ? ('own' as const) : driverOf(dice),
       login: dice.pick(['app', 'keeper', 'postgres']),
       at: dice.between(1, 500),
       every: dice.between(1, 3000),
@@ -428,8 +581,16 @@ function drawPlan(seed: number): Plan {
   }
 }
 
-function driverOf(dice: Random): DriverName {
-  return dice.chance(0.6) ? 'postgres.js' : dice.pick(['pg', 'tagged', 'plain', 'reopening'])
+function driverOf(dice: Random): DriverPlan {
+  if (dice.chance(0.6)) return 'own'
+  if (dice.chance(0.2)) return 'pooled'
+  return {
+    tags: dice.chance(0.5),
+    several: dice.chance(0.8) ? 'all' : dice.pick(['refused', 'first', 'nested']),
+    reopens: dice.chance(0.5),
+    queues: dice.chance(0.5),
+    changes: dice.chance(0.9) ? undefined : dice.pick(['case', 'number', 'null']),
+  }
 }
 
 function transactionOf(dice: Random, processes: number, databases: number): TransactionPlan {
@@ -439,7 +600,7 @@ function transactionOf(dice: Random, processes: number, databases: number): Tran
   for (const database of used) {
     const times = dice.chance(0.8) ? 1 : 2
     for (let time = 0; time < times; time += 1) {
-      operations.push({ database, does: doing(dice), ...(dice.chance(0.15) ? { aside: true } : {}) })
+      operations.push({ database, does: doing(dice), ...asideOf(dice) })
     }
   }
   if (dice.chance(0.15)) operations.push({ database: dice.pick(used), does: doing(dice) })
@@ -461,25 +622,32 @@ function transactionOf(dice: Random, processes: number, databases: number): Tran
       ...(dice.chance(0.3) ? { record: true } : {}),
     },
     ...(dice.chance(0.1) ? { abortAt: dice.between(1, 200) } : {}),
+    ...(dice.chance(0.2) ? { claim: { database: dice.pick(used), sequence: 1 + dice.below(2) } } : {}),
   }
+}
+
+function asideOf(dice: Random): Pick<Operation, 'aside'> {
+  if (!dice.chance(0.17)) return {}
+  return { aside: dice.chance(0.85) ? true : 'never' }
 }
 
 function doing(dice: Random): Operation['does'] {
   if (dice.chance(0.7)) return 'insert'
   return dice.pick([
-    'call',
-    'call',
-    'update',
-    'update',
-    'read',
-    'read',
-    'miss',
-    'defer',
-    'skew',
-    'temp',
-    'swallow',
-    'fail',
-    'throw',
+    ...([
+      'call',
+      'call',
+      'update',
+      'update',
+      'read',
+      'read',
+      'attempt',
+      'stream',
+      'nothing',
+      'miss',
+    ] as const),
+    ...(['defer', 'skew', 'temp', 'set', 'set local', 'role', 'lock', 'soften', 'end', 'smuggle'] as const),
+    ...(['swallow', 'fail', 'throw'] as const),
   ])
 }
 

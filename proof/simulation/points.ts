@@ -3,28 +3,36 @@
  * traces. A point is a number, so that looking one up costs nothing.
  */
 
-/** What the client sends, one kind a purpose. */
+/** What the client sends: statements by name, and what has none by its purpose. */
 export const kinds = [
+  'hello',
+  'second_net',
+  'fence',
+  'probe',
+  'probe_several',
+  'read_probe',
   'identify',
-  'several',
+  'open_direct',
   'begin',
   'open',
+  'claim_sequence',
   'work',
-  'note xid',
-  'assert branch',
-  'begin global',
-  'vote',
-  'narrow global',
+  'note_xid',
+  'prepare_direct',
   'prepare',
-  'look for prepared',
+  'decide_direct',
+  'decide',
+  'commit_direct',
   'commit',
-  'check and commit',
+  'rollback_direct',
   'rollback',
-  'commit prepared',
-  'rollback prepared',
-  'find own evidence',
+  'finish commit',
+  'finish rollback',
+  'find_evidence',
   'outcome',
-  'assert home',
+  'begin_read_committed',
+  'assert_home',
+  'end',
   'list in doubt',
   'branch outcome',
   'unproven',
@@ -43,9 +51,10 @@ export const kinds = [
   'list heuristics',
   'ask about a heuristic',
   'judge heuristic',
-  'tell role',
-  'set role',
-  'take role again',
+  'tell_role',
+  'take role',
+  'set_role',
+  'reset role',
 ] as const
 
 export type Kind = (typeof kinds)[number]
@@ -59,15 +68,18 @@ const sides = ['send', 'arrive', 'flushed', 'done', 'answer'] as const
 type Side = (typeof sides)[number]
 
 /** What the code under test traces and concerns one database. */
-export const steps = ['begin', 'vote', 'prepare', 'decide', 'finish', 'recover'] as const
+export const steps = ['begin', 'prepare', 'decide', 'finish', 'recover'] as const
 
 /** Kinds whose execution has a moment between its flush and its effect. */
 const flushing: ReadonlySet<Kind> = new Set([
+  'prepare_direct',
   'prepare',
+  'decide_direct',
+  'decide',
+  'commit_direct',
   'commit',
-  'check and commit',
-  'commit prepared',
-  'rollback prepared',
+  'finish commit',
+  'finish rollback',
 ])
 
 export const points: readonly string[] = [

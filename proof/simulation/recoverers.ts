@@ -1,10 +1,12 @@
 /** Recovery while faults may still strike: beside the calls of a coordinator, and by processes of its own. */
-import { audit } from '../../src/recovery/audit.ts'
-import { runRecovery, startRecovery } from '../../src/recovery/recovery.ts'
+
+import { codeOf } from '../../src/errors.ts'
+import { audit, runRecovery, startRecovery } from '../../src/recovery/recovery.ts'
+import { recoverInside } from './inside.ts'
 import { stackOf } from './oracle.ts'
 import type { RecovererPlan } from './plan.ts'
 import type { Process } from './scheduler.ts'
-import type { Running, World } from './world.ts'
+import { addProcess, type Running, type World } from './world.ts'
 
 /** Recovery beside a coordinator's calls. */
 export function startRunning(here: World, process: Running): void {
@@ -30,6 +32,30 @@ export function recoverOnce(
       }),
     )
   })
+}
+
+/** The same by `once.recover()`, which somebody calls in each database: a backend there for each. */
+export function recoverInsideOnce(here: World, { login, keep, purges, audits }: RecovererPlan): void {
+  const steps = [
+    'finish',
+    ...(purges ? ['prove', 'confirm', 'purge'] : []),
+    ...(audits ? ['audit', 'judge'] : []),
+  ]
+  for (const database of here.databases) {
+    if (!database.server.up) continue
+    const process = addProcess(here, `once.recover() in ${database.name}`, login, [], 2)
+    process.host = database.server
+    here.scheduler.after(0, process, () =>
+      track(here, ends(recoverInside(here, process, database, steps, keep))),
+    )
+  }
+
+  /** It may fail, as any function may when it cannot reach its own database. */
+  async function ends(recovering: Promise<void>): Promise<void> {
+    await recovering.catch((error: unknown) => {
+      if (codeOf(error) === undefined) throw error
+    })
+  }
 }
 
 function track(here: World, promise: Promise<unknown>): void {

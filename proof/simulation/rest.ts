@@ -5,21 +5,22 @@ import { readOutcome } from '../../src/commit/outcome.ts'
 import { OutcomeUnknownError } from '../../src/errors.ts'
 import { runRecovery } from '../../src/recovery/recovery.ts'
 import { startServer } from './faults.ts'
-import { cutWire } from './network.ts'
+import { cutWire, hangUpWire } from './network.ts'
 import { stackOf } from './oracle.ts'
 import { hasGraveFault } from './plan.ts'
-import { hangUp } from './postgres/backend.ts'
 import { decodeGid } from './postgres/once.ts'
 import { superuser } from './postgres/server.ts'
 import { isRecovering, stopRunning } from './recoverers.ts'
-import { addProcess, type World } from './world.ts'
+import { addProcess, type Running, type World } from './world.ts'
 
 /** The faults are over: servers are up, messages arrive, and the dead are known to be dead. */
 export function heal(here: World): void {
   here.note?.(() => 'the faults are over')
   here.calm = true
   for (const server of here.servers) if (!server.up) startServer(here, server)
-  for (const backend of [...here.lost, ...here.left]) hangUp(backend, true)
+  for (const server of here.servers) server.fencedAt = undefined
+  for (const { redirected } of here.processes) redirected.clear()
+  for (const wire of [...here.lost, ...here.left]) hangUpWire(wire, true)
   // What is held up for longer is given up by TCP.
   for (const process of here.processes) {
     for (const wire of process.wires) {
@@ -41,7 +42,7 @@ export function rest(here: World): void {
     oracle.violate('everything settles', 'a recovery or a finish in the background goes on for ever')
   // Who is dead is known to be dead now; what was given up is closed.
   for (const process of here.processes) {
-    if (!process.alive) for (const { backend } of process.wires) hangUp(backend, true)
+    if (!process.alive) for (const wire of process.wires) hangUpWire(wire, true)
   }
   // What was held up comes late, and what waits for it after that; a statement may wait for a branch in doubt, which
   // is not finished yet, until the longest `lockTimeout`.
@@ -65,7 +66,35 @@ export function rest(here: World): void {
     for (const { taken } of process.pools)
       if (taken() > 0)
         oracle.violate('connections come back', `${process.name} has ${taken()} connections left`)
+    if (here.plan.seed % 8 === 0) takeAll(here, process)
   }
+}
+
+/** All places of its pools can be taken, whatever became of the connections that had them. */
+function takeAll({ scheduler: clock, oracle, plan }: World, process: Running): void {
+  const { maxConnections = 2 } = plan.processes[process.number - 1] ?? {}
+  let missing = 0
+  clock.after(0, process, () => {
+    for (const database of process.databases) {
+      const links = Array.from({ length: maxConnections }, () => database.connect())
+      missing += maxConnections
+      for (const link of links) {
+        link.then(
+          () => {
+            missing -= 1
+          },
+          (error: unknown) =>
+            oracle.violate('connections come back', `${process.name}, ${database.name}: ${stackOf(error)}`),
+        )
+      }
+      Promise.allSettled(links).then((taken) => {
+        for (const one of taken) if (one.status === 'fulfilled') one.value.release()
+      })
+    }
+  })
+  clock.runUntil(() => false, clock.now + 1)
+  if (!clock.runUntil(() => missing === 0, clock.now + 30_000))
+    oracle.violate('connections come back', `${process.name} lacks ${missing} places`)
 }
 
 /** One more recoverer, whom nothing disturbs, finishes and purges everything; then the oracle looks at what is left. */
@@ -141,5 +170,6 @@ export function recoverAll(here: World): void {
   )
   for (const id of rows()) if (!lost.has(id)) oracle.violate('everything is purged in the end', id)
   oracle.checkEffects()
+  oracle.checkClaims()
   oracle.checkLosses()
 }

@@ -7,7 +7,7 @@ import { strike } from './faults.ts'
 import type { Call, Violation } from './oracle.ts'
 import type { Plan } from './plan.ts'
 import { within } from './ports.ts'
-import { isRecovering, recoverOnce, startRunning } from './recoverers.ts'
+import { isRecovering, recoverInsideOnce, recoverOnce, startRunning } from './recoverers.ts'
 import { heal, recoverAll, rest } from './rest.ts'
 import { addProcess, createWorld, type Struck, type World } from './world.ts'
 
@@ -61,6 +61,13 @@ function runWorld(here: World): Record<string, number> {
     if (recovers && process) clock.after(0, process, () => startRunning(here, process))
   })
   plan.recoverers.forEach((recoverer) => {
+    if (recoverer.inside) {
+      for (let turn = 0; turn < recoverer.runs; turn += 1)
+        clock.after(recoverer.at + turn * recoverer.every, undefined, () =>
+          recoverInsideOnce(here, recoverer),
+        )
+      return
+    }
     const drivers = here.databases.map(() => recoverer.driver)
     const process = addProcess(here, `recoverer ${here.processes.length + 1}`, recoverer.login, drivers, 2)
     for (let turn = 0; turn < recoverer.runs; turn += 1)

@@ -55,18 +55,20 @@ function* simpler(plan: Plan): Generator<Plan> {
   for (const [index, process] of plan.processes.entries()) {
     if (process.recovers)
       yield { ...plan, processes: plan.processes.with(index, { ...process, recovers: false }) }
-    if (process.drivers.some((driver) => driver !== 'postgres.js'))
+    if (process.drivers.some((driver) => driver !== 'own'))
       yield {
         ...plan,
         processes: plan.processes.with(index, {
           ...process,
-          drivers: process.drivers.map(() => 'postgres.js' as const),
+          drivers: process.drivers.map(() => 'own' as const),
         }),
       }
   }
   for (const [index, recoverer] of plan.recoverers.entries()) {
     if (recoverer.runs > 1)
       yield { ...plan, recoverers: plan.recoverers.with(index, { ...recoverer, runs: 1 }) }
+    if (recoverer.inside)
+      yield { ...plan, recoverers: plan.recoverers.with(index, { ...recoverer, inside: false }) }
     if (recoverer.audits)
       yield { ...plan, recoverers: plan.recoverers.with(index, { ...recoverer, audits: false }) }
   }
@@ -90,6 +92,8 @@ function* simpler(plan: Plan): Generator<Plan> {
 function* plainerTransactions(transaction: TransactionPlan): Generator<TransactionPlan> {
   const { abortAt, ...never } = transaction
   if (abortAt !== undefined) yield never
+  const { claim, ...plain } = transaction
+  if (claim !== undefined) yield plain
   for (const operations of without(transaction.operations))
     if (operations.length > 0) yield { ...transaction, operations }
   for (const [index, { database, does, aside }] of transaction.operations.entries()) {

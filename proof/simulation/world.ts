@@ -6,13 +6,12 @@
 import type { Context } from '../../src/commit/coordinator.ts'
 import { type Database, databaseOver } from '../../src/connection/database.ts'
 import type { RunningRecovery } from '../../src/recovery/recovery.ts'
-import { type Random, random } from '../rig/random.ts'
-import { type DriverName, openSimulated, type SimulatedPool } from './drivers.ts'
+import { type DriverPlan, openSimulated, type SimulatedPool } from './drivers.ts'
 import type { ClientProcess, Network, Wire } from './network.ts'
 import { createOracle, type Oracle } from './oracle.ts'
 import { type Action, type Fault, nameOf, type Plan } from './plan.ts'
 import { pointOf } from './points.ts'
-import type { Backend, Request } from './postgres/backend.ts'
+import type { Request } from './postgres/backend.ts'
 import {
   addDatabase,
   createServer,
@@ -28,6 +27,8 @@ export interface Running extends ClientProcess {
   readonly context: Context
   readonly random: Random
   recovery: RunningRecovery | undefined
+  /** It is a backend of this server's, and ends with it. */
+  host: Server | undefined
 }
 
 export interface World extends Network {
@@ -72,13 +73,17 @@ export function createWorld(
 ): World {
   const clock = scheduler()
   const databases: SimulatedDatabase[] = []
-  const lost = new Set<Backend>()
-  const oracle = createOracle(databases, lost)
+  const lost = new Set<Wire>()
+  const oracle = createOracle(
+    databases,
+    lost,
+    plan.faults.every(({ action }) => action === 'fence'),
+  )
   const dice = random(plan.seed, 1)
   const servers = plan.servers.map((settings, number) =>
     createServer(
       number,
-      settings,
+      { ...settings, page: 2 },
       oracle as Observer,
       random(plan.seed, 2 + number),
       () => clock.now,
@@ -138,7 +143,7 @@ export function addProcess(
   here: World,
   name: string,
   login: string,
-  drivers: readonly DriverName[],
+  drivers: readonly DriverPlan[],
   maxConnections: number,
 ): Running {
   const number = here.processes.length + 1
@@ -153,10 +158,12 @@ export function addProcess(
     pausedUntil: 0,
     wires: new Set(),
     wiresMade: 0,
+    redirected: new Map(),
     databases,
     pools,
     random: random(here.plan.seed, 100 + number),
     recovery: undefined,
+    host: undefined,
     context: {
       databases: new Map(),
       background: new Set(),
@@ -164,16 +171,11 @@ export function addProcess(
     },
   }
   const byName = process.context.databases as Map<string, Database>
+  const fault = (what: string) => here.oracle.violate('drivers are asked what they can do', what)
   here.databases.forEach((database, order) => {
-    const open = openSimulated(
-      here,
-      process,
-      database,
-      drivers[order] ?? 'postgres.js',
-      maxConnections,
-      pools,
-    )
-    const one = databaseOver(database.name, order, open, { maxConnections, connectTimeout: 5_000 })
+    const place = { network: here, process, database, pools }
+    const open = openSimulated(place, drivers[order] ?? 'own', maxConnections, fault)
+    const one = databaseOver(database.name, open, { maxConnections, connectTimeout: 5_000 })
     databases.push(one)
     byName.set(database.name, one)
   })

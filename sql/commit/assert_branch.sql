@@ -1,6 +1,8 @@
 -- Raises unless the current transaction is the one that once.open marked, still under the role it began
--- with. Without this a handler that runs COMMIT would be taken for one that wrote nothing.
-create function once.assert_branch(transaction_id uuid) returns void
+-- with. Without this a handler that runs COMMIT, or a driver that opens a lost connection again without a word,
+-- would be taken for one that wrote nothing. True, so that a statement can say "where once.assert_branch(...)": a
+-- stable condition without columns is evaluated before anything else of it.
+create function once.assert_branch(transaction_id uuid) returns boolean
 language plpgsql stable
 set search_path = ''
 as $$
@@ -8,7 +10,7 @@ declare
   v_mark text := coalesce(current_setting('once.transaction', true), '');
 begin
   if v_mark = assert_branch.transaction_id || ' ' || current_user then
-    return;
+    return true;
   end if;
   if (v_mark like assert_branch.transaction_id || ' %') is not true then
     raise exception 'the handler ended the transaction it was given'
@@ -26,5 +28,22 @@ end
 $$;
 
 comment on function once.assert_branch(uuid) is
-  'Raises ONEND if the marked transaction is over, ONROL if the role changed.';
+  'True inside the marked transaction; raises ONEND if it is over, ONROL if the role changed.';
 call once.allow('app', 'assert_branch');
+
+-- The last word before a COMMIT in one phase, in one text with it. Deferred triggers have run by then (set constraints
+-- all immediate stands before it, outside of a function, since it runs them under the function's search_path), so
+-- whatever they, or the handler, did to the role is found out, and to synchronous_commit taken back.
+create function once.seal(transaction_id uuid) returns void
+language plpgsql volatile
+set search_path = ''
+as $$
+begin
+  perform once.assert_branch(seal.transaction_id);
+  perform once.ensure_durable();
+end
+$$;
+
+comment on function once.seal(uuid) is
+  'Last statement before COMMIT: as once.assert_branch, and the commit waits for its flush.';
+call once.allow('app', 'seal');

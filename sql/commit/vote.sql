@@ -25,17 +25,13 @@ begin
       using errcode = 'ONIDN', detail = 'The evidence is looked for in the database whose id stands in the decision.',
             hint = 'select once.database_id(); anew, and begin the transaction anew.';
   end if;
-  insert into once.evidence (transaction_id, home, participant)
-  values (vote.transaction_id, vote.home, vote.participant)
-  on conflict on constraint evidence_pkey do nothing;
-  if not found then
-    -- A second vote of one transaction names another home: the first candidate had written nothing. Only our own
-    -- row is replaced: one that was there before would count as ours before we commit, and recovery would purge a
-    -- decision whose branch is still prepared. So that is an error (23505), and the transaction is rolled back.
-    perform once.narrow_global(vote.transaction_id, '{}', '{}');
-    insert into once.evidence (transaction_id, home, participant)
-    values (vote.transaction_id, vote.home, vote.participant);
+  if current_setting('synchronous_commit') not in ('on', 'remote_apply') then
+    perform set_config('synchronous_commit', 'on', true);
   end if;
+  -- A row that was there before would count as ours before we commit, and recovery would purge a decision whose
+  -- branch is still prepared. So that is an error (23505), and the transaction is rolled back.
+  insert into once.evidence (transaction_id, home, participant)
+  values (vote.transaction_id, vote.home, vote.participant);
   return true;
 end
 $$;

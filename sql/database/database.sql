@@ -1,6 +1,6 @@
 -- One row that names this database. The id stands in every gid, so that a branch can say which database
 -- decides about it. The fingerprint (cluster and database oid) tells an original from a copy: a database
--- made by CREATE DATABASE … TEMPLATE or from a dump carries the id too, but must not answer for the
+-- made by CREATE DATABASE ... TEMPLATE or from a dump carries the id too, but must not answer for the
 -- original, since it knows nothing of transactions that are still running there.
 create table once.database (
   singleton boolean primary key default true check (singleton),

@@ -11,11 +11,8 @@ declare
   v_database_oid oid;
 begin
   select i.* into v_row from once.database i;
-  if not found and row_security_active('once.database'::regclass) then
-    raise exception 'row level security hides once.database from role %', quote_ident(current_user)
-      using errcode = 'ONRLS',
-            detail = 'Somebody, or an event trigger, enabled it on tables of schema once. Nothing is lost by it.',
-            hint = 'alter table once.database disable row level security; likewise the other tables of schema once';
+  if not found then
+    perform once.explain_no_database();
   end if;
   select c.system_identifier into v_system_identifier from pg_catalog.pg_control_system() c;
   select d.oid into v_database_oid from pg_catalog.pg_database d where d.datname = current_database();

@@ -11,8 +11,7 @@ declare
   v_new uuid := gen_random_uuid();
 begin
   insert into once.database (system_identifier, database_oid) values (0, 0) on conflict do nothing;
-  insert into once.message_floor (day) values ('-infinity') on conflict do nothing;
-  insert into once.timeless_expiry default values on conflict do nothing;
+  insert into once.expiry default values on conflict do nothing;
   select i.id into v_old from once.database i for update;
   perform once.record_intervention('renew_database_id', jsonb_build_object('old', v_old, 'new', v_new),
                                    renew_database_id.reason);

@@ -1,4 +1,9 @@
--- Claims one message by key; see once.claim_key_batch for the answers and why they hold.
+-- Claims one message by key; see once.claim_keys for the answers and why they hold.
+--
+-- The usual answers take one statement for a new message and two for a duplicate. What a plpgsql expression
+-- or an expression's node costs is paid at each call, so there are few; whatever is unusual (a new scope, a key's
+-- own time, an expired message, another payload, bad arguments, synchronous_commit = off) gets through neither
+-- statement and is left to once.claim_keys.
 create function once.claim_key(
   scope text,
   key text,
@@ -9,30 +14,62 @@ create function once.claim_key(
 )
 language plpgsql volatile
 set search_path = ''
+-- A duplicate is looked up by digest, however small the table was when the plan was made.
+set enable_seqscan = off
 as $$
 declare
-  v_scope once.scope;
-  v_time timestamptz := coalesce(claim_key.occurred_at, once.message_time(claim_key.key));
-  v_day date := (v_time at time zone 'UTC')::date;
-  v_digest uuid := once.message_digest(claim_key.scope, claim_key.key);
+  v_digest uuid;
 begin
-  select s.* into v_scope from once.scope s where s.scope = claim_key.scope;
-  -- The fast path: a known scope, a key that is not past the horizon, a partition that exists. Whether it
-  -- does is asked within the insert, whose lock on the ledger keeps expiry from dropping it meanwhile.
-  if found and claim_key.key <> '' and (v_time < v_scope.horizon) is not true
-     and (v_day between '1970-01-01' and '2099-12-31') is not false then
-    if current_setting('synchronous_commit') = 'off' then
-      perform once.ensure_durable();
-    end if;
-    insert into once.message (digest, scope_id, day, claimed_on, payload_hash)
-    select v_digest, v_scope.scope_id, v_day,
-           case when v_day is null then (now() at time zone 'UTC')::date end, claim_key.payload_hash
-     where v_day is null or to_regclass('once.message_' || to_char(v_day, 'YYYYMMDD')) is not null
+  -- The digest as once.message_digest has it.
+  if claim_key.occurred_at is null then
+    v_digest := encode(decode('0000', 'hex') || substring(sha256(convert_to(claim_key.scope, 'UTF8') || decode('00', 'hex')
+                                                           || convert_to(claim_key.key, 'UTF8')) for 14), 'hex')::uuid;
+    insert into once.message (digest, scope_id, claimed_on, payload_hash)
+    select v_digest, s.scope_id, (now() at time zone 'UTC')::date, claim_key.payload_hash
+      from once.scope s
+     where s.scope = claim_key.scope
+       and s.key_times is null
+       and claim_key.key <> ''
+       and current_setting('synchronous_commit') <> 'off'
     on conflict do nothing;
     if found then
       claim_key.status := 'claimed';
       return;
     end if;
+    select m.result into claim_key.result
+      from once.message m
+     where m.digest = v_digest
+       and (m.payload_hash <> claim_key.payload_hash) is not true
+       and current_setting('synchronous_commit') <> 'off';
+  else
+    v_digest := case when isfinite(claim_key.occurred_at)
+      then encode(substring(int4send((claim_key.occurred_at at time zone 'UTC')::date - date '1999-12-31') from 3)
+                  || substring(sha256(convert_to(claim_key.scope, 'UTF8') || decode('00', 'hex')
+                                      || convert_to(claim_key.key, 'UTF8')) for 14), 'hex')::uuid end;
+    insert into once.message (digest, scope_id, payload_hash)
+    select v_digest, s.scope_id, claim_key.payload_hash
+      from once.scope s
+     where s.scope = claim_key.scope
+       and (claim_key.occurred_at < s.horizon) is not true
+       and claim_key.occurred_at >= '2000-01-01 00:00:00+00'::timestamptz
+       and claim_key.occurred_at < now() + interval '2 days'
+       and claim_key.key <> ''
+       and current_setting('synchronous_commit') <> 'off'
+    on conflict do nothing;
+    if found then
+      claim_key.status := 'claimed';
+      return;
+    end if;
+    select m.result into claim_key.result
+      from once.message m join once.scope s on s.scope = claim_key.scope
+     where m.digest = v_digest
+       and (claim_key.occurred_at < s.horizon) is not true
+       and (m.payload_hash <> claim_key.payload_hash) is not true
+       and current_setting('synchronous_commit') <> 'off';
+  end if;
+  if found then
+    claim_key.status := 'duplicate';
+    return;
   end if;
 
   select b.status, b.result into claim_key.status, claim_key.result

@@ -2,23 +2,24 @@
 -- handlers did not run, and nobody knows whether they did the first time. That is to be seen somewhere, by
 -- scope, and once.health alarms.
 --
--- A row a claim or batch, only ever inserted: there is nothing to wait for, so claims do not stand in a row
+-- A row per claim or batch, only ever inserted: there is nothing to wait for, so claims do not stand in a row
 -- and no two of them can deadlock, as they would over a counter, and none fails under REPEATABLE READ or
 -- SERIALIZABLE for it. That costs what a claim of a new key costs, and claims of anything else nothing. A row is
 -- there exactly if the transaction committed that was told 'expired', which is when the message was given up.
 -- once.expire deletes rows after two days, in batches: a topic that is replayed leaves as many as it has batches.
 create table once.expired_claim (
   answered_at timestamptz not null default clock_timestamp(),
+  expired_claim_id bigint generated always as identity,
   scope_id integer not null,
   claims integer not null,
   -- The oldest of them, by the messages' own time.
-  oldest_day date not null
+  oldest_day date not null,
+  primary key (answered_at, expired_claim_id)
 );
 
-create index expired_claim_answered_at on once.expired_claim (answered_at);
-
 comment on table once.expired_claim is
-  'Ledger by key: one row a claim or batch that was answered expired, kept for two days; see once.expired_claims.';
+  'Ledger by key: one row per claim or batch that was answered expired, kept for two days; see once.expired_claims.';
+call once.allow('app', 'expired_claim', 'insert (scope_id, claims, oldest_day)');
 
 -- For people: which scopes, and how long a retention would have known them.
 create view once.expired_claims as
@@ -36,5 +37,4 @@ select s.scope,
 
 comment on view once.expired_claims is
   'Scopes of the key ledger whose claims were answered expired within a day: how many, when, the oldest message''s day, and the horizon.';
-call once.allow('app', 'expired_claim', 'insert (scope_id, claims, oldest_day)');
 call once.allow('recover, monitor', 'expired_claims', 'select');

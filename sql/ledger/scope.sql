@@ -1,13 +1,17 @@
--- The scopes of the ledger by key, with their retention. The horizon is stored and only moves forward:
--- a key older than it is answered 'expired' for ever, whatever the clock or the retention say later.
+-- The scopes of the ledger by key, with their retention. The horizon is stored and only moves forward: a key
+-- older than it is answered 'expired' for ever, whatever the clock or the retention say later.
 create table once.scope (
   scope_id integer generated always as identity primary key,
   scope text not null unique check (length(scope) between 1 and 200),
   retention interval check (retention >= interval '0'),
-  horizon timestamptz
+  horizon timestamptz,
+  -- Of keys without occurred_at: which times that they carry (once.message_time) count; null: none.
+  key_times tstzmultirange,
+  -- The horizon's day when deleting began last, see once.expire: never after the horizon.
+  delete_before date
 );
 
 comment on table once.scope is
-  'Scopes of the key ledger: retention (null: keep for ever) and horizon (older keys are answered expired).';
+  'Scopes of the key ledger: retention (null: keep for ever), horizon (older keys are answered expired), key times that count.';
 call once.allow('app', 'scope', 'select, insert (scope)');
 call once.allow('recover, monitor', 'scope', 'select');

@@ -13,7 +13,8 @@ begin
   end if;
   perform once.open_scope(set_retention.scope);
   update once.scope s set retention = set_retention.retention where s.scope = set_retention.scope;
-  update once.timeless_expiry w set next_block = 0, finished_on = '-infinity';
+  -- Begins another pass.
+  update once.expiry e set finished_on = '-infinity', begun_at = null;
 end
 $$;
 

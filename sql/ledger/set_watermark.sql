@@ -6,8 +6,8 @@ set search_path = ''
 as $$
 declare
   v_row once.producer;
-  v_ahead int8multirange;
   v_watermark bigint;
+  v_deleted integer;
 begin
   perform once.ensure_durable();
   perform once.check_name('producer', set_watermark.producer);
@@ -29,14 +29,15 @@ begin
   perform once.record_intervention('set_watermark',
     jsonb_build_object('producer', set_watermark.producer, 'from', v_row.watermark, 'to', set_watermark.sequence),
     set_watermark.reason);
-  v_ahead := v_row.ahead + int8multirange(int8range(v_row.watermark + 1, set_watermark.sequence, '[]'));
-  v_watermark := v_row.watermark;
-  if not isempty(v_ahead) and lower(v_ahead) = v_row.watermark + 1 then
-    select upper(r) - 1 into v_watermark from unnest(v_ahead) r order by r limit 1;
-  end if;
+  -- Ranges below it or next to it are behind the watermark from now on.
+  select coalesce(max(a.last), set_watermark.sequence) into v_watermark
+    from once.claimed_ahead a
+   where a.producer = set_watermark.producer and a.first <= set_watermark.sequence + 1
+     and a.last > set_watermark.sequence;
+  delete from once.claimed_ahead a where a.producer = set_watermark.producer and a.last <= v_watermark;
+  get diagnostics v_deleted = row_count;
   update once.producer p
-     set watermark = v_watermark,
-         ahead = v_ahead - int8multirange(int8range(null, v_watermark, '[]'))
+     set watermark = v_watermark, gaps = p.gaps - v_deleted
    where p.producer = set_watermark.producer;
 end
 $$;

@@ -20,10 +20,6 @@ with prepared as materialized (
     from once.decode_gids(array(select p.gid from prepared p where p.gid like 'once:%')) g
     join decision d on d.transaction_id = g.transaction_id
    where g.home = (select i.id from once.database i)
-), partition as materialized (
-  select i.inhrelid as oid, case when c.relname ~ '^message_[0-9]{8}$' then to_date(right(c.relname, 8), 'YYYYMMDD') end as day
-    from pg_catalog.pg_inherits i join pg_catalog.pg_class c on c.oid = i.inhrelid
-   where i.inhparent = 'once.message'::regclass
 ), finding (name, value, warn, critical, hint) as (
   select 'row_security_tables', count(*)::double precision, 1::double precision, 1::double precision,
          'rows of schema once are hidden from applications: alter table once.<table> disable row level security'
@@ -41,7 +37,7 @@ with prepared as materialized (
     from branch b where b.ours
   union all
   select 'prepared_slots_used_ratio', count(*) / nullif(current_setting('max_prepared_transactions')::double precision, 0), 0.7, 0.9,
-         'select * from once.in_doubt; more slots: alter system set max_prepared_transactions = …, then restart'
+         'select * from once.in_doubt; more slots: alter system set max_prepared_transactions = ..., then restart'
     from prepared
   union all
   select 'prepared_xid_age', max(p.xid_age), least(10e6, current_setting('autovacuum_freeze_max_age')::double precision * 0.5),
@@ -87,21 +83,28 @@ with prepared as materialized (
     from once.recovery r, once.database i
   union all
   select 'ledger_bytes',
-         pg_total_relation_size('once.producer') + coalesce((select sum(pg_total_relation_size(p.oid)) from partition p), 0),
+         pg_total_relation_size('once.message') + pg_total_relation_size('once.producer')
+         + pg_total_relation_size('once.claimed_ahead'),
          null, null, null
-  union all
-  select 'ledger_partitions', count(*), 3000, 3900,
-         'set a retention for every scope: select once.set_retention(''scope'', ''30 days''); then pgonce expire; the limit is 4000'
-    from partition p where p.day is not null
-  union all
-  select 'ledger_expired_partitions', count(*), 2, 7, 'nobody expires keys: pgonce expire, or select * from once.expire() until no row says more'
-    from partition p
-   where p.day < (select (min(coalesce(s.horizon, '-infinity')) at time zone 'UTC')::date from once.scope s)
   union all
   select 'horizon_lag_seconds',
          extract(epoch from max(now() - s.retention - greatest(s.horizon, i.created_at - s.retention))), 172800, 604800,
-         'expired keys are kept too long: pgonce expire, or select * from once.expire() until no row says more'
+         'keys are known for longer than their scope''s retention: pgonce expire, or select * from once.expire()'
     from once.scope s, once.database i where s.retention is not null
+  union all
+  select 'expiry_age_seconds',
+         case when exists (select from once.scope s where s.horizon is not null)
+              then extract(epoch from clock_timestamp()
+                                      - greatest(e.finished_on::timestamp at time zone 'UTC', i.created_at)) end,
+         259200, 864000,
+         'keys past their horizon are not deleted: pgonce expire, or select * from once.expire() until no row says more'
+    from once.expiry e, once.database i
+  union all
+  select 'expiry_waits_seconds',
+         case when e.waits_for <> '{}' then extract(epoch from clock_timestamp() - e.begun_at) end, 86400, 604800,
+         'keys past their horizon cannot be deleted: '
+         'select * from once.expire() names the transactions that are in the way'
+    from once.expiry e
   union all
   select 'expired_claims_per_day', coalesce(sum(e.claims), 0), 1, null,
          'messages came later than their scope remembers and were not processed: select * from once.expired_claims; '
@@ -109,8 +112,12 @@ with prepared as materialized (
     from once.expired_claim e where e.answered_at > now() - interval '1 day'
   union all
   select 'producer_gaps_ratio', max(p.gaps::double precision / nullif(p.max_gaps, 0)), 0.8, 1,
-         'select * from once.producers order by gaps desc; deliver what is missing, or once.set_watermark(…)'
-    from once.producers p
+         'select * from once.producers order by gaps desc; deliver what is missing, or once.set_watermark(...)'
+    from once.producer p
+  union all
+  select 'producers_near_gap_limit', count(*), 1, null,
+         'select * from once.producers order by gaps desc; one that begins at 1 wants start_at, and ids with holes the key ledger'
+    from once.producer p where p.gaps >= p.max_gaps * 0.5 and p.gaps > 0
   union all
   select 'position_lag_messages', sum(l.lag)::double precision, null, null, null from once.lag l
   union all

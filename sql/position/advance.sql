@@ -14,7 +14,7 @@ begin
     raise exception 'bad position: % after %', coalesce(advance.next::text, 'null'),
         coalesce(advance.expected::text, 'the start')
       using errcode = 'ONARG', detail = 'Expected a number of at least 0 that does not move back.',
-            hint = 'To go back on purpose: select once.reset_position(…, reason => ''…'').';
+            hint = 'To go back on purpose: select once.reset_position(..., reason => ''...'').';
   end if;
   update once.consumer_position o
      set "position" = advance.next, updated_at = now()

@@ -32,7 +32,7 @@ begin
       coalesce(explain_position.expected, 'its start')
     using errcode = 'ONCAS',
           detail = format('The move to %s was not made.', coalesce(explain_position.next, 'null')),
-          hint = 'Somebody with the same epoch moved it, or this move was made already: read once.read_position(…) and go on from there.';
+          hint = 'Somebody with the same epoch moved it, or this move was made already: read once.read_position(...) and go on from there.';
 end
 $$;
 

@@ -4,24 +4,22 @@ language plpgsql volatile
 set search_path = ''
 as $$
 declare
-  v_dblink text := once.dblink_schema();
   v_name constant text := 'once new peer';
   v_id uuid;
   v_message text;
   v_detail text;
 begin
+  perform once.dblink_schema();
   -- Else dblink would take the name for a connection string.
   if not exists (select from pg_catalog.pg_foreign_server s where s.srvname = add_peer.server) then
     raise exception 'no foreign server named %', coalesce(quote_literal(add_peer.server), 'null')
       using errcode = 'ONARG', detail = 'Expected the name of a foreign server, without quotes.',
-            hint = 'create server billing foreign data wrapper dblink_fdw options (host ''…'', dbname ''billing''); '
-                   'create user mapping for current_user server billing options (user ''…'', password ''…'');';
+            hint = 'create server billing foreign data wrapper dblink_fdw options (host ''...'', dbname ''billing''); '
+                   'create user mapping for current_user server billing options (user ''...'', password ''...'');';
   end if;
-  perform once.disconnect(v_name);
   begin
-    execute format('select %s.dblink_connect($1, $2)', v_dblink) using v_name, add_peer.server;
-    perform once.prepare_connection(v_name);
-    select (r.v)[1] into v_id from once.remote(v_name, 'select array[once.database_id()::text]') r (v);
+    perform once.open_connection(v_name, add_peer.server);
+    select r into v_id from once.remote(v_name, 'select once.database_id()::text') r;
     perform once.disconnect(v_name);
   exception when others then
     get stacked diagnostics v_message = message_text, v_detail = pg_exception_detail;
@@ -33,7 +31,7 @@ begin
         regexp_replace(coalesce(nullif(v_detail, ''), v_message), '[[:space:]]+', ' ', 'g')
       using errcode = 'ONPER', detail = format('dblink says: %s.', v_message),
             hint = format('grant usage on foreign server %1$I to %2$I; create user mapping for %2$I server %1$I '
-                          'options (user ''…'', password ''…''); and over there: npx pgonce migrate.', add_peer.server, current_user);
+                          'options (user ''...'', password ''...''); and over there: npx pgonce migrate.', add_peer.server, current_user);
   end;
   insert into once.peer (database_id, server) values (v_id, add_peer.server)
   on conflict on constraint peer_pkey do update set server = excluded.server, added_at = now(), added_by = session_user;

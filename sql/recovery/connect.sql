@@ -10,7 +10,6 @@ language plpgsql volatile
 set search_path = ''
 as $$
 declare
-  v_dblink text := once.dblink_schema();
   v_name text := 'once ' || connect.database_id;
   v_server name;
   v_database name;
@@ -21,20 +20,18 @@ declare
   v_message text;
   v_detail text;
 begin
+  perform once.dblink_schema();
   select p.server, exists (select from pg_catalog.pg_foreign_server s where s.srvname = p.server)
     into v_server, v_there
     from once.peer p where p.database_id = connect.database_id;
-  -- Connections outlive a transaction that failed.
-  perform once.disconnect(v_name);
   if v_server is not null then
     begin
       -- dblink would take the name for a connection string.
       if not v_there then
         raise undefined_object using message = 'there is no such server any more';
       end if;
-      execute format('select %s.dblink_connect($1, $2)', v_dblink) using v_name, v_server;
-      perform once.prepare_connection(v_name);
-      select (r.v)[1] into v_found from once.remote(v_name, 'select array[once.database_id()::text]') r (v);
+      perform once.open_connection(v_name, v_server);
+      select r into v_found from once.remote(v_name, 'select once.database_id()::text') r;
     exception when others then
       get stacked diagnostics v_message = message_text, v_detail = pg_exception_detail;
       perform once.disconnect(v_name);
@@ -47,7 +44,7 @@ begin
           regexp_replace(coalesce(nullif(v_detail, ''), v_message), '[[:space:]]+', ' ', 'g')
         using errcode = 'ONPER', detail = format('It leads to database %s, says once.peer; dblink says: %s.', connect.database_id, v_message),
               hint = format('grant usage on foreign server %1$I to %2$I; create user mapping for %2$I server %1$I '
-                            'options (user ''…'', password ''…''); the server there must ask for the password.', v_server, current_user);
+                            'options (user ''...'', password ''...''); the server there must ask for the password.', v_server, current_user);
     end;
   else
     -- The settings that a role may not see are not there.
@@ -68,13 +65,10 @@ begin
        order by d.datname
     loop
       begin
-        execute format('select %s.dblink_connect($1, $2)', v_dblink)
-          using v_name, v_local || ' dbname=' || once.quote_conninfo(v_database);
-        perform once.prepare_connection(v_name);
+        perform once.open_connection(v_name, v_local || ' dbname=' || once.quote_conninfo(v_database));
         if exists (
           select from once.remote(v_name, format($q$
-            select array[]::text[]
-              from pg_catalog.pg_namespace n
+            select '' from pg_catalog.pg_namespace n
              where n.nspname = 'once' and pg_catalog.pg_get_userbyid(n.nspowner) = %1$L
                and exists (select from pg_catalog.pg_class c where c.relnamespace = n.oid and c.relname = 'database' and c.relkind = 'r')
                and not exists (select from pg_catalog.pg_class c
@@ -82,7 +76,7 @@ begin
                and not exists (select from pg_catalog.pg_proc f
                                 where f.pronamespace = n.oid and pg_catalog.pg_get_userbyid(f.proowner) <> %1$L)
             $q$, v_owner))) then
-          select (r.v)[1] into v_found from once.remote(v_name, 'select array[i.id::text] from once.database i') r (v);
+          select r into v_found from once.remote(v_name, 'select i.id::text from once.database i') r;
         end if;
       exception when others then
         if v_database = current_database() then
@@ -103,7 +97,7 @@ begin
         using errcode = 'ONPER', detail = 'It is no peer, and no other database of this cluster that could be looked into.',
               hint = 'Name a foreign server (wrapper dblink_fdw) that leads to it: select once.add_peer(''server'').';
     end if;
-    select (r.v)[1] into v_found from once.remote(v_name, 'select array[once.database_id()::text]') r (v);
+    select r into v_found from once.remote(v_name, 'select once.database_id()::text') r;
   end if;
   if v_found is distinct from connect.database_id then
     perform once.disconnect(v_name);

@@ -1,40 +1,34 @@
--- Internal: finishes a decided branch of this database over a loopback connection: COMMIT PREPARED cannot run in a
--- function. Returns null when it is done, else why not.
+-- Internal: runs a statement of once.apply over a loopback connection: COMMIT PREPARED cannot run in a
+-- function. Returns null when it is done, 'gone' if somebody else was faster, else why it is not done.
 --
--- No statement_timeout, ours or the role's, may end it: of all that commits, only COMMIT PREPARED would be cancelled
--- while it waits for a synchronous standby, and then be answered as done, seen and believed although no standby has
--- it. It waits for nothing else. So what bounds it is what bounds every commit here: the standby comes back, or
--- somebody takes it off synchronous_standby_names.
-create function once.finish_remote(connection text, gid text, transaction_id uuid, outcome text, role name) returns text
+-- No statement_timeout, ours or the role's, may end it: of all that commits, only COMMIT PREPARED would be
+-- cancelled while it waits for a synchronous standby, and then be answered as done, seen and believed
+-- although no standby has it. It waits for nothing else. So what bounds it is what bounds every commit here:
+-- the standby comes back, or somebody takes it off synchronous_standby_names.
+create function once.finish_remote(connection text, statement text, role name) returns text
 language plpgsql volatile
 set search_path = ''
 as $$
 declare
-  v_statement text := format('%s prepared %L', case finish_remote.outcome when 'committed' then 'commit' when 'aborted' then 'rollback' end,
-                             finish_remote.gid);
-  v_problem text;
-  v_gone boolean := false;
+  v_problem text := 'busy: somebody else is finishing it';
 begin
   begin
-    perform once.remote_exec(finish_remote.connection,
+    perform once.remote(finish_remote.connection,
               'set statement_timeout = 0' || coalesce('; set role ' || quote_ident(finish_remote.role), ''));
   exception when others then
     return format('%s (%s)', sqlerrm, sqlstate);
   end;
   for v_try in 1 .. 100 loop
     begin
-      perform once.remote_exec(finish_remote.connection, v_statement);
+      perform once.remote(finish_remote.connection, finish_remote.statement);
       v_problem := null;
       exit;
     exception
       when object_not_in_prerequisite_state then
-        -- Somebody else is finishing it right now, or PREPARE still waits for a standby.
-        v_problem := 'busy: somebody else is finishing it';
-        perform pg_sleep(0.02);
+        perform pg_sleep(0.02);  -- busy, or PREPARE still waits for a standby
       when undefined_object then
         -- Somebody else has finished it, or it was lost. That it is gone proves nothing; evidence does.
-        v_problem := null;
-        v_gone := true;
+        v_problem := 'gone';
         exit;
       when others then
         v_problem := format('%s (%s)', sqlerrm, sqlstate);
@@ -42,20 +36,15 @@ begin
     end;
   end loop;
   begin
-    perform once.remote_exec(finish_remote.connection, 'reset role; set statement_timeout = ''10s''');
+    perform once.remote(finish_remote.connection, 'reset role; set statement_timeout = ''10s''');
   exception when others then
     -- What comes next over it would be done as somebody else, or wait for ever.
     perform once.connect(once.database_id());
   end;
-  if v_gone and finish_remote.outcome = 'committed' and not exists (
-       select from once.remote(finish_remote.connection,
-                format('select array[e::text] from once.find_evidence(array[%L::uuid]) e', finish_remote.transaction_id))) then
-    v_problem := 'it is gone, and left no evidence';
-  end if;
   return v_problem;
 end
 $$;
 
-comment on function once.finish_remote(text, text, uuid, text, name) is
-  'Internal: COMMIT or ROLLBACK PREPARED over a connection; null when done, else why not.';
+comment on function once.finish_remote(text, text, name) is
+  'Internal: COMMIT or ROLLBACK PREPARED over a connection; null when done, gone, or why not.';
 call once.allow('recover', 'finish_remote');

@@ -3,8 +3,8 @@
  * schema once is there, and what concerns the connecting role. Each finding says what to type.
  */
 import { schemaVersion } from '../connection/database.ts'
+import type { Link } from '../connection/link.ts'
 import { literal } from '../connection/quote.ts'
-import type { Session } from '../connection/session.ts'
 import { fromSql, PgonceError } from '../errors.ts'
 import { type ChosenDatabase, commandFor } from './databases.ts'
 
@@ -47,7 +47,7 @@ export interface Server {
 const clockTolerance = 60
 
 /** @param maxConnections transactions that clients run at once, each of which may prepare */
-export async function checkServer(session: Session, add: Add, maxConnections: number): Promise<Server> {
+export async function checkServer(session: Link, add: Add, maxConnections: number): Promise<Server> {
   const server = await askServer(session)
   const { release, standby, read_only, slots } = server
   /** The first fault that there is, or that all is well. */
@@ -93,7 +93,7 @@ function critical(found: string, hint: string): Fault {
 }
 
 /** Works on any Postgres, and without schema once. */
-async function askServer(session: Session): Promise<Server> {
+async function askServer(session: Link): Promise<Server> {
   const { rows } = await session.query<Server>(`
     select pg_catalog.current_setting('server_version') as release,
            pg_catalog.current_setting('server_version_num')::pg_catalog.int4 as server,
@@ -118,7 +118,7 @@ async function askServer(session: Session): Promise<Server> {
 
 /** Whether all further checks can be made. */
 export async function checkSchema(
-  session: Session,
+  session: Link,
   { exists, installed, usage, allowed, login }: Server,
   add: Add,
   database: ChosenDatabase,
@@ -147,7 +147,7 @@ export async function checkSchema(
 }
 
 /** As in once.database; undefined if it could not be read or is a copy's. That it is well is said by the caller. */
-export async function checkDatabaseId(session: Session, add: Add): Promise<string | undefined> {
+export async function checkDatabaseId(session: Link, add: Add): Promise<string | undefined> {
   try {
     const { rows } = await session.query<{ id: string }>('select once.database_id()::text as id')
     return rows[0]?.id
@@ -174,11 +174,7 @@ export async function checkDatabaseId(session: Session, add: Add): Promise<strin
  *
  * @see sql/role/privilege.sql
  */
-export async function checkPrivileges(
-  session: Session,
-  { login, superuser }: Server,
-  add: Add,
-): Promise<void> {
+export async function checkPrivileges(session: Link, { login, superuser }: Server, add: Add): Promise<void> {
   const check = 'privileges'
   if (superuser) return add({ check, status: 'ok', found: `role ${login} is a superuser and may do all` })
   const { rows } = await session.query<{ kind: string; missing: string[]; total: number }>(`

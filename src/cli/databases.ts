@@ -5,7 +5,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Command } from 'commander'
 import { checkDatabaseName, show } from '../check.ts'
 import { createDatabase, type Database } from '../connection/database.ts'
-import { checkUrl, databaseIn, describeTarget } from '../connection/open.ts'
+import { checkUrl, databaseIn, describeTarget } from '../connection/url.ts'
 import { InvalidInputError } from '../errors.ts'
 import { several } from './arguments.ts'
 
@@ -79,8 +79,8 @@ export async function withEach<T>(
   connectTimeout: number,
   task: (databases: readonly Database[]) => Promise<T>,
 ): Promise<T> {
-  const databases = chosen.map(({ name, url }, order) =>
-    createDatabase(name, order, url, { maxConnections: 1, connectTimeout }),
+  const databases = chosen.map(({ name, url }) =>
+    createDatabase(name, url, { maxConnections: 1, connectTimeout }),
   )
   try {
     return await task(databases)

@@ -3,9 +3,9 @@
  * SQL cannot ask.
  */
 import type { Command } from 'commander'
-import { type Database, withSession } from '../connection/database.ts'
-import { describeTarget } from '../connection/open.ts'
-import type { Session } from '../connection/session.ts'
+import { type Database, withLink } from '../connection/database.ts'
+import type { Link } from '../connection/link.ts'
+import { describeTarget } from '../connection/url.ts'
 import { codeOf } from '../errors.ts'
 import { wholeNumber } from './arguments.ts'
 import {
@@ -111,7 +111,7 @@ async function examine(database: Database, one: Examined, flags: DoctorFlags): P
   const add = adding(one)
   let connected = false
   try {
-    await withSession(
+    await withLink(
       database.connect(),
       async (session) => {
         connected = true
@@ -148,7 +148,7 @@ function adding({ database, checks }: Examined): Add {
 /** What the table for people leaves out. */
 const nothing = 'nothing to look at'
 
-async function checkHealth(session: Session, add: Add, login: string): Promise<void> {
+async function checkHealth(session: Link, add: Add, login: string): Promise<void> {
   try {
     for (const row of await readHealth(session)) {
       const { name, status, value, hint } = row
@@ -161,7 +161,7 @@ async function checkHealth(session: Session, add: Add, login: string): Promise<v
   }
 }
 
-async function homesInDoubt(session: Session): Promise<readonly string[]> {
+async function homesInDoubt(session: Link): Promise<readonly string[]> {
   const { rows } = await session.query<{ home: string }>(
     'select distinct b.home::text as home from once.branch b where b.ours',
   )

@@ -2,9 +2,8 @@
  * `pgonce expire`: applies the retention of the key ledger until there is nothing left to do.
  */
 import type { Command } from 'commander'
-import { type Database, withSession } from '../connection/database.ts'
+import { type Database, withLink } from '../connection/database.ts'
 import { fromSql, InvalidInputError, withHint } from '../errors.ts'
-import { several } from './arguments.ts'
 import { chooseDatabases, type DatabaseFlags, withDatabases, withEach } from './databases.ts'
 import { count, paint, print, printJson, progress, table } from './output.ts'
 
@@ -13,33 +12,32 @@ interface ExpireFlags extends DatabaseFlags {
   readonly json?: boolean
 }
 
-/** A row of `once.expire()`. */
-interface Action {
+/** What was done, added up over all steps. */
+interface Done {
   readonly action: string
   readonly scope: string | null
   readonly detail: string
-  readonly count: number
+  count: number
 }
 
 interface Expired {
   readonly database: string
   /** How often once.expire() was called. */
-  readonly steps: number
-  /** What was done, added up over all steps. */
-  readonly actions: readonly Action[]
-  /** Partitions were in use at the last step; the next call takes them. */
-  readonly busy: boolean
-  readonly error: string | null
+  steps: number
+  readonly actions: readonly Done[]
+  /** Why the last step left something to a later call. */
+  waits: string | null
+  error: string | null
 }
 
 /** Adds the command to the program. */
 export function expireCommand(program: Command): void {
   withDatabases(program.command('expire'))
-    .description('apply the retention of the key ledger: expire, drop and delete what is past it')
+    .description('apply the retention of the key ledger: expire and delete what is past it')
     .option(
       '--retention <scope=interval>',
       "first set how long a scope remembers its keys, as in stripe='30 days' or stripe=forever; may be repeated",
-      several,
+      (value: string, before: readonly string[] = []) => [...before, value],
     )
     .option('--json', 'print one JSON object')
     .action(runExpire)
@@ -63,14 +61,16 @@ async function runExpire(urls: readonly string[], flags: ExpireFlags): Promise<v
     })),
   )
   if (rows.length > 0) print(`${table(['database', 'action', 'scope', 'count', 'detail'], rows)}\n`)
-  for (const { database, steps, actions, busy, error } of expired) {
+  for (const { database, steps, actions, waits, error } of expired) {
     const total = (action: string) =>
-      actions.filter((one) => one.action === action).reduce((sum, one) => sum + one.count, 0)
+      actions
+        .filter((one) => one.action === action && one.detail !== ofRecords)
+        .reduce((sum, one) => sum + one.count, 0)
     if (error !== null) print(paint(`${database}: ${error}`, 'red'))
     else {
       print(
-        `${database}: ${count(total('delete'), 'key')} deleted, ${count(total('drop'), 'partition')} dropped, ` +
-          `${total('create')} created, in ${count(steps, 'step')}${busy ? '; some partitions were in use: run it again later' : ''}`,
+        `${database}: ${count(total('delete'), 'key')} deleted, in ${count(steps, 'step')}` +
+          `${waits === null ? '' : `; run it again later: ${waits}`}`,
       )
     }
   }
@@ -78,42 +78,61 @@ async function runExpire(urls: readonly string[], flags: ExpireFlags): Promise<v
 
 const connectTimeout = 5_000
 
+/** What is deleted besides keys. @see sql/ledger/expire.sql */
+const ofRecords = 'records of expired claims'
+
+interface StepRow {
+  readonly action: string
+  readonly scope: string | null
+  readonly detail: string
+  readonly count: string
+  readonly more: boolean
+}
+
 /** @see sql/ledger/expire.sql, sql/ledger/set_retention.sql */
 async function expireOne(database: Database, retentions: readonly Retention[]): Promise<Expired> {
-  const done = new Map<string, Action>()
+  const done = new Map<string, Done>()
+  const expired = {
+    database: database.name,
+    steps: 0,
+    actions: [] as Done[],
+    waits: null as string | null,
+    error: null as string | null,
+  }
   const shown = progress()
-  let [steps, busy, error] = [0, false, null as string | null]
   try {
     await database.identify()
-    await withSession(database.connect(), async (session) => {
-      for (const { scope, interval } of retentions)
+    await withLink(database.connect(), async (session) => {
+      for (const { scope, interval } of retentions) {
         await session.query('select once.set_retention($1, $2::text::interval)', [scope, interval])
+      }
       for (let more = true; more; ) {
-        const { rows } = await session.query<Action & { readonly more: boolean }>(
-          'select s.action, s.scope, s.detail, s.count::float8 as count, s.more from once.expire() s',
+        const { rows } = await session.query<StepRow>(
+          'select s.action, s.scope, s.detail, s.count::text as count, s.more from once.expire() s',
         )
-        steps += 1
+        expired.steps += 1
         more = rows.some((row) => row.more)
-        busy = rows.some(({ action }) => action === 'busy')
+        expired.waits = rows.find(({ action }) => action === 'wait' || action === 'busy')?.detail ?? null
         // Rows that count nothing and ask for more only say how far the step has come.
-        for (const row of rows) if (!row.more || row.count > 0) add(done, row)
+        for (const row of rows) if (!row.more || Number(row.count) > 0) add(done, row)
         const total = [...done.values()].reduce((sum, one) => sum + one.count, 0)
-        if (more) shown.say(`${database.name}: step ${steps}, ${total} done`)
+        if (more) shown.say(`${database.name}: step ${expired.steps}, ${total} done`)
       }
     })
-  } catch (raw) {
-    error = withHint(fromSql(raw))
+  } catch (error) {
+    expired.error = withHint(fromSql(error))
   } finally {
     shown.end()
   }
-  const actions = [...done.values()].filter(({ action }) => action !== 'busy')
-  return { database: database.name, steps, actions, busy, error }
+  expired.actions = [...done.values()].filter(({ action }) => action !== 'busy' && action !== 'wait')
+  return expired
 }
 
-function add(done: Map<string, Action>, { action, scope, detail, count: n }: Action): void {
+function add(done: Map<string, Done>, { action, scope, detail, count: n }: StepRow): void {
   // A horizon moves on with each step: the last one tells.
   const key = action === 'horizon' ? `${action} ${scope}` : `${action} ${scope} ${detail}`
-  done.set(key, { action, scope, detail, count: n + (done.get(key)?.count ?? 0) })
+  const before = done.get(key)
+  done.set(key, { action, scope, detail, count: Number(n) + (before?.count ?? 0) })
 }
 
 interface Retention {

@@ -1,5 +1,5 @@
 /** `once.health` as the commands show it. Its limits are in SQL, and nowhere else. @see sql/operator/health.sql */
-import type { Session } from '../connection/session.ts'
+import type { Link } from '../connection/link.ts'
 import { sayAge } from './output.ts'
 
 export interface HealthRow {
@@ -15,7 +15,7 @@ export interface HealthRow {
 }
 
 /** Every check of a database. */
-export async function readHealth(session: Session): Promise<readonly HealthRow[]> {
+export async function readHealth(session: Link): Promise<readonly HealthRow[]> {
   const { rows } = await session.query<HealthRow>(
     `select h.name, h.status, h.value::float8 as value, h.warn::float8 as warn, h.critical::float8 as critical, h.hint
        from once.health h`,

@@ -2,10 +2,9 @@
  * `pgonce in-doubt`: every prepared transaction of ours, with what its home decided and what to type.
  */
 import type { Command } from 'commander'
-import { type Database, withReadCommitted, withSession } from '../connection/database.ts'
+import { type Database, withLink, withReadCommitted } from '../connection/database.ts'
 import { identifier, literal } from '../connection/quote.ts'
 import { fromSql, withHint } from '../errors.ts'
-import { arrayOf } from '../recovery/report.ts'
 import { chooseDatabases, type DatabaseFlags, withDatabases, withEach } from './databases.ts'
 import { count, paint, print, printJson, type Row, type Style, sayAge, table } from './output.ts'
 
@@ -127,7 +126,7 @@ async function listInDoubt(databases: readonly Database[]) {
 }
 
 async function listOne(database: Database): Promise<Listed[]> {
-  const { rows } = await withSession(
+  const { rows } = await withLink(
     database.connect(),
     (session) =>
       session.query<Found & { readonly other: boolean }>(
@@ -210,4 +209,9 @@ function rowOf(branch: BranchShown): Row {
     ],
     notes,
   }
+}
+
+/** UUIDs and numbers only: nothing in them needs quotes. */
+function arrayOf(values: readonly string[]): string {
+  return `{${values.join(',')}}`
 }

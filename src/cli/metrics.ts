@@ -6,7 +6,7 @@
 import { createServer } from 'node:http'
 import { type Command, InvalidArgumentError } from 'commander'
 import type { Gauge } from 'prom-client'
-import { type Database, withSession } from '../connection/database.ts'
+import { type Database, withLink } from '../connection/database.ts'
 import { fromSql, withHint } from '../errors.ts'
 import { chooseDatabases, type DatabaseFlags, withDatabases, withEach } from './databases.ts'
 import { type HealthRow, readHealth } from './health.ts'
@@ -96,7 +96,7 @@ async function collect(
 
 async function look(database: Database, failures: string[]): Promise<readonly HealthRow[] | undefined> {
   try {
-    return await withSession(database.connect(patience), readHealth, patience)
+    return await withLink(database.connect(patience), readHealth, patience)
   } catch (error) {
     failures.push(`${database.name}: ${withHint(fromSql(error))}`)
     return undefined

@@ -2,7 +2,7 @@
  * `pgonce migrate`: installs schema once, or brings it up to date, in any number of databases.
  */
 import type { Command } from 'commander'
-import { hostIn } from '../connection/open.ts'
+import { hostIn } from '../connection/url.ts'
 import { type MigrateResult, migrate } from '../database/migrate.ts'
 import { migrationSql } from '../database/migration.ts'
 import { InvalidInputError } from '../errors.ts'

@@ -2,7 +2,7 @@
  * The commands of `pgonce`, put together.
  */
 import { Command } from 'commander'
-import { describeTarget } from '../connection/open.ts'
+import { describeTarget } from '../connection/url.ts'
 import { devCommand } from './dev.ts'
 import { doctorCommand } from './doctor.ts'
 import { expireCommand } from './expire.ts'

@@ -1,220 +1,290 @@
 /**
- * One database's part in a transaction: a connection with an open transaction on it, and what the handler
- * did there.
+ * One database's part in a transaction: a connection with an open transaction on it, and what the handler did there.
  */
 import type { DatabaseConnection, Transaction } from 'kysely'
 import { type Database, transactionOver } from '../connection/database.ts'
-import { isFatal } from '../connection/dialect.ts'
-import { commandOf, type Session, type SessionResult } from '../connection/session.ts'
+import type { Link } from '../connection/link.ts'
+import { refuseControl } from '../connection/script.ts'
 import { withStreams } from '../connection/stream.ts'
-import { AbortedError, codeOf, fromOwn, HandlerError, isErrorAnswer, PgonceError } from '../errors.ts'
+import {
+  AbortedError,
+  codeOf,
+  DatabaseError,
+  fromOwn,
+  HandlerError,
+  isErrorAnswer,
+  isOutdated,
+  PgonceError,
+} from '../errors.ts'
+import * as say from '../statements.ts'
 import { traced } from './channels.ts'
 import { swallowed } from './explain.ts'
 
-export interface BranchSettings {
+export interface BranchSettings extends say.BranchOptions {
   readonly transactionId: string
   /** As {@link Branch.databaseId}. */
   readonly databaseId: string
-  /** Milliseconds; 0: none. */
-  readonly lockTimeout: number
-  readonly idleTimeout: number
-  readonly isolationLevel: string | undefined
   readonly progress: Progress
 }
 
 export interface Branch {
   readonly database: Database
-  /** Who the database said it is. Gids and the decision say it on, and the votes ask on this connection if it is so. */
+  /** Who the database said it is. Gids and the decision say it on, and PREPARE and COMMIT ask if it is so. */
   readonly databaseId: string
   readonly transactionId: string
-  readonly session: Session
-  /** Settles with the answer to BEGIN: until then what the handler did not wait for is not sent. */
-  opened(): Promise<unknown>
+  readonly link: Link
   /** For the handler: a connection that watches what the handler does. */
   readonly connection: DatabaseConnection
-  /**
-   * For all but the decision: that the connection is lost is told as an AbortedError. It does not wait for BEGIN:
-   * what changes anything has to ask for the transaction's mark (`once.assert_branch`, or what asks it).
-   */
-  query<R>(text: string, parameters?: readonly unknown[]): Promise<SessionResult<R>>
-  /** Sends a statement whose answer {@link settle} waits for: behind it may come another in the same round trip. */
-  send(text: string, parameters?: readonly unknown[]): Promise<void>
+  /** A statement of ours whose answer is waited for. That the connection is lost is told as an AbortedError. */
+  ask<A>(statement: say.Statement<A>): Promise<A>
+  /** As {@link ask}, for what changes something: it may only happen inside of our transaction. */
+  change<A>(statement: say.Statement<A>): Promise<A>
+  /** As {@link change}, but {@link settle} waits for the answer: behind it may come another in the same round trip. */
+  send(statement: say.Statement<unknown>): Promise<void>
+  /** As {@link send}, and gives the answer, for after the commit. */
+  sendAhead<A>(statement: say.Statement<A>): Promise<{ readonly answer: Promise<A> }>
   /** Waits for all that was sent. @throws the first error among them */
   settle(): Promise<void>
-  /** Asks for the transaction's xid, once, if that makes nobody wait. */
+  /** @throws DatabaseError `READ_ONLY` if an operator has made the database read-only since its session was opened */
+  obeyFence(): Promise<void>
+  /** Asks for the transaction's xid, if that makes nobody wait. */
   noteXid(): void
-  /** The xid as of {@link noteXid}: null if nothing had been written; undefined if nobody asked. */
-  readonly xid: Promise<string | null> | undefined
-  /** Whether a statement of the handler has inserted, updated or deleted rows. */
-  readonly wrote: boolean
-  /** Whether the handler may have ended the transaction or changed the role, so that we must look. */
-  readonly suspect: boolean
+  /** Whether it wrote: asks, unless a statement has shown it already; with the xid where that is wanted. */
+  learn(withXid: boolean): Promise<void>
+  /** Undefined: nobody asked; null: nothing had been written when somebody did. */
+  readonly xid: string | null | undefined
+  /** Whether a statement has shown that rows were changed. */
+  wrote: boolean
+  /** Whether the server has answered anything: if not, nothing can have happened. */
+  readonly answered: boolean
   /** What failed first among the handler's statements, unless a savepoint before it was rolled back to. */
   readonly failure: unknown
 }
 
-/** Command tags after which the transaction is open and the role is what it was. */
-const harmless =
-  /^(SELECT|INSERT|UPDATE|DELETE|MERGE|COPY|FETCH|MOVE|DECLARE CURSOR|CLOSE CURSOR|SAVEPOINT|RELEASE|LOCK TABLE)\b/
-
-/**
- * Opens a transaction on a connection of its own. Where the dialect lets us, neither BEGIN nor what follows is
- * waited for: a claim of ours, which asks whether it is inside, travels with them.
- */
-export async function openBranch(database: Database, settings: BranchSettings): Promise<Branch> {
-  const { transactionId, lockTimeout, idleTimeout, isolationLevel } = settings
-  return await traced('begin', { database, transactionId }, async () => {
-    const branch = branchOver(database, await database.connect(), settings)
-    try {
-      const begin = isolationLevel === undefined ? 'begin' : `begin isolation level ${isolationLevel}`
-      if (branch.session.pipelines) {
-        // One text for both is one message less, and no column one description less to read. Nothing in it
-        // comes from outside.
-        await branch.send(`${begin}; call once.open('${transactionId}', ${lockTimeout}, ${idleTimeout})`)
-      } else {
-        await branch.send(begin)
-        await branch.send('call once.open($1::uuid, $2::int, $3::int)', [
-          transactionId,
-          lockTimeout,
-          idleTimeout,
-        ])
-      }
-    } catch (error) {
-      branch.session.abandon()
-      throw fromOwn(database.name, error)
-    }
-    return branch
-  })
-}
-
-function branchOver(
-  database: Database,
-  session: Session,
-  { transactionId, databaseId, progress }: BranchSettings,
-): Branch {
-  const sent: Promise<unknown>[] = []
-  /** Statements of the handler of which nobody knows yet what they did. */
-  let unanswered = 0
-  /** One has been answered that may have ended the transaction or changed the role. */
-  let tainted = false
-  const judge = () => {
-    branch.suspect = tainted || unanswered > 0
-  }
-
-  /**
-   * The answer to BEGIN. A request to cancel, meant for what was before, may hit BEGIN itself; whatever is sent
-   * before it is answered would then be a transaction of its own, and commit.
-   */
-  let opened: Promise<unknown> | undefined
-
-  const connection = withStreams({
-    async executeQuery(query) {
-      unanswered += 1
-      judge()
-      try {
-        await opened
-        refuseIf(progress.committing, database)
-        // Of several statements in one text a driver tells only the last one's tag.
-        if (/;\s*\S/.test(query.sql)) tainted = true
-        const result = await session.connection.executeQuery<never>(query)
-        if (!harmless.test(commandOf(result) ?? '')) tainted = true
-        if (result.numAffectedRows !== undefined && result.numAffectedRows > 0n) branch.wrote = true
-        // After a failure nothing succeeds but ROLLBACK TO SAVEPOINT, which heals it.
-        branch.failure = undefined
-        return result
-      } catch (error) {
-        // What stood before it in its text was carried out.
-        tainted = true
-        throw await failed(error)
-      } finally {
-        unanswered -= 1
-        judge()
-      }
-    },
-  })
-  /** A statement of the handler failed: what it gets to see. */
-  const failed = async (error: unknown): Promise<unknown> => {
-    const first = branch.failure
-    branch.failure ??= error
-    if (codeOf(error) !== '25P02') return isFatal(error) ? asAborted(database, error) : error
-    // "The transaction is aborted": by something of ours that was sent ahead, if anything was; else by what the
-    // handler had caught, and that would say more than this.
-    await settle()
-    return first === undefined || codeOf(first) === '25P02' ? error : swallowed({ database, failure: first })
-  }
-  const settle = async () => {
-    const waiting = sent.splice(0)
-    const outcomes = await Promise.allSettled(waiting)
-    for (const outcome of outcomes)
-      if (outcome.status === 'rejected') throw asAborted(database, fromOwn(database.name, outcome.reason))
-  }
-  const ours = (error: unknown): unknown =>
-    codeOf(error) === '25P02' && branch.failure !== undefined
-      ? swallowed(branch)
-      : asAborted(database, fromOwn(database.name, error))
-  const query = <R>(text: string, parameters?: readonly unknown[]) =>
-    session.query<R>(text, parameters).catch((error: unknown) => {
-      throw asAborted(database, error)
-    })
-  const branch: { -readonly [Key in keyof Branch]: Branch[Key] } = {
-    database,
-    databaseId,
-    transactionId,
-    session,
-    xid: undefined,
-    wrote: false,
-    suspect: false,
-    failure: undefined,
-    opened: () => Promise.allSettled([opened]),
-    connection,
-    settle,
-    query,
-    async send(text, parameters) {
-      const answer = session.query(text, parameters)
-      answer.catch(() => {})
-      opened ??= answer
-      if (session.pipelines) sent.push(answer)
-      else
-        await answer.catch((error: unknown) => {
-          throw ours(error)
-        })
-    },
-    noteXid() {
-      if (!session.pipelines) return
-      branch.xid ??= query<{ xid: string | null }>(
-        'select pg_catalog.pg_current_xact_id_if_assigned()::text as xid',
-      ).then(
-        ({ rows }) => rows[0]?.xid ?? null,
-        () => null,
-      )
-    },
-  }
-  return branch
-}
-
-/** Before the decision a lost connection means that the transaction is rolled back. */
-function asAborted({ name }: Database, error: unknown): unknown {
-  // What is no answer of the server is the loss of it, in whatever words the driver says so.
-  if (isErrorAnswer(error) || error instanceof PgonceError) return error
-  return new AbortedError('CONNECTION_LOST', `The connection to ${name} was lost`, {
-    detail: 'The transaction is rolled back in every database.',
-    cause: error,
-  })
-}
-
-/** How far a transaction has come. */
+/** How far a transaction has come, and what its handler does. */
 export interface Progress {
   /** The handler is over. */
   returned: boolean
   /** The commit, or the rollback, has begun. */
   committing: boolean
+  /** What the handler has sent and not heard of. */
+  readonly running: Set<{ readonly text: string }>
+  /** What the handler did that it must not: the commit fails with it, even if the handler caught it. */
+  violation: unknown
+  /**
+   * The handler left queries behind. What these do next is told nobody: nobody waits for it, and an error that nobody
+   * catches would end the process.
+   */
+  isForsaken: boolean
 }
 
-function refuseIf(over: boolean, { name }: Database): void {
-  if (!over) return
-  throw new HandlerError('ENDED', `The transaction on ${name} is over`, {
+/** Opens a transaction on a connection of its own; with the second net its answer is not waited for. */
+export async function openBranch(database: Database, settings: BranchSettings): Promise<Branch> {
+  const { transactionId } = settings
+  return await traced('begin', { database, transactionId }, async () => {
+    const link = await database.connect()
+    const branch = new OpenBranch(database, link, settings)
+    try {
+      if (link.isDirect) {
+        if (database.isFenceDue()) branch.askFence()
+        await branch.send(say.openDirect(settings))
+      } else {
+        await branch.ask(say.begin(settings.isolationLevel))
+        await branch.ask(say.open(transactionId, settings))
+      }
+    } catch (error) {
+      link.abandon()
+      throw error
+    }
+    return branch
+  })
+}
+
+class OpenBranch implements Branch {
+  readonly database: Database
+  readonly databaseId: string
+  readonly transactionId: string
+  readonly link: Link
+  readonly connection: DatabaseConnection
+  xid: string | null | undefined
+  wrote = false
+  answered = false
+  failure: unknown
+  readonly #progress: Progress
+  readonly #sent: Promise<unknown>[] = []
+  #noting: Promise<void> | undefined
+  #fence: Promise<'on' | 'off'> | undefined
+
+  constructor(database: Database, link: Link, { transactionId, databaseId, progress }: BranchSettings) {
+    this.database = database
+    this.databaseId = databaseId
+    this.transactionId = transactionId
+    this.link = link
+    this.#progress = progress
+    this.connection = withStreams({ executeQuery: (query) => this.#execute(query) as never })
+  }
+
+  async ask<A>(statement: say.Statement<A>): Promise<A> {
+    try {
+      const answer = await this.link.send(statement)
+      this.answered = true
+      return answer
+    } catch (error) {
+      throw await this.#ours(error)
+    }
+  }
+
+  change<A>(statement: say.Statement<A>): Promise<A> {
+    return this.ask(this.link.isDirect ? statement : say.guarded(statement, this.transactionId))
+  }
+
+  async send(statement: say.Statement<unknown>): Promise<void> {
+    if (this.link.isDirect) this.#ahead(this.link.send(statement))
+    else await this.change(statement)
+  }
+
+  async settle(): Promise<void> {
+    const outcomes = await Promise.allSettled(this.#sent.splice(0))
+    for (const outcome of outcomes) {
+      if (outcome.status === 'rejected')
+        throw asAborted(this.database, fromOwn(this.database.name, outcome.reason))
+    }
+    if (outcomes.length > 0) this.answered = true
+  }
+
+  async sendAhead<A>(statement: say.Statement<A>): Promise<{ readonly answer: Promise<A> }> {
+    if (!this.link.isDirect) return { answer: Promise.resolve(await this.change(statement)) }
+    const answer = this.link.send(statement)
+    this.#ahead(answer)
+    return { answer }
+  }
+
+  /** Ahead of BEGIN, and so outside of the transaction: {@link obeyFence} waits for it. */
+  askFence(): void {
+    this.#fence = this.link.send(say.fence())
+    this.#fence.catch(() => {})
+  }
+
+  async obeyFence(): Promise<void> {
+    if (this.#fence === undefined) return
+    const answer = await this.#fence.catch((error: unknown) => {
+      throw asAborted(this.database, fromOwn(this.database.name, error))
+    })
+    if (answer === 'off') return
+    // Sessions opened from now on obey, and this one is not used again.
+    this.link.outdate()
+    throw readOnly(this.database)
+  }
+
+  noteXid(): void {
+    if (this.link.isDirect) this.#noting ??= this.#note().catch(() => {})
+  }
+
+  async learn(withXid: boolean): Promise<void> {
+    await this.#noting
+    // What a driver tells of changed rows may be those of another server; where it matters, Postgres is asked.
+    if (this.xid != null || (this.wrote && !withXid && this.link.isDirect)) return
+    await this.#note()
+  }
+
+  async #note(): Promise<void> {
+    this.xid = await this.ask(say.noteXid())
+    this.wrote = this.xid !== null
+  }
+
+  #ahead(answer: Promise<unknown>): void {
+    answer.catch(() => {})
+    this.#sent.push(answer)
+  }
+
+  async #execute(query: Parameters<DatabaseConnection['executeQuery']>[0]) {
+    const entry = { text: query.sql }
+    this.#progress.running.add(entry)
+    try {
+      if (this.#progress.committing) await refuse(this.database, this.#progress)
+      try {
+        refuseControl(query.sql)
+      } catch (error) {
+        this.#progress.violation ??= error
+        throw error
+      }
+      const result = await this.link.executeQuery(query)
+      this.answered = true
+      if (result.numAffectedRows !== undefined && result.numAffectedRows > 0n) this.wrote = true
+      // After a failure nothing succeeds but ROLLBACK TO SAVEPOINT, which heals it.
+      this.failure = undefined
+      return result
+    } catch (error) {
+      if (this.#progress.isForsaken) return await new Promise<never>(() => {})
+      throw await this.#failed(error)
+    } finally {
+      this.#progress.running.delete(entry)
+    }
+  }
+
+  /** A statement of the handler failed: what it gets to see. */
+  async #failed(error: unknown): Promise<unknown> {
+    if (isOutdated(error)) this.link.outdate()
+    const first = this.failure
+    this.failure ??= error
+    // Read-only or aborted: by something of ours that was sent ahead, if anything was.
+    if (codeOf(error) === '25P02' || codeOf(error) === '25006') await this.settle()
+    if (codeOf(error) !== '25P02') return asAborted(this.database, error)
+    return first === undefined || codeOf(first) === '25P02'
+      ? error
+      : swallowed({ database: this.database, failure: first })
+  }
+
+  /** A statement of ours failed: what was sent ahead (BEGIN) and failed is the better explanation. */
+  async #ours(error: unknown): Promise<unknown> {
+    await this.settle()
+    if (codeOf(error) === '25P02' && this.failure !== undefined) return swallowed(this)
+    return asAborted(this.database, fromOwn(this.database.name, error))
+  }
+}
+
+function readOnly({ name }: Database): DatabaseError {
+  return new DatabaseError('READ_ONLY', `Database ${name} was made read-only`, {
+    detail: 'default_transaction_read_only is on. Nothing was written.',
+    hint: 'alter system set default_transaction_read_only = off; or wait for whoever has set it',
+  })
+}
+
+/** Before the decision a lost connection means that the transaction is rolled back. */
+function asAborted({ name }: Database, error: unknown): unknown {
+  if (isErrorAnswer(error) || (error instanceof PgonceError && !(error instanceof AbortedError))) return error
+  if (error instanceof AbortedError && error.code !== 'CONNECTION_LOST') return error
+  return new AbortedError('CONNECTION_LOST', `The connection to ${name} was lost`, {
+    detail: 'The transaction is rolled back in every database.',
+    hint: 'If the server ended an idle session: a handler may wait no longer than idleTimeout between two statements',
+    cause: error,
+  })
+}
+
+/** Once a transaction is over, its handles are of no use. */
+async function refuse({ name }: Database, progress: Progress): Promise<never> {
+  if (progress.isForsaken) return await new Promise<never>(() => {})
+  const error = new HandlerError('ENDED', `The transaction on ${name} is over`, {
     hint: 'Await every query inside the handler; for queries outside it use a Kysely instance of your own',
   })
+  progress.violation ??= error
+  throw error
+}
+
+/** @throws HandlerError `NOT_AWAITED` if the handler has returned while a query of it is unanswered */
+export function refuseUnawaited(progress: Progress): void {
+  if (progress.violation !== undefined) throw progress.violation
+  const [first] = progress.running
+  if (first === undefined) return
+  progress.isForsaken = true
+  throw new HandlerError(
+    'NOT_AWAITED',
+    `The handler returned before a query was answered: ${first.text.slice(0, 80)}`,
+    {
+      detail: 'Everything is rolled back: nobody could say which of its effects would have been committed.',
+      hint: 'Await every query: for (const item of items) await …, or await Promise.all(…); not forEach(async …)',
+    },
+  )
 }
 
 /** A handle for handlers: begins the branch at its first query, and refuses to work after the end. */
@@ -224,19 +294,16 @@ export function lazyTransaction<DB>(
   progress: Progress,
 ): Transaction<DB> {
   const provide = async <T>(consumer: (connection: DatabaseConnection) => Promise<T>): Promise<T> => {
-    refuseIf(progress.returned, database)
-    const { connection } = await begin()
-    // A query that the handler did not wait for still counts, but not behind the COMMIT.
-    return await consumer({
-      async executeQuery(query) {
-        refuseIf(progress.committing, database)
-        return await connection.executeQuery(query)
-      },
-      async *streamQuery(query, chunkSize) {
-        refuseIf(progress.committing, database)
-        yield* connection.streamQuery<never>(query, chunkSize)
-      },
-    })
+    if (progress.returned) await refuse(database, progress)
+    const entry = { text: `a query in database ${database.name}` }
+    progress.running.add(entry)
+    try {
+      const branch = await begin()
+      progress.running.delete(entry)
+      return await consumer(branch.connection)
+    } finally {
+      progress.running.delete(entry)
+    }
   }
   return transactionOver(database.db, { provideConnection: provide }) as unknown as Transaction<DB>
 }

@@ -18,7 +18,7 @@ export interface StepEvent {
 }
 
 /** The steps, in the order of the flow. Recovery publishes one event a branch that it finishes. */
-export const steps = ['begin', 'claim', 'vote', 'prepare', 'decide', 'finish', 'recover'] as const
+export const steps = ['begin', 'claim', 'prepare', 'decide', 'finish', 'recover'] as const
 
 export type Step = (typeof steps)[number]
 

@@ -2,31 +2,28 @@
  * Committing a transaction whose handler has returned: in one phase if one database wrote, else in two.
  *
  * One of the databases that were written to is the home; it does not prepare. Its own ordinary transaction holds
- * the decision row (`once.begin_global`), so its COMMIT is the commit point: before it everything can be rolled
- * back, after it nothing can. There is no other log.
+ * the decision row, so its COMMIT is the commit point: before it everything can be rolled back, after it nothing can.
+ * There is no other log.
  *
- *     vote      home: decision row, gives the xid | others: did you write? evidence row     in parallel
- *     prepare   others: PREPARE TRANSACTION                                                 in parallel, 1 flush
- *     decide    home: COMMIT                                                                1 flush
- *     finish    others: COMMIT PREPARED                                                     in parallel, 1 flush
- *
- * Mostly nobody needs to be asked first; then the votes travel with PREPARE and the decision row with COMMIT.
+ *     learn     who wrote, and the home's xid: only those are asked of whom it is not known     in parallel
+ *     prepare   others: evidence row and PREPARE TRANSACTION, in one text                       in parallel, 1 flush
+ *     decide    home: decision row and COMMIT, in one text                                      1 flush
+ *     finish    others: COMMIT PREPARED                                                         in parallel, 1 flush
  *
  * @see Gray, Lamport: Consensus on Transaction Commit, 2006, section 3 (two-phase commit)
  * @see sql/commit/
  */
 import { type Database, inTime } from '../connection/database.ts'
-import { literal } from '../connection/quote.ts'
-import type { Session } from '../connection/session.ts'
+import { type Link, wasNeverSent } from '../connection/link.ts'
 import { environment } from '../environment.ts'
 import { AbortedError, codeOf, isErrorAnswer, PgonceError } from '../errors.ts'
-import type { Abortion } from './abortion.ts'
+import * as say from '../statements.ts'
 import type { Branch } from './branch.ts'
 import { traced } from './channels.ts'
-import { explained, lost, outcomeUnknown, reasonOf, refusalOf, swallowed } from './explain.ts'
-import { formatGid, formatId, type GlobalId } from './gid.ts'
+import type { Deadline } from './deadline.ts'
+import { lost, outcomeUnknown, reasonOf, refusalOf, swallowed } from './explain.ts'
+import { formatGid, formatId } from './gid.ts'
 import { awaitOutcome } from './outcome.ts'
-import { beginGlobal, castVote, collectVotes, knownHome, narrow, sendDecision, type Voting } from './votes.ts'
 
 /** How long to wait for the answer to a question that only delays us. */
 const patience = 10_000
@@ -44,7 +41,12 @@ export class Settled extends Error {
   }
 }
 
-export interface Work extends Voting {
+export interface Work {
+  readonly branches: readonly Branch[]
+  /** Cuts waiting short when the transaction is given up. */
+  readonly deadline: Deadline
+  /** By name. */
+  readonly preferredHome: string | undefined
   /** Milliseconds to wait for the answer to COMMIT. */
   readonly answerTimeout: number
   readonly record: boolean
@@ -56,74 +58,88 @@ export interface Committed {
   readonly unfinished: Promise<readonly Database[]> | undefined
 }
 
+/** Who is to be home if it wrote anything: the preferred database, else the first that was used. */
+export function candidateAmong<Used>(
+  used: readonly Used[],
+  nameOf: (one: Used) => string,
+  preferred: string | undefined,
+): Used | undefined {
+  return used.find((one) => nameOf(one) === preferred) ?? used[0]
+}
+
+const nameOf = ({ database }: Branch) => database.name
+
 /** @throws Settled if the branches are dealt with; anything else: nothing is decided, roll back */
 export async function commit(work: Work): Promise<Committed> {
-  const [only] = work.branches
+  const { branches, deadline, record } = work
+  const [only] = branches
   if (only === undefined) return { id: null, unfinished: undefined }
-  if (work.branches.length === 1) return await commitInOnePhase(work, only)
+  await deadline.race(Promise.all(branches.map((branch) => branch.obeyFence())))
+  if (branches.length === 1 && !record) return await commitAlone(work, only)
 
-  const known = await knownHome(work)
-  if (known) return await commitInTwoPhases(work, known.home, known.xid, known.others, true)
-
-  const { home, xid, writers, readers } = await collectVotes(work)
+  const home = await findHome(work)
+  const writers = branches.filter(({ wrote }) => wrote)
+  const readers = branches.filter(({ wrote }) => !wrote)
   // First, because a serializable transaction that only read may still fail.
-  await work.aborted.race(Promise.all(readers.map((reader) => commitReader(reader))))
-  if (home === undefined) return { id: null, unfinished: undefined }
-  if (writers.length === 0 || xid === null) {
-    await work.aborted.race(narrow(home, []))
-    return await commitInOnePhase(work, home)
-  }
-  return await commitInTwoPhases(work, home, xid, writers, false)
+  await deadline.race(Promise.all(readers.map((reader) => commitReader(reader))))
+  if (home === undefined || home.xid == null) return { id: null, unfinished: undefined }
+  if (writers.length === 1 && !record) return await commitAlone(work, home)
+  const { databaseId, transactionId, xid } = home
+  return await commitInTwoPhases(
+    work,
+    home,
+    { home: databaseId, transactionId, homeXid: xid },
+    writers.filter((writer) => writer !== home),
+  )
 }
+
+/** Asks who wrote where no statement has shown it, and the home for its xid; undefined if nobody wrote. */
+async function findHome({ branches, deadline, preferredHome }: Work): Promise<Branch | undefined> {
+  for (let candidates = branches; ; ) {
+    const home = candidateAmong(candidates, nameOf, preferredHome)
+    if (home === undefined) return undefined
+    await deadline.race(Promise.all(candidates.map((branch) => branch.learn(branch === home))))
+    if (home.wrote) return home
+    // It wrote nothing here after all: as home it would be one participant more.
+    candidates = candidates.filter(({ wrote }) => wrote)
+  }
+}
+
+/** Undefined on a caller's connection, where what a handler leaves is the caller's. */
+const sharedOf = ({ isOwn, durability }: Link) => (isOwn ? { level: durability } : undefined)
+
+const sayCommit = ({ link, transactionId }: Branch) =>
+  link.isDirect ? say.commitDirect(link.durability) : say.commit(transactionId, sharedOf(link))
 
 /** One database wrote: its plain COMMIT is the decision. */
-async function commitInOnePhase(work: Work, branch: Branch): Promise<Committed> {
-  let id: string | null = null
-  if (work.record) {
-    const xid = await work.aborted.race(beginGlobal(branch, []))
-    if (xid !== null) id = formatId(globalOf(branch, xid))
-  } else if (branch.suspect && (branch.session.pipelines || !branch.database.takesSeveral)) {
-    const checked = explained(
-      branch,
-      branch.send('select once.assert_branch($1::uuid)', [branch.transactionId]),
-    )
-    await work.aborted.race(checked)
-  }
-  const decision = await decide(work, branch, commitAloneOf(branch))
-  if (decision.outcome === 'committed') return { id, unfinished: undefined }
+async function commitAlone(work: Work, branch: Branch): Promise<Committed> {
+  const decision = await decide(work, branch, sayCommit(branch))
+  if (decision.outcome === 'committed') return { id: null, unfinished: undefined }
   if (decision.outcome === 'aborted') throw decision.error
-  if (isLoss(decision.error)) throw lost(branch, decision.error)
-  branch.session.abandon()
-  throw new Settled(outcomeUnknown(id, branch, decision.error))
-}
-
-function globalOf({ databaseId, transactionId }: Branch, homeXid: string): GlobalId {
-  return { home: databaseId, transactionId, homeXid }
+  branch.link.abandon()
+  throw new Settled(outcomeUnknown(null, branch, decision.error))
 }
 
 async function commitReader(reader: Branch): Promise<void> {
-  const { command } = await explained(reader, reader.query('commit'))
-  if (command !== undefined && command !== 'COMMIT') throw swallowed(reader)
+  await reader.settle()
+  const committed = await reader.ask(sayCommit(reader)).catch((error: unknown) => {
+    throw reasonOf(reader, error)
+  })
+  if (!committed) throw swallowed(reader)
 }
 
 async function commitInTwoPhases(
   work: Work,
   home: Branch,
-  xid: string,
+  global: say.GlobalId,
   writers: readonly Branch[],
-  together: boolean,
 ): Promise<Committed> {
-  const global = globalOf(home, xid)
   const id = formatId(global)
-  const gidOf = (branch: Branch) => literal(formatGid(global, branch.database.name))
+  const gidOf = (branch: Branch) => formatGid(global, branch.database.name)
+  const participants = writers.map(({ database, databaseId }) => ({ name: database.name, databaseId }))
 
   const answers = await Promise.allSettled(
-    writers.map((writer) => {
-      const prepared = together
-        ? voteAndPrepare(writer, global.home, gidOf(writer))
-        : prepare(writer, gidOf(writer))
-      return work.aborted.race(prepared)
-    }),
+    writers.map((writer) => work.deadline.race(prepare(writer, global, gidOf(writer)))),
   )
   const failed = answers.find((answer) => answer.status === 'rejected')
   if (failed?.status === 'rejected') {
@@ -134,22 +150,20 @@ async function commitInTwoPhases(
     })
     // Without an answer it may be prepared, now or later: only recovery can tell.
     for (const writer of writers)
-      if (!prepared.includes(writer) && !refused.includes(writer)) writer.session.abandon()
+      if (!prepared.includes(writer) && !refused.includes(writer)) writer.link.abandon()
     throw new Settled(failed.reason, undo(home, prepared, refused, gidOf))
   }
 
-  if (together) {
-    // Who in fact wrote nothing has left no evidence; it is prepared and finished all the same.
-    const evident = writers.filter((_, index) => {
-      const answer = answers[index]
-      return answer?.status === 'fulfilled' && answer.value
-    })
-    // Travels with COMMIT; decide() waits for both.
-    await sendDecision(home, evident)
-  }
-  let decision = await decide(work, home, commitOf(home))
+  const { link } = home
+  let decision = await decide(
+    work,
+    home,
+    link.isDirect
+      ? say.decideDirect(global, participants, link.durability)
+      : say.decide(global, participants, sharedOf(link)),
+  )
   if (decision.outcome === 'unknown') {
-    home.session.abandon()
+    link.abandon()
     const answer = await awaitOutcome(home.database, global, work.answerTimeout)
     if (answer === undefined) throw new Settled(outcomeUnknown(id, home, decision.error))
     decision =
@@ -162,22 +176,15 @@ async function commitInTwoPhases(
     // may have failed instead of it, and then the home is left inside a failed transaction.
     const tidied = Promise.all([
       rollBack([home]),
-      ...writers.map((writer) => finish(writer, `rollback prepared ${gidOf(writer)}`)),
+      ...writers.map((writer) => finish(writer, 'rollback', gidOf(writer))),
     ])
     throw new Settled(decision.error, tidied)
   }
+  if (writers.length === 0) return { id, unfinished: undefined }
   const unfinished = Promise.all(
-    writers.map(async (writer) => {
-      const finished = await finish(writer, `commit prepared ${gidOf(writer)}`)
-      return finished ? [] : [writer.database]
-    }),
+    writers.map(async (writer) => ((await finish(writer, 'commit', gidOf(writer))) ? [] : [writer.database])),
   ).then((databases) => databases.flat())
   return { id, unfinished }
-}
-
-/** Whether a statement was not even sent, since the connection was lost before. */
-function isLoss(error: unknown): boolean {
-  return error instanceof AbortedError && error.code === 'CONNECTION_LOST'
 }
 
 /** Whether an error says for certain that the branch is not prepared. */
@@ -185,29 +192,27 @@ function isRefusal(error: unknown): boolean {
   return isErrorAnswer(error) || (error instanceof PgonceError && !(error instanceof AbortedError))
 }
 
-/** Vote and PREPARE in one round trip; if the vote fails, so does PREPARE. Gives the vote. */
-async function voteAndPrepare(branch: Branch, home: string, gid: string): Promise<boolean> {
-  const [vote, prepared] = await Promise.allSettled([castVote(branch, home), prepare(branch, gid)])
-  if (prepared.status === 'rejected' && !isRefusal(prepared.reason)) throw prepared.reason
-  if (vote.status === 'rejected') throw vote.reason
-  if (prepared.status === 'rejected') throw prepared.reason
-  return vote.value
-}
-
-async function prepare(branch: Branch, gid: string): Promise<true> {
+async function prepare(branch: Branch, global: say.GlobalId, gid: string): Promise<void> {
+  const { link, database, databaseId } = branch
+  const participant = { name: database.name, databaseId }
   await traced('prepare', branch, async () => {
-    const { command } = await branch.query(`prepare transaction ${gid}`).catch((error: unknown) => {
-      throw refusalOf(branch, error)
-    })
-    if (command === 'PREPARE TRANSACTION') return
-    if (command === undefined) {
-      // No tag from this dialect: in a failed transaction PREPARE rolls back and reports no error, so look.
-      const { rows } = await branch.query(`select from pg_prepared_xacts where gid = ${gid}`)
-      if (rows.length === 1) return
+    const [before, prepared] = await Promise.allSettled([
+      branch.settle(),
+      branch.ask(
+        link.isDirect
+          ? say.prepareDirect(global, participant, gid, link.durability)
+          : say.prepare(global, participant, gid, sharedOf(link)),
+      ),
+    ])
+    if (prepared.status === 'fulfilled') {
+      if (!prepared.value) throw swallowed(branch)
+      return
     }
-    throw swallowed(branch)
+    if (!isRefusal(prepared.reason)) throw prepared.reason
+    // What was sent ahead and failed explains why PREPARE did.
+    if (before.status === 'rejected' && isRefusal(before.reason)) throw reasonOf(branch, before.reason)
+    throw refusalOf(branch, prepared.reason)
   })
-  return true
 }
 
 /**
@@ -221,13 +226,13 @@ async function undo(
   refused: readonly Branch[],
   gidOf: (branch: Branch) => string,
 ): Promise<void> {
-  const over = await inTime(patience, home.query('rollback')).then(
+  const over = await inTime(patience, home.link.send(sayRollback(home.link))).then(
     () => true,
     () => false,
   )
-  if (!over) home.session.abandon()
+  if (!over) home.link.abandon()
   await Promise.all([
-    ...(over ? prepared.map((branch) => finish(branch, `rollback prepared ${gidOf(branch)}`)) : []),
+    ...(over ? prepared.map((branch) => finish(branch, 'rollback', gidOf(branch))) : []),
     rollBack(refused),
   ])
 }
@@ -240,74 +245,58 @@ type Decision =
  * COMMIT, with what was sent just before it. An ERROR from the server is a rollback for certain. Anything else
  * that is no answer is unknown, FATAL included: a server that shuts down may say it after committing.
  */
-async function decide({ answerTimeout }: Work, branch: Branch, commitText: string): Promise<Decision> {
+async function decide(
+  { answerTimeout }: Work,
+  branch: Branch,
+  statement: say.Statement<boolean>,
+): Promise<Decision> {
   return await traced('decide', branch, async (): Promise<Decision> => {
-    const [before, commit] = await Promise.allSettled([
-      inTime(answerTimeout, branch.settle()),
-      inTime(answerTimeout, branch.session.query(commitText)),
+    const [before, committed] = await Promise.allSettled([
+      branch.settle(),
+      inTime(answerTimeout, branch.link.send(statement)),
     ])
-    if (before.status === 'rejected' && isRefusal(before.reason)) {
+    if (committed.status === 'fulfilled') {
+      return committed.value ? { outcome: 'committed' } : { outcome: 'aborted', error: swallowed(branch) }
+    }
+    if (before.status === 'rejected' && isRefusal(before.reason) && isErrorAnswer(committed.reason)) {
       return { outcome: 'aborted', error: reasonOf(branch, before.reason) }
     }
-    if (commit.status === 'rejected') {
-      return isErrorAnswer(commit.reason)
-        ? { outcome: 'aborted', error: reasonOf(branch, commit.reason) }
-        : { outcome: 'unknown', error: commit.reason }
-    }
-    const { command } = commit.value
-    if (command !== undefined && command !== 'COMMIT') return { outcome: 'aborted', error: swallowed(branch) }
-    return { outcome: 'committed' }
+    const error = committed.reason
+    if (isErrorAnswer(error)) return { outcome: 'aborted', error: reasonOf(branch, error) }
+    return wasNeverSent(error)
+      ? { outcome: 'aborted', error: lost(branch, error) }
+      : { outcome: 'unknown', error }
   })
-}
-
-/**
- * Some drivers answer neither with a command tag nor notice that a connection was lost and opened anew: COMMIT
- * would be a success there, of nothing. In one text with the check it is refused instead.
- */
-function commitOf({ session, database, transactionId }: Branch): string {
-  if (session.pipelines || !database.takesSeveral) return 'commit'
-  return `select once.assert_branch('${transactionId}'); commit`
-}
-
-/**
- * COMMIT where nobody has voted, so that nothing has asked for the role yet. One that a handler has set for the whole
- * session, and no command tag tells (`set_config`, in a function or not), would stay on a connection that goes back to
- * its pool. Before COMMIT in one text, RESET ROLE costs no message more, and if it fails nothing is committed. It is
- * for connections of our own; a caller's may have been given a role on purpose.
- */
-function commitAloneOf(branch: Branch): string {
-  if (branch.session.isOwn) return 'reset role; commit'
-  if (branch.session.pipelines) return `select once.assert_branch('${branch.transactionId}'); commit`
-  return commitOf(branch)
 }
 
 /**
  * Commits or rolls back a prepared branch on the connection that prepared it. False: left to recovery. Never
  * throws, for the decision is made.
  */
-async function finish(branch: Branch, statement: string): Promise<boolean> {
-  const { session, transactionId } = branch
+async function finish(branch: Branch, verb: 'commit' | 'rollback', gid: string): Promise<boolean> {
+  const { link, transactionId } = branch
   return await traced('finish', branch, async () => {
     try {
-      return await inTime(patience, finishPrepared(session, statement, transactionId))
+      return await inTime(patience, finishPrepared(link, verb, gid, transactionId))
     } catch {
-      session.abandon()
+      link.abandon()
       return false
     }
   })
 }
 
 /**
- * Runs COMMIT PREPARED or ROLLBACK PREPARED; false if it is not known to have happened. Recovery uses it too.
+ * Runs COMMIT PREPARED or ROLLBACK PREPARED; false if it is not known to have happened.
  */
-export async function finishPrepared(
-  session: Session,
-  statement: string,
+async function finishPrepared(
+  link: Link,
+  verb: 'commit' | 'rollback',
+  gid: string,
   transactionId: string,
 ): Promise<boolean> {
   for (;;) {
     try {
-      await session.query(statement)
+      await link.send(say.finish(verb, gid))
       return true
     } catch (error) {
       const code = codeOf(error)
@@ -316,11 +305,7 @@ export async function finishPrepared(
         await environment.sleep(20)
       } else if (code === '42704') {
         // Somebody else has finished it, or it was lost. That it is gone proves nothing; evidence does.
-        if (statement.startsWith('rollback')) return true
-        const { rows } = await session.query('select from once.find_evidence(array[$1::uuid])', [
-          transactionId,
-        ])
-        return rows.length === 1
+        return verb === 'rollback' || (await link.send(say.findEvidence(transactionId)))
       } else {
         throw error
       }
@@ -328,21 +313,21 @@ export async function finishPrepared(
   }
 }
 
+const sayRollback = (link: Link) => (link.isDirect ? say.rollbackDirect() : say.rollback())
+
 /**
  * Ends transactions that were not prepared; a connection that does not answer to it in time, or before the
  * transaction is given up, is given up with it.
  */
-export async function rollBack(branches: readonly Branch[], aborted?: Abortion): Promise<void> {
+export async function rollBack(branches: readonly Branch[], deadline?: Deadline): Promise<void> {
   await Promise.all(
-    branches.map(async (branch) => {
-      if (aborted?.isOver()) return branch.session.abandon()
+    branches.map(async ({ link }) => {
+      if (deadline?.signal.aborted) return link.abandon()
       try {
-        // A role that the handler left behind a COMMIT of its own is not undone by ROLLBACK.
-        const text = branch.session.isOwn && branch.suspect ? 'rollback; reset role' : 'rollback'
-        const answer = inTime(patience, branch.query(text))
-        await (aborted ? aborted.race(answer) : answer)
+        const answer = inTime(patience, link.send(sayRollback(link)))
+        await (deadline ? deadline.race(answer) : answer)
       } catch {
-        branch.session.abandon()
+        link.abandon()
       }
     }),
   )

@@ -1,63 +1,30 @@
 /**
  * The coordinator: runs a handler over one or several databases, and commits what it did in all of them or in
- * none. Here are its beginning and its end: options, branches begun at their first use, permits, giving up in
- * time, running anew. How a commit is decided and finished is in `commit.ts`.
+ * none. Here are its beginning and its end: branches begun at their first use, permits, giving up in time, running
+ * again. How a commit is decided and finished is in `commit.ts`.
  *
  * A coordinator that dies anywhere leaves branches in doubt; recovery asks the home and finishes them.
  */
 import { AsyncLocalStorage } from 'node:async_hooks'
 import type { Transaction } from 'kysely'
-import { checkBoolean, checkInteger, checkMilliseconds, checkSignal, show } from '../check.ts'
+import { show } from '../check.ts'
 import type { Database } from '../connection/database.ts'
 import { environment } from '../environment.ts'
 import {
   AbortedError,
+  causes,
   codeOf,
   DatabaseError,
   HandlerError,
   InvalidInputError,
   isRetryable,
   LimitError,
-  OutcomeUnknownError,
 } from '../errors.ts'
-import { answerUntil, whenAborted } from './abortion.ts'
-import { type Branch, lazyTransaction, openBranch } from './branch.ts'
-import { commit, rollBack, Settled } from './commit.ts'
-import { candidateAmong } from './votes.ts'
-
-/** Postgres's, of which it takes the first for the second. */
-const isolationLevels = ['read uncommitted', 'read committed', 'repeatable read', 'serializable'] as const
-
-export interface TransactionOptions {
-  /** Gives up and rolls back, up to the decision; afterwards it has no effect. */
-  readonly signal?: AbortSignal
-  /** Milliseconds until the transaction is given up and rolled back if it is not decided. @defaultValue 60000 */
-  readonly timeout?: number
-  /** Milliseconds a statement waits for a lock; 0: for ever. @defaultValue 10000 */
-  readonly lockTimeout?: number
-  /**
-   * Milliseconds after which the server ends a branch that does nothing, so that a coordinator which
-   * vanished does not hold its locks; 0: never. Prepared branches are not concerned. @defaultValue 60000
-   */
-  readonly idleTimeout?: number
-  /** @defaultValue as the sessions have it, in Postgres read committed */
-  readonly isolationLevel?: (typeof isolationLevels)[number]
-  /**
-   * Whether to wait until every branch is committed (`await`), or only for the decision (`background`): it
-   * stands either way, but until the branch is finished other transactions do not see its effects there.
-   * @defaultValue 'await'
-   */
-  readonly finish?: 'await' | 'background'
-  /** The database to prefer as home if it was written to. @defaultValue the first that was used */
-  readonly home?: string
-  /** How often to run the handler anew after a deadlock or serialization failure. @defaultValue 5 */
-  readonly retries?: number
-  /**
-   * Record the outcome even if one database only was written to, so that `once.outcome(id)` can tell it
-   * should the answer to COMMIT be lost. Costs a row and a round trip. @defaultValue false
-   */
-  readonly record?: boolean
-}
+import { defaults, type TransactionOptions } from '../options.ts'
+import { type Branch, lazyTransaction, openBranch, type Progress, refuseUnawaited } from './branch.ts'
+import { candidateAmong, commit, rollBack, Settled } from './commit.ts'
+import { answerUntil, type Deadline, startDeadline } from './deadline.ts'
+import { refuseUnexecuted } from './explain.ts'
 
 export interface TransactionResult<T> {
   /** What the handler returned. */
@@ -79,52 +46,17 @@ export interface Context {
 
 export type Handles = Record<string, Transaction<unknown>>
 
-/** A handler, and `begin` to begin one branch ahead of its first query. */
-export type TransactionBody<T> = (
-  handles: Handles,
-  begin: (name: string) => Promise<Branch>,
-  transactionId: string,
-) => Promise<T>
-
-export const defaults = {
-  timeout: 60_000,
-  lockTimeout: 10_000,
-  idleTimeout: 60_000,
-  finish: 'await',
-  retries: 5,
-} as const
-
-/** @throws InvalidInputError `ONARG` */
-export function checkOptions(options: TransactionOptions): TransactionOptions {
-  // As numbers: a bigint is taken as well, and timers take none.
-  const numbers: { -readonly [What in 'lockTimeout' | 'idleTimeout' | 'timeout' | 'retries']?: number } = {}
-  for (const what of ['lockTimeout', 'idleTimeout'] as const) {
-    if (options[what] !== undefined) numbers[what] = checkMilliseconds(what, options[what])
-  }
-  if (options.timeout !== undefined) numbers.timeout = checkMilliseconds('timeout', options.timeout, 1)
-  if (options.retries !== undefined)
-    numbers.retries = Number(checkInteger('retries', options.retries, 0n, 1000n))
-  if (options.signal !== undefined) checkSignal('signal', options.signal)
-  checkBoolean('record', options.record, false)
-  const { finish = 'await', isolationLevel } = options
-  if (finish !== 'await' && finish !== 'background') {
-    throw new InvalidInputError(
-      'ONARG',
-      `Expected \`finish\` to be 'await' or 'background', got ${show(finish)}`,
-    )
-  }
-  if (
-    isolationLevel !== undefined &&
-    // A string by its type: it goes into the text of BEGIN.
-    !(typeof isolationLevel === 'string' && isolationLevels.includes(isolationLevel))
-  ) {
-    throw new InvalidInputError(
-      'ONARG',
-      `Expected \`isolationLevel\` to be ${isolationLevels.map((level) => `'${level}'`).join(', ')}, got ${show(isolationLevel)}`,
-    )
-  }
-  return { ...options, ...numbers }
+/** What a transaction does, around the handler and with it. */
+export interface Stage {
+  /** A handle for each database, begun at its first query. */
+  readonly handles: Handles
+  /** Begins a branch ahead of its first query. */
+  begin(name: string): Promise<Branch>
+  /** Runs the handler. Behind it its handles are of no use any more. */
+  handle<T>(handler: () => Promise<T>): Promise<T>
 }
+
+export type TransactionBody<T> = (stage: Stage) => Promise<T>
 
 /** @throws InvalidInputError `ONARG` */
 export function databaseNamed(databases: ReadonlyMap<string, Database>, name: string): Database {
@@ -140,22 +72,48 @@ export function databaseNamed(databases: ReadonlyMap<string, Database>, name: st
 const longestBackoff = 1_000
 
 /** Set inside a handler, and in whatever it starts; `over` as soon as it has returned. */
-const nested = new AsyncLocalStorage<{ readonly context: Context; over: boolean }>()
+interface Scope {
+  readonly context: Context
+  readonly outer: Scope | undefined
+  over: boolean
+}
 
-/** A database was wanted out of order, and taking it might have closed a circle: begin anew, with all of them. */
+const nested = new AsyncLocalStorage<Scope>()
+
+/** Inside a handler of this client, however deep, nothing may wait for the client: it would wait for itself. */
+export function refuseNested(context: Context, what: string): void {
+  for (let scope = nested.getStore(); scope !== undefined; scope = scope.outer) {
+    if (scope.context !== context || scope.over) continue
+    throw new HandlerError('NESTED', `${what} inside the handler of a transaction`, {
+      detail: 'It would neither be atomic with it nor could the two be kept from waiting for each other.',
+      hint: 'Use the handles that the handler was given; run independent work outside it',
+    })
+  }
+}
+
+/** A database was wanted out of order, and taking it might have closed a circle: begin again, with all of them. */
 class OutOfOrder extends Error {
   readonly wanted: ReadonlySet<Database>
 
   constructor(wanted: ReadonlySet<Database>) {
-    super('the handler is run anew to take its databases in order')
+    super('the handler is run again to take its databases in order')
     this.wanted = wanted
+  }
+}
+
+/** A connection was lost before the server had answered anything: nothing happened, as after a long sleep. */
+class NothingHappened extends Error {
+  readonly error: unknown
+
+  constructor(error: unknown) {
+    super('the connection was lost before its first answer')
+    this.error = error
   }
 }
 
 /**
  * Runs a handler and commits what it did in all databases, or in none.
  *
- * @param body gets the handles, and `begin` to begin one branch ahead of its first query
  * @throws what the handler throws, after rolling back; `AbortedError`, `HandlerError`, `LimitError`,
  *   `DatabaseError` likewise; `OutcomeUnknownError` if the decision's answer was lost
  */
@@ -164,168 +122,206 @@ export async function runTransaction<T>(
   options: TransactionOptions,
   body: TransactionBody<T>,
 ): Promise<TransactionResult<T>> {
-  const outer = nested.getStore()
-  if (outer?.context === context && !outer.over) {
-    throw new HandlerError('NESTED', 'A transaction was begun inside the handler of another', {
-      detail: 'It would neither be atomic with it nor could the two be kept from waiting for each other.',
-      hint: 'Use the handles that the handler was given; run independent work outside it',
-    })
-  }
-  const retries = options.retries ?? defaults.retries
-  // AbortSignal.timeout() would do, but costs more, and its timers stay behind: one for each transaction of
-  // the last minute.
-  const late = new AbortController()
-  const stopTimer = environment.after(options.timeout ?? defaults.timeout, () => {
-    late.abort(new DOMException('The transaction was not decided in time', 'TimeoutError'))
-  })
-  const signal = options.signal ? AbortSignal.any([options.signal, late.signal]) : late.signal
+  refuseNested(context, 'A transaction was begun')
+  const { timeout = defaults.timeout, retries = defaults.retries } = options
+  const deadline = startDeadline(timeout, options.signal)
   let wanted: ReadonlySet<Database> = new Set()
   try {
     for (let attempt = 0; ; attempt += 1) {
       try {
-        return await runOnce(context, options, { signal, late: late.signal }, wanted, body)
-      } catch (error) {
-        if (error instanceof OutOfOrder) {
-          wanted = error.wanted
+        return await new Attempt(context, options, deadline, body).run(wanted)
+      } catch (thrown) {
+        if (thrown instanceof OutOfOrder) {
+          wanted = thrown.wanted
           attempt -= 1
           continue
         }
-        if (attempt >= retries || !causes(error).some(isRetryable) || signal.aborted) throw error
+        const error = thrown instanceof NothingHappened ? thrown.error : thrown
+        const mayHelp = thrown instanceof NothingHappened || causes(error).some(isRetryable)
+        if (attempt >= retries || !mayHelp || deadline.signal.aborted) throw error
         const pause = environment.random() * Math.min(10 * 2 ** attempt, longestBackoff)
-        await environment.sleep(pause, signal).catch(() => {
+        await environment.sleep(pause, deadline.signal).catch(() => {
           throw error
         })
       }
     }
   } finally {
-    stopTimer()
+    deadline.stop()
   }
 }
 
-function causes(error: unknown): unknown[] {
-  const found: unknown[] = []
-  for (let next = error; next != null && found.length < 8; next = (next as { cause?: unknown }).cause) {
-    found.push(next)
-    // What it says about why the answer was lost says nothing about what was decided.
-    if (next instanceof OutcomeUnknownError) break
+/** One run of the handler. */
+class Attempt<T> {
+  readonly #context: Context
+  readonly #options: TransactionOptions
+  readonly #deadline: Deadline
+  readonly #body: TransactionBody<T>
+  readonly #transactionId = environment.randomUUID()
+  readonly #permits = new Permits()
+  readonly #begun = new Map<Database, Promise<Branch>>()
+  /** Those whose connection we have. */
+  readonly #opened: Branch[] = []
+  readonly #progress: Progress = {
+    returned: false,
+    committing: false,
+    running: new Set(),
+    violation: undefined,
+    isForsaken: false,
   }
-  return found
-}
+  #givenUp = false
 
-async function runOnce<T>(
-  context: Context,
-  options: TransactionOptions,
-  { signal, late }: { readonly signal: AbortSignal; readonly late: AbortSignal },
-  wanted: ReadonlySet<Database>,
-  body: TransactionBody<T>,
-): Promise<TransactionResult<T>> {
-  const transactionId = environment.randomUUID()
-  const { lockTimeout = defaults.lockTimeout, idleTimeout = defaults.idleTimeout, isolationLevel } = options
-  const permits = takePermits()
-  const begun = new Map<Database, Promise<Branch>>()
-  const opened: Branch[] = []
-  let givenUp = false
-  const progress = { returned: false, committing: false }
+  constructor(context: Context, options: TransactionOptions, deadline: Deadline, body: TransactionBody<T>) {
+    this.#context = context
+    this.#options = options
+    this.#deadline = deadline
+    this.#body = body
+  }
 
-  const begin = (database: Database): Promise<Branch> => {
-    let branch = begun.get(database)
-    if (branch === undefined) {
-      branch = (async () => {
-        await permits.take(database, signal)
-        const databaseId = await checkDistinct(context, database)
-        const open = await openBranch(database, {
-          transactionId,
-          databaseId,
-          lockTimeout,
-          idleTimeout,
-          isolationLevel,
-          progress,
-        })
-        // Nobody waited for it any more.
-        if (givenUp) open.session.abandon()
-        opened.push(open)
-        return open
-      })()
-      branch.catch(() => {})
-      begun.set(database, branch)
-      // With its xid known in time the commit saves a round trip: see knownHome.
-      const home = candidateAmong([...begun.keys()], ({ name }) => name, options.home)
-      if (home !== undefined && home !== database)
-        begun.get(home)?.then(
-          (first) => first.noteXid(),
-          () => {},
-        )
+  async run(wanted: ReadonlySet<Database>): Promise<TransactionResult<T>> {
+    try {
+      if (this.#deadline.signal.aborted) await this.#deadline.race(new Promise<never>(() => {}))
+      if (wanted.size > 0) await this.#permits.takeAll(wanted, this.#deadline.signal)
+      const stage: Stage = {
+        handles: this.#handles(),
+        begin: (name) => this.#begin(databaseNamed(this.#context.databases, name)),
+        handle: (handler) => this.#handle(handler),
+      }
+      return await this.#commit(await this.#deadline.race(this.#body(stage)))
+    } catch (error) {
+      throw await this.#rollBack(error)
+    }
+  }
+
+  async #handle<R>(handler: () => Promise<R>): Promise<R> {
+    const scope: Scope = { context: this.#context, outer: nested.getStore(), over: false }
+    try {
+      const result = await nested.run(scope, handler)
+      refuseUnawaited(this.#progress)
+      return refuseUnexecuted(result)
+    } finally {
+      this.#progress.returned = true
+      scope.over = true
+    }
+  }
+
+  #handles(): Handles {
+    const handles: Handles = {}
+    for (const [name, database] of this.#context.databases) {
+      let handle: Transaction<unknown> | undefined
+      Object.defineProperty(handles, name, {
+        enumerable: true,
+        get: () => (handle ??= lazyTransaction(database, () => this.#begin(database), this.#progress)),
+      })
+    }
+    return handles
+  }
+
+  #begin(database: Database): Promise<Branch> {
+    const known = this.#begun.get(database)
+    if (known !== undefined) return known
+    const branch = this.#open(database)
+    branch.catch(() => {})
+    this.#begun.set(database, branch)
+    // With its xid known in time the commit saves a round trip.
+    const home = candidateAmong([...this.#begun.keys()], ({ name }) => name, this.#options.home)
+    if (home !== undefined && home !== database) {
+      this.#begun.get(home)?.then(
+        (first) => first.noteXid(),
+        () => {},
+      )
     }
     return branch
   }
-  const handles: Handles = {}
-  for (const [name, database] of context.databases) {
-    handles[name] = lazyTransaction(database, () => begin(database), progress)
+
+  async #open(database: Database): Promise<Branch> {
+    const {
+      lockTimeout = defaults.lockTimeout,
+      idleTimeout = defaults.idleTimeout,
+      isolationLevel,
+    } = this.#options
+    // Permits are taken in the order of database ids, so the id comes first.
+    const databaseId = database.databaseId ?? (await database.identify())
+    refuseTwice(this.#context, database, databaseId)
+    await this.#permits.take(database, this.#deadline.signal)
+    const branch = await openBranch(database, {
+      transactionId: this.#transactionId,
+      databaseId,
+      lockTimeout,
+      idleTimeout,
+      isolationLevel,
+      progress: this.#progress,
+    })
+    // Nobody waited for it any more.
+    if (this.#givenUp) branch.link.abandon()
+    this.#opened.push(branch)
+    return branch
   }
 
-  const aborted = whenAborted(signal)
-  const scope = { context, over: false }
-  let branches: Branch[] = []
-  try {
-    await aborted.race(permits.takeAll(wanted, signal))
-    const running = nested.run(scope, () =>
-      body(handles, (name) => begin(databaseNamed(context.databases, name)), transactionId),
-    )
-    const result = await aborted.race(running)
-    progress.returned = true
-    scope.over = true
-    branches = await aborted.race(Promise.all(begun.values()))
-    await aborted.race(Promise.all(branches.map((branch) => branch.opened())))
-    progress.committing = true
+  async #commit(result: T): Promise<TransactionResult<T>> {
+    const { timeout = defaults.timeout, record = false, home: preferredHome, finish } = this.#options
+    refuseUnawaited(this.#progress)
+    const branches =
+      this.#opened.length === this.#begun.size
+        ? this.#opened
+        : await this.#deadline.race(Promise.all(this.#begun.values()))
+    refuseUnawaited(this.#progress)
+    this.#progress.committing = true
     const { id, unfinished } = await commit({
       branches,
-      aborted,
-      answerTimeout: options.timeout ?? defaults.timeout,
-      record: options.record ?? false,
-      preferredHome: options.home,
+      deadline: this.#deadline,
+      answerTimeout: timeout,
+      record,
+      preferredHome,
     })
     if (unfinished === undefined) {
-      release(branches, permits)
-      return { result, id, finished: options.finish !== 'background' }
+      this.#release()
+      return { result, id, finished: finish !== 'background' }
     }
     const finished = unfinished.then((databases) => {
-      release(branches, permits)
-      if (databases.length > 0) context.poke()
+      this.#release()
+      if (databases.length > 0) this.#context.poke()
       return databases.length === 0
     })
     // The decision stands; what is waited for is only that everybody sees it.
-    const isFinished = options.finish === 'background' ? undefined : await answerUntil(late, finished)
-    if (isFinished === undefined) keepRunning(context, finished)
+    const isFinished = finish === 'background' ? undefined : await answerUntil(this.#deadline.late, finished)
+    if (isFinished === undefined) keepRunning(this.#context, finished)
     return { result, id, finished: isFinished ?? false }
-  } catch (error) {
-    progress.returned = true
-    progress.committing = true
-    scope.over = true
+  }
+
+  /** Ends what was begun; gives the error for the caller. */
+  async #rollBack(thrown: unknown): Promise<unknown> {
+    this.#progress.returned = true
+    this.#progress.committing = true
     // A server that does not answer to BEGIN holds up nobody once the transaction is given up.
-    const outcomes = await aborted.race(Promise.allSettled(begun.values())).catch(() => [])
-    givenUp = true
-    branches = opened
+    const outcomes = await this.#deadline.race(Promise.allSettled(this.#begun.values())).catch(() => [])
+    this.#givenUp = true
+    const error = thrown instanceof Settled ? thrown.error : thrown
+    const code = codeOf(error)
     // One of them is not who it said it is, or not any more: the next transaction asks anew.
-    if (codeOf(error instanceof Settled ? error.error : error) === 'ONIDN')
-      for (const { database } of branches) database.forgetDatabaseId()
-    if (error instanceof Settled) {
-      const tidied = error.tidied.then(() => {
-        release(opened, permits)
-        context.poke()
+    if (code === 'ONIDN') for (const { database } of this.#opened) database.forgetDatabaseId()
+    if (thrown instanceof Settled) {
+      const tidied = thrown.tidied.then(() => {
+        this.#release()
+        this.#context.poke()
         return true
       })
-      if (!(await answerUntil(signal, tidied))) keepRunning(context, tidied)
-    } else {
-      await rollBack(opened, aborted)
-      release(opened, permits)
+      if (!(await answerUntil(this.#deadline.signal, tidied))) keepRunning(this.#context, tidied)
+      return error
     }
+    await rollBack(this.#opened, this.#deadline)
+    this.#release()
     const outOfOrder = outcomes.find(
       (outcome) => outcome.status === 'rejected' && outcome.reason instanceof OutOfOrder,
     )
-    if (outOfOrder?.status === 'rejected') throw outOfOrder.reason
-    throw error instanceof Settled ? error.error : error
-  } finally {
-    aborted.stop()
+    if (outOfOrder?.status === 'rejected') return outOfOrder.reason
+    const isNothing =
+      code === 'CONNECTION_LOST' && this.#opened.length > 0 && this.#opened.every(({ answered }) => !answered)
+    return isNothing ? new NothingHappened(error) : error
+  }
+
+  #release(): void {
+    for (const { link } of this.#opened) link.release()
+    this.#permits.giveAll()
   }
 }
 
@@ -335,71 +331,69 @@ function keepRunning({ background }: Context, task: Promise<unknown>): void {
   task.finally(() => background.delete(task))
 }
 
-// ---------------------------------------------------------------------------------------------------
-// Permits: a database's connections are taken in one order by everybody, so no two can wait for each other
-
-function takePermits() {
-  const held = new Set<Database>()
-  let over = false
+/**
+ * Permits: connections are taken in the order of their databases' ids by everybody, in whatever process, and
+ * whatever names they have there, so no two can wait for each other.
+ */
+class Permits {
+  readonly #held = new Set<Database>()
+  #over = false
   // One after the other, or two waits of one transaction could be out of order among themselves.
-  let last: Promise<unknown> = Promise.resolve()
+  #last: Promise<unknown> = Promise.resolve()
 
-  const takeOne = async (database: Database, signal: AbortSignal) => {
-    if (held.has(database)) return
+  take(database: Database, signal: AbortSignal): Promise<void> {
+    const taken = this.#last.then(() => this.#takeOne(database, signal))
+    this.#last = taken.catch(() => {})
+    return taken
+  }
+
+  async takeAll(databases: ReadonlySet<Database>, signal: AbortSignal): Promise<void> {
+    const inOrder = [...databases].sort((one, other) => (isBehind(one, other) ? 1 : -1))
+    for (const database of inOrder) await this.#takeOne(database, signal)
+  }
+
+  giveAll(): void {
+    this.#over = true
+    for (const database of this.#held) database.permits.give()
+    this.#held.clear()
+  }
+
+  async #takeOne(database: Database, signal: AbortSignal): Promise<void> {
+    if (this.#held.has(database)) return
     if (!database.permits.tryTake()) {
       // Waiting is safe only for a database behind all those held; else somebody may wait the other way round.
-      if ([...held].some(({ order }) => order > database.order))
-        throw new OutOfOrder(new Set([...held, database]))
+      if ([...this.#held].some((held) => isBehind(held, database))) {
+        throw new OutOfOrder(new Set([...this.#held, database]))
+      }
       try {
         await database.permits.take(signal)
       } catch (cause) {
-        throw new LimitError('NO_CONNECTION', `All connections to ${database.name} stayed in use`, {
+        throw new LimitError('NO_CONNECTION', `No connection to ${database.name} became free in time`, {
           hint: 'Make the pool larger (maxConnections), or the handlers shorter',
           cause,
         })
       }
     }
-    if (over) {
+    if (this.#over) {
       database.permits.give()
       throw new AbortedError('ABORTED', 'The transaction was given up')
     }
-    held.add(database)
-  }
-  return {
-    take(database: Database, signal: AbortSignal): Promise<void> {
-      const taken = last.then(() => takeOne(database, signal))
-      last = taken.catch(() => {})
-      return taken
-    },
-    async takeAll(databases: ReadonlySet<Database>, signal: AbortSignal): Promise<void> {
-      for (const database of [...databases].sort((a, b) => a.order - b.order)) await takeOne(database, signal)
-    },
-    giveAll() {
-      over = true
-      for (const database of held) database.permits.give()
-      held.clear()
-    },
+    this.#held.add(database)
   }
 }
 
-function release(branches: readonly Branch[], permits: ReturnType<typeof takePermits>): void {
-  for (const { session } of branches) session.release()
-  permits.giveAll()
+function isBehind(one: Database, other: Database): boolean {
+  return (one.databaseId ?? '') > (other.databaseId ?? '')
 }
 
 /** Two names for one database would be two branches that wait for each other's locks. */
-async function checkDistinct(context: Context, database: Database): Promise<string> {
-  const databaseId = await database.identify()
+function refuseTwice(context: Context, database: Database, databaseId: string): void {
   // Whoever is asked second finds the pair.
   for (const other of context.databases.values()) {
-    if (other !== database && other.databaseId === databaseId) throw sameDatabase(other, database)
+    if (other === database || other.databaseId !== databaseId) continue
+    throw new DatabaseError('SAME_DATABASE', `${other.name} and ${database.name} are one database`, {
+      detail: `Both have the database id ${databaseId}.`,
+      hint: 'Give it one name. If one is a copy of the other, run in the copy: select once.renew_database_id(…)',
+    })
   }
-  return databaseId
-}
-
-function sameDatabase(one: Database, other: Database): DatabaseError {
-  return new DatabaseError('SAME_DATABASE', `${one.name} and ${other.name} are one database`, {
-    detail: `Both have the database id ${one.databaseId}.`,
-    hint: 'Give it one name. If one is a copy of the other, run in the copy: select once.renew_database_id(…)',
-  })
 }

@@ -13,23 +13,36 @@ import {
 import type { Branch } from './branch.ts'
 
 /** An error of our own statements, told in terms of what the handler or the database did. */
-export async function explained<T>(branch: Branch, answer: Promise<T>): Promise<T> {
-  try {
-    return await answer
-  } catch (error) {
-    throw reasonOf(branch, error)
-  }
-}
-
 export function reasonOf(branch: Branch, error: unknown): unknown {
+  const { name } = branch.database
   switch (codeOf(error)) {
     case '25P02':
       return swallowed(branch)
+    case '25P01':
+      return new AbortedError('ROLLED_BACK', `The transaction in database ${name} was not open any more`, {
+        detail: 'Nothing of it was committed.',
+        cause: error,
+      })
+    case '23502': {
+      // Our own row, whose id is null in any other database or transaction.
+      const { schema_name: schema, column_name: column } = error as {
+        schema_name?: string
+        column_name?: string
+      }
+      if (schema !== 'once' || column !== 'transaction_id') return error
+      return new DatabaseError('ONIDN', `Database ${name} is not the database any more that it said it is`, {
+        detail:
+          `It was ${branch.databaseId}; its id has changed since, or its address leads to another database. ` +
+          'Nothing was committed anywhere.',
+        hint: 'Run it again: the database is asked anew',
+        cause: error,
+      })
+    }
     case '42501':
-      if (!branch.suspect) return error
+      if (branch.link.isDirect) return error
       return new HandlerError(
         'ONROL',
-        `The handler left a role in force in database ${branch.database.name} that may not use schema once`,
+        `The handler left a role in force in database ${name} that may not use schema once`,
         {
           detail: (error as Error).message,
           hint: 'Run RESET ROLE before the handler returns',
@@ -37,7 +50,7 @@ export function reasonOf(branch: Branch, error: unknown): unknown {
         },
       )
     default:
-      return fromOwn(branch.database.name, error)
+      return fromOwn(name, error)
   }
 }
 

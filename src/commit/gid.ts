@@ -6,16 +6,7 @@
  */
 import { checkDatabaseName, show } from '../check.ts'
 import { InvalidInputError } from '../errors.ts'
-
-/** What a global transaction's id says. */
-export interface GlobalId {
-  /** The id of the home database (`once.database`). */
-  readonly home: string
-  /** Random, version 4. */
-  readonly transactionId: string
-  /** The home's own transaction, a decimal `xid8`. */
-  readonly homeXid: string
-}
+import type { GlobalId } from '../statements.ts'
 
 const uuid = '[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}'
 const pattern = new RegExp(`^once:1:(${uuid}):(${uuid}):([0-9]{1,19})$`)

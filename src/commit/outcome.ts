@@ -2,7 +2,8 @@
 import { asConnectionLost, type Database, inTime, withReadCommitted } from '../connection/database.ts'
 import { environment } from '../environment.ts'
 import { codeOf, InvalidInputError } from '../errors.ts'
-import { type GlobalId, parseId } from './gid.ts'
+import * as say from '../statements.ts'
+import { parseId } from './gid.ts'
 
 /** What became of a global transaction: `purged` means it ended too long ago to tell. */
 export type Outcome = 'committed' | 'aborted' | 'pending' | 'purged'
@@ -11,26 +12,14 @@ export type Outcome = 'committed' | 'aborted' | 'pending' | 'purged'
 const patience = 10_000
 
 /** @see sql/recovery/outcome.sql */
-export async function readOutcome(
-  home: Database,
-  { home: homeId, transactionId, homeXid }: GlobalId,
-): Promise<Outcome> {
-  const { rows } = await withReadCommitted(
-    home.connectApart(),
-    (session) =>
-      session.query<{ outcome: Outcome }>(
-        'select once.outcome($1::uuid, $2::uuid, $3::text::xid8) as outcome',
-        [homeId, transactionId, homeXid],
-      ),
-    patience,
-  )
-  return rows[0]?.outcome ?? 'pending'
+export async function readOutcome(home: Database, global: say.GlobalId): Promise<Outcome> {
+  return await withReadCommitted(home.connectApart(), (link) => link.send(say.outcome(global)), patience)
 }
 
 /** Asks the home until it answers for certain; undefined if it does not in time. */
 export async function awaitOutcome(
   home: Database,
-  global: GlobalId,
+  global: say.GlobalId,
   time: number,
 ): Promise<'committed' | 'aborted' | undefined> {
   const deadline = environment.now() + time

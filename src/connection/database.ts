@@ -1,5 +1,5 @@
 /**
- * One named database of a client: its pool, who it is, and how many of its connections are ours to use.
+ * One named database of a client: its connections, who it is, and how many of its connections are ours to use.
  */
 import { type ConnectionProvider, DummyDriver, type Kysely, PostgresIntrospector, Transaction } from 'kysely'
 import { environment } from '../environment.ts'
@@ -8,27 +8,28 @@ import {
   codeOf,
   DatabaseError,
   fromSql,
+  isErrorAnswer,
   isServerError,
   LimitError,
   PgonceError,
 } from '../errors.ts'
-import { type DatabaseTarget, type OpenDatabase, open } from './open.ts'
+import * as say from '../statements.ts'
+import { probeDriver } from './kysely-link.ts'
+import type { Link } from './link.ts'
 import { type Semaphore, semaphore } from './semaphore.ts'
-import { acquire, type Session } from './session.ts'
+import { type DatabaseTarget, type OpenDatabase, open } from './target.ts'
 
 /** The schema version that this client was written for; see `sql/database/schema_version.sql`. */
 export const schemaVersion = 1
 
 export interface Database {
   readonly name: string
-  /** Its place in the order in which everybody takes permits. */
-  readonly order: number
   readonly db: Kysely<unknown>
   /** One permit a connection; who holds one never waits long for the connection itself. */
   readonly permits: Semaphore
   /**
-   * The id of the database (`once.database_id()`), asked once, and again where it is wanted `anew`; where `apart`,
-   * over the connection of {@link connectApart}.
+   * The database's id (`once.database_id()`), asked once, and again where it is wanted `anew`; where `apart`, over
+   * the connection of {@link connectApart}.
    *
    * @throws DatabaseError; AbortedError `CONNECTION_LOST` if there is no answer within `connectTimeout`
    */
@@ -37,16 +38,16 @@ export interface Database {
   readonly databaseId: string | undefined
   /** After `ONIDN`: what was found is another database's, or is no more, so {@link identify} asks anew. */
   forgetDatabaseId(): void
-  /** Whether its driver sends several statements without parameters in one text, as found by {@link identify}. */
-  readonly takesSeveral: boolean
+  /** Whether it is time to ask again if an operator has made the database read-only; true once a second. */
+  isFenceDue(): boolean
   /**
    * A connection from the pool.
    * @throws AbortedError `CONNECTION_LOST`; LimitError `NO_CONNECTION`, `TOO_MANY_CONNECTIONS`; DatabaseError
    *   `NO_DATABASE`, `LOGIN_REFUSED`, `NO_PRIVILEGE`
    */
-  connect(timeout?: number): Promise<Session>
+  connect(timeout?: number): Promise<Link>
   /** As {@link connect}, but from a connection apart that handlers cannot use up, where there is one. */
-  connectApart(timeout?: number): Promise<Session>
+  connectApart(timeout?: number): Promise<Link>
   close(): Promise<void>
 }
 
@@ -54,51 +55,45 @@ export interface DatabaseOptions {
   readonly maxConnections: number
   /** Milliseconds to wait for a connection, and for the database to say who it is. */
   readonly connectTimeout: number
+  /** Whether sessions read only outside of our transactions. @defaultValue false */
+  readonly net?: boolean
 }
 
 export function createDatabase(
   name: string,
-  order: number,
   target: DatabaseTarget<unknown>,
   options: DatabaseOptions,
 ): Database {
-  const { maxConnections, connectTimeout } = options
-  return databaseOver(
-    name,
-    order,
-    open(target, { max: maxConnections, applicationName: 'pgonce', connectTimeout }),
-    options,
-  )
+  const { maxConnections, connectTimeout, net = false } = options
+  return databaseOver(name, open(target, { max: maxConnections, connectTimeout, net }), options)
 }
+
+/** Milliseconds between two questions whether an operator has made a database read-only. */
+const fenceEvery = 1_000
 
 /** As {@link createDatabase}, over what is open already: the simulation opens databases of its own kind. */
 export function databaseOver(
   name: string,
-  order: number,
   main: OpenDatabase<unknown>,
   { maxConnections, connectTimeout }: DatabaseOptions,
 ): Database {
   let apart: OpenDatabase<unknown> | undefined
   let asking: Promise<string> | undefined
+  let fenceAsked = Number.NEGATIVE_INFINITY
 
-  const connect = (opened: OpenDatabase<unknown>, timeout = connectTimeout) =>
-    within(timeout, name, acquire(opened.db))
   const database: { -readonly [Key in keyof Database]: Database[Key] } = {
     name,
-    order,
     db: main.db,
     permits: semaphore(main.maxConnections ?? maxConnections),
     databaseId: undefined,
-    takesSeveral: false,
-    identify({ anew = false, apart = false } = {}) {
+    identify({ anew = false, apart: isApart = false } = {}) {
       if (anew && database.databaseId !== undefined) database.forgetDatabaseId()
       if (asking !== undefined) return asking
-      const connecting = apart ? database.connectApart() : database.connect()
+      const connecting = isApart ? database.connectApart() : database.connect()
       const asked = identify(name, connecting, connectTimeout).then(
-        ({ home, several }) => {
-          if (asking === asked) database.databaseId = home
-          database.takesSeveral = several
-          return home
+        (id) => {
+          if (asking === asked) database.databaseId = id
+          return id
         },
         (error) => {
           if (asking === asked) asking = undefined
@@ -112,10 +107,16 @@ export function databaseOver(
       database.databaseId = undefined
       asking = undefined
     },
-    connect: (timeout) => connect(main, timeout),
-    connectApart: (timeout) => {
-      apart ??= main.sibling()
-      return connect(apart, timeout)
+    isFenceDue() {
+      const now = environment.now()
+      if (now - fenceAsked < fenceEvery) return false
+      fenceAsked = now
+      return true
+    },
+    connect: (timeout = connectTimeout) => within(timeout, name, main.take()),
+    connectApart: (timeout = connectTimeout) => {
+      apart ??= main.apart()
+      return within(timeout, name, apart.take())
     },
     async close() {
       await Promise.all([main.close(), apart?.close()])
@@ -128,51 +129,45 @@ export function databaseOver(
  * Runs a task on a connection of its own and gives the connection back. A task that has not ended after
  * `timeout` milliseconds is given up together with its connection.
  */
-export async function withSession<T>(
-  connecting: Promise<Session>,
-  task: (session: Session) => Promise<T>,
+export async function withLink<T>(
+  connecting: Promise<Link>,
+  task: (link: Link) => Promise<T>,
   timeout?: number,
 ): Promise<T> {
-  const session = await connecting
+  const link = await connecting
   try {
-    const result = await (timeout === undefined ? task(session) : inTime(timeout, task(session)))
-    session.release()
+    const result = await (timeout === undefined ? task(link) : inTime(timeout, task(link)))
+    link.release()
     return result
   } catch (error) {
     // A statement that failed outside a transaction leaves the connection clean; nothing else is sure to.
-    if (isServerError(error)) session.release()
-    else session.abandon()
+    if (isErrorAnswer(error)) link.release()
+    else link.abandon()
     throw error
   }
 }
 
 /**
- * As {@link withSession}, in a transaction of its own under READ COMMITTED: whoever asks for outcomes needs
- * a new snapshot for each statement, whatever the sessions' default.
+ * As {@link withLink}, in a transaction of its own under READ COMMITTED: whoever asks for outcomes needs a new
+ * snapshot for each statement, whatever the sessions' default.
  */
 export async function withReadCommitted<T>(
-  connecting: Promise<Session>,
-  task: (session: Session) => Promise<T>,
+  connecting: Promise<Link>,
+  task: (link: Link) => Promise<T>,
   timeout?: number,
-  [text, parameters]: readonly [text?: string, parameters?: readonly unknown[]] = [],
 ): Promise<T> {
-  return await withSession(
+  return await withLink(
     connecting,
-    async (session) => {
-      const begun = session.query('begin isolation level read committed')
-      // In the same round trip, where the driver lets us. It changes nothing, so it may run if BEGIN does not.
-      const checked = text === undefined ? undefined : session.query(text, parameters)
-      await Promise.allSettled([begun, checked])
-      await begun
+    async (link) => {
+      await link.send(say.beginReadCommitted(link.isDirect))
       try {
-        await checked
-        const result = await task(session)
-        await session.query('commit')
+        const result = await task(link)
+        await link.send(say.end())
         return result
       } catch (error) {
-        await session.query('rollback').catch((failed: unknown) => {
+        await link.send(say.rollback()).catch((failed: unknown) => {
           // Else an error of the server's, such as a request to cancel that comes late, would give it back as it is.
-          session.abandon()
+          link.abandon()
           throw failed
         })
         throw fromSql(error)
@@ -182,25 +177,7 @@ export async function withReadCommitted<T>(
   )
 }
 
-/**
- * As {@link withReadCommitted}, in the database that has this id: one that has another by now, or that an
- * address leads to by now, is refused (`ONIDN`), since it knows nothing of what is asked or told there.
- *
- * @see sql/recovery/assert_home.sql
- */
-export async function withIdentified<T>(
-  databaseId: string,
-  connecting: Promise<Session>,
-  task: (session: Session) => Promise<T>,
-  timeout?: number,
-): Promise<T> {
-  return await withReadCommitted(connecting, task, timeout, [
-    'select once.assert_home($1::uuid)',
-    [databaseId],
-  ])
-}
-
-/** What is no answer of the server is the loss of it, in whatever words the driver says so. */
+/** An error that the server did not send means the connection is gone, in whatever words the driver says so. */
 export function asConnectionLost(name: string, error: unknown): unknown {
   if (isServerError(error) || error instanceof PgonceError) return error
   return new AbortedError('CONNECTION_LOST', `The connection to ${name} was lost`, { cause: error })
@@ -231,78 +208,70 @@ export function transactionOver<DB>(db: Kysely<DB>, provider: ConnectionProvider
   return new Transaction<DB>({ config: { dialect }, dialect, driver, executor })
 }
 
-async function identify(
-  name: string,
-  connecting: Promise<Session>,
-  timeout: number,
-): Promise<{ home: string; several: boolean }> {
-  let found: { version: number; home: string; standby: boolean } | undefined
-  let several = true
+async function identify(name: string, connecting: Promise<Link>, timeout: number): Promise<string> {
+  let found: say.Identity
   try {
-    const ask = async (session: Session) => {
-      const answer = await session.query<{ version: number; home: string; standby: boolean }>(
-        'select once.schema_version() as version, once.database_id()::text as home, pg_is_in_recovery() as standby',
-      )
-      if (!session.pipelines) {
-        several = await session.query('select 1; select 1').then(
-          () => true,
-          () => false,
-        )
-      }
-      return answer
+    const ask = async (link: Link) => {
+      if (!link.isOwn) await probeDriver(link)
+      return await link.send(say.identify())
     }
-    // A server that lets us in and then hangs, or somebody who locks the table, must hold up nobody for ever.
-    const { rows } = await withSession(connecting, ask, timeout)
-    found = rows[0]
+    // A server that lets us in and then hangs, or somebody who locks the table, must hold up nobody forever.
+    found = await withLink(connecting, ask, timeout)
   } catch (error) {
-    const code = codeOf(error)
-    if (code === '3F000' || code === '42883') {
-      throw new DatabaseError('NOT_INSTALLED', `Database ${name} has no schema once`, {
-        hint: `Install it: npx pgonce migrate --database ${name}=postgres://…`,
-        cause: error,
-      })
-    }
-    if (code === '42501') {
-      throw new DatabaseError('NO_PRIVILEGE', `Not allowed to use schema once in database ${name}`, {
-        hint: "As its owner: select once.grant_app('<the role of this application>')",
-        cause: error,
-      })
-    }
-    if (code === 'TIMEOUT') {
-      throw new AbortedError(
-        'CONNECTION_LOST',
-        `Database ${name} did not say who it is within ${timeout} ms`,
-        {
-          hint: 'Look there for what it waits for: select * from pg_stat_activity',
-          cause: error,
-        },
-      )
-    }
-    throw asConnectionLost(name, fromSql(error))
+    throw notIdentified(name, timeout, error)
   }
-  if (found === undefined) throw new DatabaseError('NOT_INSTALLED', `Database ${name} did not say who it is`)
-  if (Number(found.version) !== schemaVersion) {
+  const { version, id, standby } = found
+  if (version !== schemaVersion) {
     throw new DatabaseError(
       'SCHEMA_VERSION',
-      `Database ${name} has schema once at version ${found.version}; this package needs version ${schemaVersion}`,
+      `Database ${name} has schema once at version ${version}; this package needs version ${schemaVersion}`,
       {
         hint:
-          Number(found.version) < schemaVersion
+          version < schemaVersion
             ? `Bring it up to date: npx pgonce migrate --database ${name}=postgres://…`
             : 'Update the package: npm install pgonce@latest',
       },
     )
   }
-  if (found.standby) {
+  if (standby) {
     throw new DatabaseError('ONSTB', `Database ${name} is on a standby, which cannot be written to`, {
       hint: 'Give the URL of its primary',
     })
   }
-  return { home: found.home, several }
+  return id
+}
+
+function notIdentified(name: string, timeout: number, cause: unknown): unknown {
+  switch (codeOf(cause)) {
+    case '3F000':
+    case '42883':
+      return new DatabaseError('NOT_INSTALLED', `Database ${name} has no schema once`, {
+        hint: `Install it: npx pgonce migrate --database ${name}=postgres://…`,
+        cause,
+      })
+    case '42501':
+      return new DatabaseError('NO_PRIVILEGE', `Not allowed to use schema once in database ${name}`, {
+        hint: "As its owner: select once.grant_app('<the role of this application>')",
+        cause,
+      })
+    case 'TIMEOUT':
+      return new AbortedError(
+        'CONNECTION_LOST',
+        `Database ${name} did not say who it is within ${timeout} ms`,
+        {
+          hint: 'Look there for what it waits for: select * from pg_stat_activity',
+          cause,
+        },
+      )
+    default:
+      return asConnectionLost(name, fromSql(cause))
+  }
 }
 
 /** A refusal of the server's meets whoever tries again, other than a server or a network that is down. */
 function unreachable(name: string, cause: unknown): PgonceError {
+  if (cause instanceof PgonceError && cause.code !== 'CONNECTION_LOST' && cause.code !== 'ABORTED')
+    return cause
   const { message } = cause as Error
   switch (codeOf(cause)) {
     case '3D000':
@@ -334,20 +303,27 @@ function unreachable(name: string, cause: unknown): PgonceError {
 }
 
 /** Gives up waiting for a connection after a while; one that comes later goes straight back. */
-function within(timeout: number, name: string, session: Promise<Session>): Promise<Session> {
+function within(timeout: number, name: string, taken: Promise<Link>): Promise<Link> {
   return new Promise((resolve, reject) => {
+    let isLate = false
     const stopTimer = environment.after(timeout, () => {
+      isLate = true
       reject(
         new LimitError('NO_CONNECTION', `Database ${name} gave no connection within ${timeout} ms`, {
           hint: 'Is the server up, and is the pool large enough for everybody who uses it? See maxConnections.',
         }),
       )
-      session.then((late) => late.release()).catch(() => {})
     })
-    session
-      .then(resolve, (error: unknown) => {
+    taken.then(
+      (link) => {
+        stopTimer()
+        if (isLate) link.release()
+        else resolve(link)
+      },
+      (error: unknown) => {
+        stopTimer()
         reject(unreachable(name, error))
-      })
-      .finally(stopTimer)
+      },
+    )
   })
 }

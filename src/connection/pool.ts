@@ -1,96 +1,104 @@
 /**
- * Pools of connections on postgres.js: one of our own, and the caller's.
- *
- * Ours holds clients of one connection each. postgres.js (3.4.9) reopens a connection that broke together
- * with what was left in its buffers, so that the next session may hang until it times out or fail with the
- * last one's error. Here a client whose connection broke is thrown away.
- *
- * @see https://github.com/porsager/postgres/issues/1208
+ * Our own connections to one database: clients of postgres.js with one connection each. One that broke, was given
+ * up or has prepared too much is closed, and its place is free once its socket is.
  */
-import type postgres from 'postgres'
-import { AbortedError, isServerError } from '../errors.ts'
-import { learnArrayTypes } from './arrays.ts'
-import { type Backends, backendsOf } from './backends.ts'
-import type { ConnectionSource, TakenConnection } from './dialect.ts'
-import { endNow } from './socket.ts'
+import { environment } from '../environment.ts'
+import { AbortedError } from '../errors.ts'
+import type { Link } from './link.ts'
+import { type Owner, OwnLink, type Wire } from './own-link.ts'
+import { type ArrayType, learnArrays } from './parameters.ts'
 
-export interface Pool extends ConnectionSource {
-  /** Waits a while for connections in use and for backends that are being ended, then gives them up. */
+export interface Pool {
+  /** Opens a connection where none is idle. @throws the server's refusal; AbortedError `CLOSED` */
+  take(): Promise<Link>
+  /** Waits a while for connections in use, then hangs up. */
   end(): Promise<void>
 }
 
-/** Seconds that connections in use have to be given back when the pool ends. */
-const patience = 5
+export interface PoolOptions {
+  readonly max: number
+  /** Milliseconds for opening a connection and hearing who is there. */
+  readonly connectTimeout: number
+  /** Whether sessions read only outside of our transactions. */
+  readonly net: boolean
+}
 
-/**
- * @param make makes a client of one connection with `fetch_types: false`, and is told when that closes
- * @param connectTimeout milliseconds
- */
-export function ownPool(
-  make: (onclose: () => void) => postgres.Sql,
-  max: number,
-  connectTimeout: number,
+/** Milliseconds that connections in use have to be given back when the pool ends. */
+const patience = 5_000
+
+/** Texts of handlers that are remembered; of more than these none would come again soon. */
+const mostSeen = 2_000
+
+/** @param make makes a client of one connection, and is told when that has closed, or could not be opened */
+export function pool(
+  make: (onclose: (error: unknown) => void) => Wire,
+  { max, connectTimeout, net }: PoolOptions,
 ): Pool {
-  const all = new Set<postgres.Sql>()
-  const idle: postgres.Sql[] = []
-  const connected = new WeakSet<postgres.Sql>()
-  const pids = new WeakMap<postgres.Sql, number>()
-  const backends = backendsOf(() => make(() => {}), connectTimeout)
+  /** What has a place in the pool: in use, idle, or closing. */
+  const open = new Set<OwnLink>()
+  const idle: OwnLink[] = []
   const waiting: (() => void)[] = []
+  const seen = new Set<string>()
+  let arrays: readonly ArrayType[] | undefined
   let ended: (() => void) | undefined
 
-  const open = (): postgres.Sql => {
-    const client = make(() => discard(client))
-    all.add(client)
-    return client
+  const owner: Owner = {
+    generation: 0,
+    hasSeen(text) {
+      if (seen.has(text)) return true
+      if (seen.size >= mostSeen) seen.clear()
+      seen.add(text)
+      return false
+    },
+    release(link) {
+      if (ended || !link.isFit) return link.close()
+      idle.push(link)
+      waiting.shift()?.()
+    },
   }
-  const discard = (client: postgres.Sql): void => {
-    if (!all.delete(client)) return
-    const at = idle.indexOf(client)
+  const closed = (link: OwnLink, error: unknown) => {
+    if (!open.delete(link)) return
+    link.lose(error)
+    const at = idle.indexOf(link)
     if (at >= 0) idle.splice(at, 1)
-    endNow(client)
     waiting.shift()?.()
-    if (all.size === 0) ended?.()
+    if (open.size === 0) ended?.()
   }
-  const free = async (): Promise<postgres.Sql> => {
-    for (;;) {
-      if (ended) throw new AbortedError('CLOSED', 'This client is closed')
-      const client = idle.pop() ?? (all.size < max ? open() : undefined)
-      if (client !== undefined) return client
-      await new Promise<void>((resolve) => waiting.push(resolve))
+
+  async function connect(): Promise<Link> {
+    const wire = make((error) => closed(link, error))
+    const link = new OwnLink(wire, owner)
+    open.add(link)
+    // postgres.js would try forever with a server that accepts connections and hangs up.
+    const stopTimer = environment.after(connectTimeout, () => link.abandon())
+    try {
+      const greeting = await link.greet(net, arrays === undefined)
+      arrays ??= greeting.arrays
+      learnArrays(wire.client, arrays)
+      return link
+    } catch (error) {
+      link.close()
+      throw error
+    } finally {
+      stopTimer()
     }
   }
+
   return {
-    async take(): Promise<TakenConnection> {
-      const client = await free()
-      // postgres.js would try for ever with a server that accepts connections and hangs up.
-      const timer = setTimeout(() => discard(client), connectTimeout)
-      try {
-        // Without `fetch_types` a connection is handed out only after it was opened by something else.
-        if (!connected.has(client)) await learnArrayTypes(client)
-        connected.add(client)
-        const reserved = await client.reserve()
-        if (!backends.isKnown(pids.get(client) ?? 0)) backends.ask(reserved)
-        return {
-          client,
-          reserved,
-          isOwn: true,
-          discard: () => discard(client),
-          release(pid) {
-            if (!all.has(client)) return
-            if (pid !== undefined) pids.set(client, pid)
-            reserved.release()
-            if (ended) return discard(client)
-            idle.push(client)
-            waiting.shift()?.()
-          },
-          terminate: backends.terminate,
+    async take() {
+      for (;;) {
+        if (ended) throw new AbortedError('CLOSED', 'This client is closed')
+        const link = idle.pop()
+        if (link?.isFit) {
+          link.reuse()
+          return link
         }
-      } catch (error) {
-        discard(client)
-        throw error
-      } finally {
-        clearTimeout(timer)
+        if (link !== undefined) {
+          link.close()
+          continue
+        }
+        if (open.size < max) return await connect()
+        await new Promise<void>((resolve) => waiting.push(resolve))
       }
     },
     async end() {
@@ -98,88 +106,14 @@ export function ownPool(
         ended = resolve
       })
       for (const enter of waiting.splice(0)) enter()
-      await Promise.all(
-        idle.splice(0).map(async (client) => {
-          all.delete(client)
-          await client.end({ timeout: patience })
-        }),
-      )
-      if (all.size > 0) {
-        const timer = setTimeout(() => {
-          for (const client of all) discard(client)
-        }, patience * 1000)
-        await empty
-        clearTimeout(timer)
-      }
-      await backends.end()
-    },
-  }
-}
-
-/**
- * The caller's postgres.js instance, which stays the caller's to end.
- *
- * @param backends ends those whose statements were given up, not over this instance: all its connections may wait for
- *   just that. Without it nothing is ended
- */
-export function callersPool(client: postgres.Sql, backends?: Backends): ConnectionSource {
-  /** How many connections are to be asked before all that are open are known: they are handed out in turn. */
-  let unasked = client.options.max
-  /** Those who wait for a connection, to ask again. */
-  const waiting = new Set<() => void>()
-
-  // postgres.js (3.4.9) forgets the first of those who wait when a connection closes: that one would wait for ever.
-  const reserve = () =>
-    new Promise<postgres.ReservedSql>((resolve, reject) => {
-      let hasFailed = false
-      const ask = () =>
-        void client.reserve().then(
-          (reserved) => {
-            if (waiting.delete(ask)) resolve(reserved)
-            else reserved.release()
-          },
-          (error: unknown) => {
-            // A reopened connection begins with the last error of the one before.
-            if (isServerError(error) && !hasFailed) {
-              hasFailed = true
-              return ask()
-            }
-            waiting.delete(ask)
-            reject(error)
-          },
-        )
-      waiting.add(ask)
-      ask()
-    })
-  return {
-    async take() {
-      // One that is open is handed out at once.
-      let isNew = false
-      const later = setImmediate(() => {
-        isNew = true
+      for (const link of idle.splice(0)) link.close()
+      if (open.size === 0) return
+      const stopTimer = environment.after(patience, () => {
+        for (const link of open) link.close()
+        ended?.()
       })
-      const reserved = await reserve()
-      clearImmediate(later)
-      if (isNew || unasked > 0) {
-        unasked = Math.max(unasked - 1, 0)
-        backends?.ask(reserved)
-      }
-      return {
-        client,
-        reserved,
-        isOwn: false,
-        release(pid) {
-          reserved.release()
-          // Opened by the caller, and there may be more.
-          if (pid !== undefined && !backends?.isKnown(pid)) unasked = client.options.max
-        },
-        discard: () => {},
-        closed: () =>
-          void setImmediate(() => {
-            for (const ask of [...waiting]) ask()
-          }),
-        terminate: (pid) => backends?.terminate(pid),
-      }
+      await empty
+      stopTimer()
     },
   }
 }

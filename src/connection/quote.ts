@@ -10,3 +10,9 @@ export function literal(text: string): string {
 export function identifier(name: string): string {
   return `"${name.replaceAll('"', '""')}"`
 }
+
+/** An array as Postgres reads it. */
+export function arrayLiteral(values: readonly (string | null)[]): string {
+  const words = values.map((value) => (value === null ? 'null' : `"${value.replace(/["\\]/g, '\\$&')}"`))
+  return `{${words.join(',')}}`
+}

@@ -9,9 +9,7 @@
 import { hash } from 'node:crypto'
 import type { CompiledQuery, DatabaseConnection, QueryResult } from 'kysely'
 import { InvalidInputError } from '../errors.ts'
-
-/** What runs one statement at a time. */
-export type Executor = Pick<DatabaseConnection, 'executeQuery'>
+import type { Executor } from './link.ts'
 
 /** The cursors of one transaction. */
 export interface Cursors {

@@ -10,9 +10,10 @@
  */
 import { type Kysely, sql } from 'kysely'
 import { checkBoolean, checkFunction, checkMilliseconds, checkObject } from '../check.ts'
-import { checkUrl, type DatabaseTarget, databaseIn, describeTarget, open } from '../connection/open.ts'
 import { identifier, literal } from '../connection/quote.ts'
-import { codeOf, DatabaseError, InvalidInputError, LimitError, PgonceError } from '../errors.ts'
+import { type DatabaseTarget, open } from '../connection/target.ts'
+import { checkUrl, databaseIn, describeTarget } from '../connection/url.ts'
+import { AbortedError, codeOf, DatabaseError, InvalidInputError, LimitError, PgonceError } from '../errors.ts'
 import { installationOf, type MigrationFile, packageVersion, readMigrations, versionOf } from './migration.ts'
 
 /** `installed` now, `present` before, or `pending` (only with `dryRun`). */
@@ -354,7 +355,7 @@ function installNext(
 // Words
 
 function explain(error: unknown, place: Place): Error {
-  if (error instanceof PgonceError) return error
+  if (error instanceof PgonceError && !(error instanceof AbortedError)) return error
   const code = codeOf(error) ?? ''
   // A refused connection has no message of its own if several addresses were tried.
   const said = text(error, 'message') || code || String(error)

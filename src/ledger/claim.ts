@@ -1,20 +1,22 @@
 /**
- * Claims: which of the messages at hand are new. What decides is in `sql/ledger/`; here values are checked,
- * sent and read.
+ * Claims: which of the messages at hand are new. What decides is in `sql/ledger/`; here what the caller gave is
+ * checked and copied, once, when the call is made.
  */
 import { createHash } from 'node:crypto'
 import {
   checkArray,
   checkBoolean,
   checkEpoch,
+  checkInteger,
   checkName,
   checkObject,
   checkSequence,
   checkText,
+  maxSequence,
   show,
 } from '../check.ts'
-import type { Branch } from '../commit/branch.ts'
-import { fromOwn, InvalidInputError } from '../errors.ts'
+import { InvalidInputError } from '../errors.ts'
+import * as say from '../statements.ts'
 
 /** A message with a place in its producer's stream. */
 export interface SequencedMessage {
@@ -26,6 +28,8 @@ export interface SequencedMessage {
   readonly epoch?: number
   /** Refuse a sequence that does not follow the last one. @defaultValue false */
   readonly strict?: boolean
+  /** Where a new producer begins: sequences below count as processed. @defaultValue 0 */
+  readonly startAt?: bigint | number
   readonly scope?: never
   readonly key?: never
   readonly occurredAt?: never
@@ -45,7 +49,7 @@ export type KeyedMessage = Keyed &
 
 /** What tells a message of a scope from the others. */
 export interface Keyed {
-  /** The message's id; any length. If it is a UUIDv7 or a ULID, its time is the message's time. */
+  /** The message's id; any length. The time in a UUIDv7 or ULID counts only if `once.set_key_times` has said so of the scope. */
   readonly key: string
   /**
    * The message's own time, the same at every delivery (never the time of arrival). It decides where the
@@ -56,6 +60,7 @@ export interface Keyed {
   readonly sequence?: never
   readonly epoch?: never
   readonly strict?: never
+  readonly startAt?: never
 }
 
 /**
@@ -74,6 +79,7 @@ export interface SequencedBatch {
   readonly sequences: readonly (bigint | number)[]
   readonly epoch?: number
   readonly strict?: boolean
+  readonly startAt?: bigint | number
   readonly scope?: never
   readonly messages?: never
   readonly keepResult?: never
@@ -90,10 +96,11 @@ export interface KeyedBatch {
   readonly sequences?: never
   readonly epoch?: never
   readonly strict?: never
+  readonly startAt?: never
   readonly keepResult?: never
 }
 
-const bySequence = ['producer', 'sequence', 'sequences', 'epoch', 'strict'] as const
+const bySequence = ['producer', 'sequence', 'sequences', 'epoch', 'strict', 'startAt'] as const
 const ofOneMessage = ['key', 'occurredAt', 'payload', 'payloadHash', 'keepResult'] as const
 const byKey = ['scope', 'messages', ...ofOneMessage] as const
 const ofOneBatch = [...bySequence, 'scope', 'messages', 'keepResult'] as const
@@ -112,7 +119,18 @@ export function isSequenced(given: {
   if (sequenced)
     refuseAmong(given, byKey, 'is for messages by key, and this has a producer or a sequence', hint)
   else refuseAmong(given, bySequence, 'is for messages by sequence, and this has none', hint)
+  refuseUnknown(given)
   return sequenced
+}
+
+/** What would be ignored is refused: a mistyped `occurredAt` would make another message of it. */
+function refuseUnknown(given: object): void {
+  const known: readonly string[] = [...bySequence, ...byKey]
+  const found = Object.keys(given).find((name) => !known.includes(name))
+  if (found === undefined) return
+  throw new InvalidInputError('ONARG', `Nothing is known of \`${found}\` in a message`, {
+    hint: `A message has ${bySequence.join(', ')}; or ${byKey.join(', ')}`,
+  })
 }
 
 /** What would be ignored is refused: whoever wrote it expects it to do something. */
@@ -121,90 +139,113 @@ function refuseAmong(given: object, names: readonly string[], why: string, hint:
   if (found !== undefined) throw new InvalidInputError('ONARG', `\`${found}\` ${why}`, { hint })
 }
 
-export type ClaimStatus = 'claimed' | 'duplicate' | 'expired'
+export type { Claim, ClaimStatus } from '../statements.ts'
 
-export interface Claim {
-  readonly status: ClaimStatus
-  /** What the first one's handler returned, if it was kept. */
-  readonly result: unknown
-}
-
-export interface KeyClaim extends Claim {
+export interface KeyClaim extends say.Claim {
   readonly key: string
 }
 
-/** Claims one message in a branch. @throws PgonceError `ONARG`, `ONFEN`, `ONGAP`, `ONMAX`, `ONPAY` */
-export async function claim(branch: Branch, message: Message): Promise<Claim> {
+/** A claim that is checked and copied: whatever the caller does to the message later, each attempt claims the same. */
+export interface ClaimPlan {
+  readonly statement: say.Statement<say.Claim>
+  /** The claim and its effects in one statement. */
+  readonly withEffects: (statements: readonly string[]) => say.Statement<say.Claim>
+  /** What keeps the handler's result beside the claim; undefined if it is not kept. */
+  readonly keep: ((result: unknown) => say.Statement<unknown>) | undefined
+}
+
+/** @throws InvalidInputError `ONARG` */
+export function planClaim(message: Message): ClaimPlan {
   if (typeof message !== 'object' || message === null) {
     throw new InvalidInputError('ONARG', `Expected a message, got ${show(message)}`, {
       hint: "Pass { producer: 'shop-7', sequence: 41n } or { scope: 'stripe', key: 'evt_1' }",
     })
   }
   if (isSequenced(message)) {
-    const { rows } = await run<{ status: ClaimStatus }>(
-      branch,
-      `select case when once.claim_run($1, $2::text::bigint, $2::text::bigint, $3::int) then 'claimed'
-                   else (select c.status from once.claim($1, $2::text::bigint, $3::int, $4::boolean) c) end as status,
-              once.assert_branch($5::uuid)`,
-      [
-        checkName('producer', message.producer),
-        String(checkSequence(message.sequence)),
-        checkEpoch(message.epoch ?? 0),
-        checkBoolean('strict', message.strict, false),
-        branch.transactionId,
-      ],
+    const statement = say.claimSequence(
+      checkName('producer', message.producer),
+      checkSequence(message.sequence),
+      sequenceOptions(message),
     )
-    return { status: rows[0]?.status ?? 'duplicate', result: undefined }
+    return { statement, withEffects: say.withEffects(statement), keep: undefined }
   }
-  checkBoolean('keepResult', message.keepResult, false)
-  const { rows } = await run<{ status: ClaimStatus; result: string | null }>(
-    branch,
-    `select c.status, c.result::text as result, once.assert_branch($5::uuid)
-       from once.claim_key($1, $2, $3::text::timestamptz, decode($4, 'hex')) c`,
-    [
-      checkName('scope', message.scope),
-      checkKey(message.key),
-      time(message),
-      hash(message),
-      branch.transactionId,
-    ],
-  )
-  const { status = 'duplicate', result = null } = rows[0] ?? {}
-  return { status, result: result === null ? undefined : JSON.parse(result) }
+  const scope = checkName('scope', message.scope)
+  const key = checkKey(message.key)
+  const at = time(message)
+  const keeps = checkBoolean('keepResult', message.keepResult, false)
+  const statement = say.claimKey(scope, key, at, hash(message))
+  return {
+    statement,
+    withEffects: say.withEffects(statement),
+    keep: keeps ? (result) => say.keepResult(scope, key, resultJson(result), at) : undefined,
+  }
 }
 
-/** Claims sequences of one producer; the new ones, once each, in the order given. */
-export async function claimSequences(branch: Branch, batch: SequencedBatch): Promise<bigint[]> {
+/** Sequences of one producer, checked and copied. */
+export interface SequencesPlan {
+  readonly sequences: readonly bigint[]
+  readonly statement: say.Statement<readonly say.Range[]>
+}
+
+/** @throws InvalidInputError `ONARG` */
+export function planSequences(batch: SequencedBatch): SequencesPlan {
   const producer = checkName('producer', batch.producer)
   // Not map, which skips what a sparse array lacks.
   const sequences = Array.from(checkArray('sequences', batch.sequences), checkSequence)
-  const common = [producer, checkEpoch(batch.epoch ?? 0), checkBoolean('strict', batch.strict, false)]
-  const [first, last] = [sequences[0], sequences.at(-1)]
-  const isRun =
-    first !== undefined && sequences.every((sequence, index) => sequence === first + BigInt(index))
-  const { rows } = isRun
-    ? // The rule: the batch is the next piece of its stream, and all new. Two numbers say so, and one word.
-      await run<{ fresh: string | null }>(
-        branch,
-        `select case when once.claim_run($1, $4::text::bigint, $5::text::bigint, $2::int) then null
-                     else array(select c from once.claim_batch(
-                                  $1, array(select generate_series($4::text::bigint, $5::text::bigint)), $2::int, $3::boolean
-                                ) c)::text end as fresh, once.assert_branch($6::uuid)`,
-        [...common, String(first), String(last), branch.transactionId],
-      )
-    : await run<{ fresh: string | null }>(
-        branch,
-        'select array(select c from once.claim_batch($1, $4::text::bigint[], $2::int, $3::boolean) c)::text as fresh, once.assert_branch($5::uuid)',
-        [...common, `{${sequences.join(',')}}`, branch.transactionId],
-      )
-  const fresh = rows[0]?.fresh
-  if (fresh == null) return sequences
-  const left = new Set(fresh.slice(1, -1).split(',').filter(Boolean).map(BigInt))
+  return { sequences, statement: say.claimRanges(producer, rangesOf(sequences), sequenceOptions(batch)) }
+}
+
+function sequenceOptions({
+  epoch,
+  strict,
+  startAt,
+}: {
+  readonly epoch?: number | undefined
+  readonly strict?: boolean | undefined
+  readonly startAt?: bigint | number | undefined
+}): say.SequenceOptions {
+  return {
+    epoch: checkEpoch(epoch ?? 0),
+    strict: checkBoolean('strict', strict, false),
+    startAt: startAt === undefined ? null : checkInteger('startAt', startAt, 0n, maxSequence),
+  }
+}
+
+/** Runs of sequences that follow each other: mostly a batch is one. */
+function rangesOf(sequences: readonly bigint[]): say.Range[] {
+  const ranges: [bigint, bigint][] = []
+  let last: [bigint, bigint] | undefined
+  for (const sequence of sequences) {
+    if (last !== undefined && sequence === last[1] + 1n) last[1] = sequence
+    else {
+      last = [sequence, sequence]
+      ranges.push(last)
+    }
+  }
+  return ranges
+}
+
+/** Those that were new, once each, in the order given. */
+export function freshOf(sequences: readonly bigint[], claimed: readonly say.Range[]): readonly bigint[] {
+  const [only] = claimed
+  if (only === undefined) return []
+  // The rule: a batch is a run, and all new.
+  const isAll = claimed.length === 1 && only[1] - only[0] + 1n === BigInt(sequences.length)
+  if (isAll && sequences[0] === only[0] && sequences.at(-1) === only[1] && rangesOf(sequences).length === 1)
+    return sequences
+  const left = new Set<bigint>()
+  for (const [first, last] of claimed) for (let one = first; one <= last; one += 1n) left.add(one)
   return sequences.filter((sequence) => left.delete(sequence))
 }
 
-/** Claims keys of one scope; one answer a message, in the order given. */
-export async function claimKeys(branch: Branch, batch: KeyedBatch): Promise<KeyClaim[]> {
+/** Keys of one scope, checked and copied. */
+export interface KeysPlan {
+  readonly keys: readonly string[]
+  readonly statement: say.Statement<readonly say.Claim[]>
+}
+
+/** @throws InvalidInputError `ONARG` */
+export function planKeys(batch: KeyedBatch): KeysPlan {
   const messages = Array.from(checkArray('messages', batch.messages), (message) =>
     typeof message === 'string'
       ? { key: message }
@@ -223,32 +264,15 @@ export async function claimKeys(branch: Branch, batch: KeyedBatch): Promise<KeyC
       'cannot be set for one message of a batch',
       '`keepResult` is for `process`, the others are for the batch',
     )
-  const input = messages.map((message) => ({
-    key: checkKey(message.key),
-    at: time(message),
-    hash: hash(message),
-  }))
-  const { rows } = await run<{ status: ClaimStatus; result: string | null }>(
-    branch,
-    `select c.status, c.result::text as result, once.assert_branch($3::uuid)
-       from (select coalesce(array_agg(m.key order by n), '{}') as keys,
-                    array_agg(m.at order by n) as times,
-                    array_agg(decode(m.hash, 'hex') order by n) as hashes
-               from jsonb_array_elements($2::text::jsonb) with ordinality e (value, n)
-              cross join lateral jsonb_to_record(e.value) as m (key text, at timestamptz, hash text)) i
-      cross join lateral once.claim_key_batch($1, i.keys, i.times, i.hashes) c
-      order by c.ordinal`,
-    [checkName('scope', batch.scope), JSON.stringify(input), branch.transactionId],
-  )
-  return rows.map(({ status, result }, index) => ({
-    key: input[index]?.key ?? '',
-    status,
-    result: result === null ? undefined : JSON.parse(result),
-  }))
+  const keys = messages.map(({ key }) => checkKey(key))
+  return {
+    keys,
+    statement: say.claimKeys(checkName('scope', batch.scope), keys, messages.map(time), messages.map(hash)),
+  }
 }
 
-/** Keeps the handler's result beside the claim; travels with the commit. */
-export async function keepResult(branch: Branch, message: KeyedMessage, result: unknown): Promise<void> {
+/** The handler's result, as it is kept. @throws InvalidInputError `ONARG` */
+function resultJson(result: unknown): string {
   let json: string | undefined
   let cause: unknown
   try {
@@ -257,31 +281,12 @@ export async function keepResult(branch: Branch, message: KeyedMessage, result: 
     cause = error
   }
   // NUL, or half of a surrogate pair; an escape only behind an even number of backslashes.
-  if (json === undefined || /(?<!\\)(?:\\\\)*\\u(?:0000|d[89a-f])/.test(json)) {
-    throw new InvalidInputError(
-      'ONARG',
-      'Expected the handler to return what JSON can hold, as well-formed text without NUL characters',
-      { hint: 'Return plain data, or leave keepResult out', cause },
-    )
-  }
-  await branch.send(
-    'select once.assert_branch($5::uuid), once.keep_result($1, $2, $3::text::jsonb, $4::text::timestamptz)',
-    [message.scope, message.key, json, time(message), branch.transactionId],
+  if (json !== undefined && !/(?<!\\)(?:\\\\)*\\u(?:0000|d[89a-f])/.test(json)) return json
+  throw new InvalidInputError(
+    'ONARG',
+    'Expected the handler to return what JSON can hold, as well-formed text without NUL characters',
+    { hint: 'Return plain data, or leave keepResult out', cause },
   )
-}
-
-/**
- * Runs a claim. It travels with BEGIN, so it says in which transaction it belongs (`once.assert_branch`): should
- * BEGIN fail, the claim fails, too.
- */
-async function run<R>(branch: Branch, text: string, parameters: readonly unknown[]): Promise<{ rows: R[] }> {
-  try {
-    return await branch.query<R>(text, parameters)
-  } catch (error) {
-    // What was sent ahead (BEGIN, once.open) and failed is the better explanation.
-    await branch.settle()
-    throw fromOwn(branch.database.name, error)
-  }
 }
 
 function checkKey(key: unknown): string {
@@ -302,19 +307,19 @@ function time({ occurredAt }: { readonly occurredAt?: Date }): string | null {
       `Expected \`occurredAt\` to be a valid Date, got ${show(occurredAt)}`,
     )
   }
-  // As sql/ledger/claim_key_batch.sql has it; Postgres cannot read how JavaScript writes years of six digits.
+  // Its upper bound is for Postgres to check (now and two days); it cannot read how JavaScript writes years of six digits.
   const year = occurredAt.getUTCFullYear()
-  if (year < 1970 || year >= 2100) {
+  if (year < 2000 || year >= 2100) {
     throw new InvalidInputError(
       'ONARG',
-      `Expected \`occurredAt\` to be a time between 1970 and 2100, got ${occurredAt.toISOString()}`,
+      `Expected \`occurredAt\` to be a time between 2000 and 2100, got ${occurredAt.toISOString()}`,
       { hint: 'Is the time in milliseconds where seconds were meant, or the reverse?' },
     )
   }
   return occurredAt.toISOString()
 }
 
-/** Hexadecimal, or null without a payload. */
+/** As Postgres reads bytes, or null without a payload. */
 function hash({
   payload,
   payloadHash,
@@ -334,7 +339,7 @@ function hash({
         `Expected \`payloadHash\` to be 1 to 64 bytes, got ${show(payloadHash)}`,
       )
     }
-    return Buffer.from(payloadHash).toString('hex')
+    return `\\x${Buffer.from(payloadHash).toString('hex')}`
   }
   if (payload === undefined) return null
   if (typeof payload !== 'string' && !ArrayBuffer.isView(payload)) {
@@ -346,5 +351,5 @@ function hash({
       },
     )
   }
-  return createHash('sha256').update(payload).digest('hex')
+  return `\\x${createHash('sha256').update(payload).digest('hex')}`
 }

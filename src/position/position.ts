@@ -10,10 +10,9 @@ import {
   maxInt32,
   maxSequence,
 } from '../check.ts'
-import type { Branch } from '../commit/branch.ts'
-import { asConnectionLost, type Database, withReadCommitted, withSession } from '../connection/database.ts'
-import type { SessionResult } from '../connection/session.ts'
+import { asConnectionLost, type Database, withLink, withReadCommitted } from '../connection/database.ts'
 import { fromOwn, InvalidInputError } from '../errors.ts'
+import * as say from '../statements.ts'
 
 /** Which position. */
 export interface Partition {
@@ -68,23 +67,19 @@ export async function takePartition(
   { lockTimeout, timeout }: { readonly lockTimeout: number; readonly timeout: number },
 ): Promise<TakenPartition> {
   const checked = check(partition)
-  await database.identify()
   const by = owner === undefined ? null : checkName('owner', owner)
-  const [row] = await ask(database, () =>
+  await database.identify()
+  const taken = await named(database, () =>
     withReadCommitted(
       database.connect(),
-      async (session) => {
-        await session.query("select set_config('lock_timeout', $1, true)", [String(lockTimeout)])
-        return await session.query<{ epoch: number; number: string | null; token: string | null }>(
-          'select t.epoch, t."position"::text as number, t.token from once.take_partition($1, $2, $3::int, $4) t',
-          [checked.group, checked.topic, checked.partition, by],
-        )
+      async (link) => {
+        await link.send(say.setLockTimeout(lockTimeout))
+        return await link.send(say.takePartition(checked, by))
       },
       timeout,
     ),
   )
-  if (row === undefined) throw new Error('unreachable: once.take_partition returns one row')
-  return { ...checked, epoch: row.epoch, position: position(row) }
+  return { ...checked, ...taken }
 }
 
 /**
@@ -100,62 +95,30 @@ export async function readPosition(
 ): Promise<PositionState | undefined> {
   const checked = check(partition)
   await database.identify()
-  const [row] = await ask(database, () =>
-    withSession(
-      database.connect(),
-      (session) =>
-        session.query<{
-          epoch: number
-          number: string | null
-          token: string | null
-          owner: string | null
-          at: string
-        }>(
-          `select o.epoch, o."position"::text as number, o.token, o.owner,
-                  to_char(o.updated_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') as at
-             from once.read_position($1, $2, $3::int) o`,
-          [checked.group, checked.topic, checked.partition],
-        ),
-      timeout,
-    ),
+  const found = await named(database, () =>
+    withLink(database.connect(), (link) => link.send(say.readPosition(checked)), timeout),
   )
-  if (row === undefined) return undefined
-  return {
-    ...checked,
-    position: position(row),
-    epoch: row.epoch,
-    owner: row.owner,
-    updatedAt: new Date(row.at),
-  }
+  return found && { ...checked, ...found }
 }
 
 /**
- * Moves a position in a branch; travels with the commit, so it asks itself whether the transaction is still open: it
- * would move by itself behind a ROLLBACK of the handler's.
- * @throws PgonceError `ONARG`; at the commit `ONFEN`, `ONCAS`, `ONTKN`, `ONEND`, `ONROL`
+ * The move of a position, checked and copied; it is sent with the commit.
+ * @throws InvalidInputError `ONARG`; at the commit `ONFEN`, `ONCAS`, `ONTKN`, `ONEND`, `ONROL`
  * @see sql/position/advance.sql
  */
-export async function advance(branch: Branch, move: PositionMove): Promise<void> {
-  const { group, topic, partition } = check(move)
-  const { epoch, expected, next } = move
-  const common = [group, topic, partition, checkEpoch(epoch)]
+export function planMove(move: PositionMove): say.Statement<unknown> {
+  const partition = check(move)
+  const { expected, next } = move
+  const epoch = checkEpoch(move.epoch)
   if (typeof next === 'string') {
     if (expected !== null && typeof expected !== 'string') {
       throw new InvalidInputError('ONARG', 'Expected `expected` to be a token or null, as `next` is a token')
     }
     const before = expected === null ? null : checkText('expected', expected)
-    await branch.send(
-      'select once.assert_branch($7::uuid), once.advance_token($1, $2, $3::int, $4::int, $5, $6)',
-      [...common, before, checkText('next', next), branch.transactionId],
-    )
-    return
+    return say.advanceToken(partition, epoch, before, checkText('next', next))
   }
-  const before = expected === null ? null : String(checkInteger('expected', expected, 0n, maxSequence))
-  const after = String(checkInteger('next', next, 0n, maxSequence))
-  await branch.send(
-    'select once.assert_branch($7::uuid), once.advance($1, $2, $3::int, $4::int, $5::text::bigint, $6::text::bigint)',
-    [...common, before, after, branch.transactionId],
-  )
+  const before = expected === null ? null : checkInteger('expected', expected, 0n, maxSequence)
+  return say.advance(partition, epoch, before, checkInteger('next', next, 0n, maxSequence))
 }
 
 function check(which: Partition): Required<Partition> {
@@ -167,13 +130,9 @@ function check(which: Partition): Required<Partition> {
   }
 }
 
-function position({ number, token }: { number: string | null; token: string | null }): Position {
-  return number === null ? token : BigInt(number)
-}
-
-async function ask<R>(database: Database, question: () => Promise<SessionResult<R>>): Promise<R[]> {
+async function named<T>(database: Database, question: () => Promise<T>): Promise<T> {
   try {
-    return (await question()).rows
+    return await question()
   } catch (error) {
     throw asConnectionLost(database.name, fromOwn(database.name, error))
   }

@@ -2,9 +2,9 @@
  * Branches that are prepared. They belong to no connection, nor to the resource that prepared them: what is known of
  * them is what the server says.
  */
-import { type Database, withSession } from '../connection/database.ts'
+import { type Database, withLink } from '../connection/database.ts'
+import type { Link } from '../connection/link.ts'
 import { literal } from '../connection/quote.ts'
-import type { Session } from '../connection/session.ts'
 import { codeOf, isErrorAnswer } from '../errors.ts'
 import { XaError } from './codes.ts'
 import { localTransaction, unavailable, unfinished, unknown } from './errors.ts'
@@ -46,10 +46,10 @@ export function preparedBranches(
    * Asks on some connection: one of the pool if one is free, else one apart, so that open branches, which may
    * wait for the locks of a prepared one, cannot keep it from being finished.
    */
-  async function ask<T>(what: string, task: (session: Session) => Promise<T>): Promise<T> {
+  async function ask<T>(what: string, task: (session: Link) => Promise<T>): Promise<T> {
     const pooled = database.permits.tryTake()
     try {
-      return await withSession(pooled ? database.connect() : database.connectApart(), task, timeout)
+      return await withLink(pooled ? database.connect() : database.connectApart(), task, timeout)
     } catch (error) {
       if (error instanceof XaError || isErrorAnswer(error)) throw error
       throw unavailable(what, error)
@@ -127,7 +127,7 @@ export function preparedBranches(
  * transaction only. (SAVEPOINT would tell as well, but where all is well it leaves an error in the server's log;
  * and comparing the ages of statement and transaction depends on the driver's protocol.)
  */
-export async function isInTransaction(session: Session): Promise<boolean> {
+export async function isInTransaction(session: Link): Promise<boolean> {
   try {
     const [, { rows }] = await Promise.all([
       session.query("select pg_catalog.set_config('pgonce.probe', 'open', true)"),

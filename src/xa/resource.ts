@@ -13,10 +13,10 @@ import { randomUUID } from 'node:crypto'
 import type { Transaction } from 'kysely'
 import { checkInteger, checkMilliseconds, checkObject } from '../check.ts'
 import { createDatabase, inTime, transactionOver } from '../connection/database.ts'
-import type { DatabaseTarget } from '../connection/open.ts'
+import type { Executor, Link } from '../connection/link.ts'
 import { literal } from '../connection/quote.ts'
-import type { Session } from '../connection/session.ts'
-import { type Cursors, type Executor, noCursors, withStreams } from '../connection/stream.ts'
+import { type Cursors, noCursors, withStreams } from '../connection/stream.ts'
+import type { DatabaseTarget } from '../connection/target.ts'
 import { codeOf, HandlerError, isErrorAnswer } from '../errors.ts'
 import {
   TMENDRSCAN,
@@ -135,7 +135,7 @@ export interface XaResource<DB> extends AsyncDisposable {
 /** What one `start` has begun and nothing has finished. */
 interface Branch {
   readonly gid: string
-  readonly session: Session
+  readonly session: Link
   readonly connection: Executor
   /** Of its streams, whoever is associated with it. */
   readonly cursors: Cursors
@@ -165,7 +165,7 @@ export function xaResource<DB = unknown>(
   const maxConnections = Number(checkInteger('maxConnections', options.maxConnections ?? 10, 1n, 10_000n))
   const connectTimeout = checkMilliseconds('connectTimeout', options.connectTimeout ?? 10_000, 1)
   const timeout = checkMilliseconds('timeout', options.timeout ?? 60_000, 1)
-  const database = createDatabase('xa', 0, target as DatabaseTarget, { maxConnections, connectTimeout })
+  const database = createDatabase('xa', target as DatabaseTarget, { maxConnections, connectTimeout })
   // Others use the pool as well, and may have left something open on a connection.
   const borrowed = typeof target !== 'string' && !(target instanceof URL)
   const prepared = preparedBranches(database, { borrowed, timeout })
@@ -178,7 +178,7 @@ export function xaResource<DB = unknown>(
   // Branches that live here
 
   async function begin(gid: string): Promise<Branch> {
-    let session: Session
+    let session: Link
     try {
       await database.permits.take(AbortSignal.timeout(connectTimeout))
     } catch (cause) {
@@ -207,7 +207,7 @@ export function xaResource<DB = unknown>(
   }
 
   /** Begins the transaction; a refusal leaves the connection as it was. */
-  async function open(session: Session, gid: string, mark: string): Promise<XaError | undefined> {
+  async function open(session: Link, gid: string, mark: string): Promise<XaError | undefined> {
     if (borrowed && (await isInTransaction(session))) {
       return new XaError('XAER_OUTSIDE', `The connection for branch ${gid} has a local transaction open`, {
         detail: 'The pool gave a connection on which somebody has begun a transaction and not ended it.',
@@ -228,11 +228,11 @@ export function xaResource<DB = unknown>(
     return duplicate(gid)
   }
 
-  function branchOver(session: Session, gid: string, mark: string): Branch {
+  function branchOver(session: Link, gid: string, mark: string): Branch {
     const connection: Executor = {
       async executeQuery(query) {
         try {
-          return await session.connection.executeQuery<never>(query)
+          return await session.executeQuery<never>(query)
         } catch (error) {
           // The one before it says why.
           if (codeOf(error) !== '25P02') branch.failure = error
@@ -300,7 +300,10 @@ export function xaResource<DB = unknown>(
     } catch (error) {
       if (error instanceof XaError) session.release()
       else if (isErrorAnswer(error)) {
-        await session.query('rollback').then(session.release, session.abandon)
+        await session.query('rollback').then(
+          () => session.release(),
+          () => session.abandon(),
+        )
         throw rolledBack(gid, error)
       } else {
         session.abandon()

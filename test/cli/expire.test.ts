@@ -1,11 +1,12 @@
 import test from 'ava'
 import { named, pgonceCli } from '../support/cli.ts'
 import { emptyDatabase, testDatabase } from '../support/database.ts'
+import { openSession } from '../support/sql.ts'
 
 test('expire goes on until nothing is left, and tells what it did', async (t) => {
   const { sql, url } = await testDatabase(t)
   await sql`select once.claim_key('stripe', 'new')`
-  await sql`insert into once.message_timeless (scope_id, digest, claimed_on)
+  await sql`insert into once.message (scope_id, digest, claimed_on)
             select s.scope_id, md5(n::text)::uuid, current_date - 40
               from once.scope s, generate_series(1, 11000) n`
   const first = await pgonceCli([
@@ -17,17 +18,30 @@ test('expire goes on until nothing is left, and tells what it did', async (t) =>
   ])
   t.is(first.exitCode, 0, first.stderr)
   const [done] = JSON.parse(first.stdout).databases
-  t.like(done, { database: 'orders', busy: false, error: null, steps: 3 })
+  t.like(done, { database: 'orders', waits: null, error: null, steps: 4 })
   const deleted = done.actions.filter(({ action }: { action: string }) => action === 'delete')
-  t.deepEqual(deleted, [{ action: 'delete', scope: 'stripe', detail: 'keys without time', count: 11000 }])
+  t.deepEqual(deleted, [
+    { action: 'delete', scope: 'stripe', detail: 'keys past their horizon', count: 11000 },
+  ])
   t.regex(first.stderr, /orders: step 1, \d+ done/)
-  t.is((await sql`select from once.message_timeless`).length, 1)
+  t.is((await sql`select from once.message`).length, 1)
   t.deepEqual([...(await sql`select retention::text from once.scope`)], [{ retention: '30 days' }])
 
   const again = await pgonceCli(['expire', ...named({ orders: url })])
   t.is(again.exitCode, 0)
-  t.regex(again.stdout, /^orders +horizon +stripe +older than .* is expired$/m)
-  t.regex(again.stdout, /^orders: 0 keys deleted, 0 partitions dropped, 0 created, in 1 step$/m)
+  t.regex(again.stdout, /^orders: 0 keys deleted, in 1 step$/m)
+
+  await sql`select once.claim_key('stripe', 'old', '2024-01-01')`
+  const reader = await openSession(t, url)
+  await reader.sql`begin isolation level repeatable read`
+  await reader.rows('select from once.scope')
+  const waits = await pgonceCli(['expire', '--retention', 'stripe=29 days', ...named({ orders: url })])
+  t.is(waits.exitCode, 0)
+  t.regex(waits.stdout, /^orders +horizon +stripe +older than .* is expired$/m)
+  t.regex(
+    waits.stdout,
+    new RegExp(`^orders: 0 keys deleted, .*; run it again later: .* process ${reader.pid} `, 'm'),
+  )
 })
 
 test('a retention of forever is kept, and one that is no interval is refused', async (t) => {

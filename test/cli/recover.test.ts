@@ -145,7 +145,7 @@ test('a recoverer that is no member of the owner says so and exits with 1; as a 
 
   const refused = await pgonceCli(['recover', ...named(urls)])
   t.is(refused.exitCode, 1)
-  t.regex(refused.stdout, new RegExp(`cannot finish once:.*belongs to role ${app}`))
+  t.regex(refused.stdout, new RegExp(`cannot finish once:.*only role ${app}`))
   t.like((await inDoubt(urls)).branches[0], { gid, canFinish: false, outcome: 'committed' })
 
   await pair.billing.sql.unsafe(`grant ${app} to ${roles.billing}`)

@@ -2,10 +2,11 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import test from 'ava'
 import { type Kysely, sql } from 'kysely'
-import { acquire, type Session } from '../../src/connection/session.ts'
+import { takeKyselyLink } from '../../src/connection/kysely-link.ts'
+import type { Link } from '../../src/connection/link.ts'
 import { AbortedError, HandlerError, OutcomeUnknownError, type Pgonce } from '../../src/index.ts'
 import { client, kyselyOnPg, type Two, write } from '../support/client.ts'
-import { connect, type TestContext, testRole } from '../support/database.ts'
+import { type TestContext, testRole } from '../support/database.ts'
 import { type Effects, effectsDatabase, twoDatabases } from '../support/effects.ts'
 import { type BehindProxies, behindProxies } from '../support/proxy.ts'
 import { at } from '../support/steps.ts'
@@ -123,34 +124,10 @@ for (const driver of ['postgres.js', 'pg']) {
   )
 }
 
-test('A PREPARE that was not sent when the time was over is never sent', async (t) => {
-  const { a, b, once } = await used(t, 'pg')
-  const late = once.transaction(
-    async (tx) => {
-      await tx.a.insertInto('effect').values({ id: 1 }).execute()
-      await tx.b.insertInto('effect').values({ id: 1 }).execute()
-      sql`select pg_sleep(1.5)`.execute(tx.b).catch(() => {})
-    },
-    { timeout: 500 },
-  )
-  await t.throwsAsync(late, { instanceOf: AbortedError, code: 'TIMEOUT' })
-  await until(
-    'the statement is over',
-    async () =>
-      (
-        await b.sql`select from pg_stat_activity where query like '%pg_sleep%' and state = 'active'
-       and datname = current_database() and pid <> pg_backend_pid()`
-      ).length === 0,
-  )
-  await sleep(100)
-  t.is(await b.prepared(), 0)
-  t.deepEqual([await a.effects(), await b.effects()], [[0], [0]])
-})
-
 test('What a given-up connection of the caller’s had not sent is never sent', async (t) => {
   const a = await effectsDatabase(t)
   const db = kyselyOnPg<Effects>(t, a.url, { max: 1 })
-  const session = await acquire(db as Kysely<unknown>)
+  const session = await takeKyselyLink(db as Kysely<unknown>)
   await session.query('begin')
   const runs = session.query('select pg_sleep(0.3)')
   const waits = t.throwsAsync(session.query('commit'), { instanceOf: AbortedError })
@@ -171,10 +148,10 @@ test('No connection goes back inside a failed transaction when the home refuses 
   const once = client<Two>(t, { a: db, b: b.url }, { transaction: { home: 'a', retries: 0 } })
   await write(once, 0, 'ab')
   const [{ definition } = { definition: '' }] = await a.sql<{ definition: string }[]>`
-    select pg_get_functiondef('once.assert_branch(uuid)'::regprocedure) as definition`
+    select pg_get_functiondef('once.begin_global(uuid, text[], uuid[], uuid)'::regprocedure) as definition`
   // As a request to cancel does there.
-  await a.sql.unsafe(`create or replace function once.assert_branch(transaction_id uuid) returns void language plpgsql
-    stable set search_path = '' as $$ begin raise exception 'canceling' using errcode = '57014'; end $$`)
+  await a.sql.unsafe(`create or replace function once.begin_global(transaction_id uuid, participants text[],
+    database_ids uuid[], home uuid default null) returns xid8 language plpgsql volatile set search_path = '' as $$ begin raise exception 'canceling' using errcode = '57014'; end $$`)
   await t.throwsAsync(write(once, 1, 'ab'), { code: '57014' })
   await a.sql.unsafe(definition)
   t.is(await b.prepared(), 0)
@@ -200,24 +177,18 @@ for (const [how, statement] of Object.entries(leavesRole)) {
     t.deepEqual([await a.effects(), await whoIs(once)], [[1], before])
   })
 
-  for (const driver of ['postgres.js', 'pg']) {
-    test(`A role left in force ${how} is refused on a connection of the caller’s (${driver})`, async (t) => {
-      const { a, role, whoIs } = await withRole(t)
-      const target = driver === 'pg' ? kyselyOnPg<Effects>(t, a.url, { max: 1 }) : connect(t, a.url)
-      const once = client<{ a: Effects }>(
-        t,
-        { a: target as Kysely<Effects> },
-        { transaction: { retries: 0 } },
-      )
-      const before = await whoIs(once)
-      const refused = once.transaction(async (tx) => {
-        await tx.a.insertInto('effect').values({ id: 1 }).execute()
-        await sql.raw(statement(role)).execute(tx.a)
-      })
-      await t.throwsAsync(refused, { instanceOf: HandlerError, code: 'ONROL' })
-      t.deepEqual([await a.effects(), await whoIs(once)], [[], before])
+  test(`A role left in force ${how} is refused on a connection of the caller’s`, async (t) => {
+    const { a, role, whoIs } = await withRole(t)
+    const target = kyselyOnPg<Effects>(t, a.url, { max: 1 })
+    const once = client<{ a: Effects }>(t, { a: target }, { transaction: { retries: 0 } })
+    const before = await whoIs(once)
+    const refused = once.transaction(async (tx) => {
+      await tx.a.insertInto('effect').values({ id: 1 }).execute()
+      await sql.raw(statement(role)).execute(tx.a)
     })
-  }
+    await t.throwsAsync(refused, { instanceOf: HandlerError, code: 'ONROL' })
+    t.deepEqual([await a.effects(), await whoIs(once)], [[], before])
+  })
 }
 
 test('A role left behind a COMMIT of the handler’s own is gone from a pool of ours', async (t) => {
@@ -255,7 +226,7 @@ async function ofCaller(t: TestContext) {
   const role = async () =>
     (await sql<{ role: string }>`select current_setting('role') as role`.execute(db)).rows[0]?.role
   await sql.raw(`set role ${callers}`).execute(db)
-  const take = (): Promise<Session> => acquire(db as Kysely<unknown>)
+  const take = (): Promise<Link> => takeKyselyLink(db as Kysely<unknown>)
   return { callers, owner, role, take }
 }
 

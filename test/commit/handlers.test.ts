@@ -123,24 +123,59 @@ for (const [driver, over] of Object.entries(overDrivers)) {
       .then((error) => t.like(error?.cause, { code: '22P02' }))
   })
 
-  test(`A query that is not awaited counts: its error is noticed, its effect is part of the transaction (${driver})`, async (t) => {
+  test(`A handler that returns before its queries are answered is rolled back, and told which (${driver})`, async (t) => {
     const { a, b, c } = shared()
     const once = over(t, { a, b, c, once: client<Three>(t, { a: a.url, b: b.url, c: c.url }) })
-    const id = fresh()
-    await once.transaction(async (tx) => {
-      await insert(tx, id, 'b')
-      void insert(tx, id, 'a')
-    })
-    t.is(await seen(shared(), id), 'ab')
-    const other = fresh()
-    await t.throwsAsync(
-      once.transaction(async (tx) => {
-        await insert(tx, other, 'a', 'b')
+    const ways: Record<string, (tx: Handles, id: number) => Promise<unknown>> = {
+      'one, of a database that is not begun': async (tx, id) => {
+        await insert(tx, id, 'b')
+        void insert(tx, id, 'a')
+      },
+      'one, behind others': async (tx, id) => {
+        await insert(tx, id, 'a', 'b')
         sql`select 1 / 0`.execute(tx.a).catch(() => {})
+      },
+      'forEach(async …)': async (tx, id) => {
+        ;[1, 2, 3].forEach(async () => {
+          await read(tx, 'a')
+          await insert(tx, id, 'a')
+        })
+      },
+      'a chain': async (tx, id) => {
+        void (async () => {
+          for (const _ of [1, 2, 3]) await read(tx, 'a')
+          await insert(tx, id, 'a')
+        })()
+      },
+      'the loser of Promise.race': (tx, id) =>
+        Promise.race([
+          insert(tx, id, 'a'),
+          sql`select pg_sleep(0.2)`.execute(tx.b).then(() => insert(tx, id, 'b')),
+        ]),
+    }
+    for (const [way, handler] of Object.entries(ways)) {
+      const id = fresh()
+      const error = await t.throwsAsync(
+        once.transaction((tx) => handler(tx, id)),
+        { code: 'NOT_AWAITED' },
+        way,
+      )
+      t.regex(error?.message ?? '', /select|insert|a query in database/, way)
+      t.is(await seen(shared(), id), '', way)
+    }
+  })
+
+  test(`A query that comes between the handler's return and COMMIT makes the commit fail (${driver})`, async (t) => {
+    const once = over(t, shared())
+    const id = fresh()
+    const error = await t.throwsAsync<HandlerError>(
+      once.process('a', { scope: 's', key: `key ${id}` }, async (trx, tx) => {
+        await trx.insertInto('effect').values({ id }).execute()
+        queueMicrotask(() => insert(tx, id, 'b').catch(() => {}))
       }),
-      { code: 'SWALLOWED' },
     )
-    t.is(await seen(shared(), other), '')
+    t.regex(error?.code ?? '', /NOT_AWAITED|ENDED/)
+    t.is(await seen(shared(), id), '')
   })
 
   test(`A handler that commits or rolls back by itself is refused (${driver})`, async (t) => {
@@ -179,9 +214,9 @@ for (const [driver, over] of Object.entries(overDrivers)) {
           await insert(tx, id, ...names)
           await sql`commit`.execute(tx.a)
         }),
-        { code: 'ONEND', message: /ended/ },
+        { code: 'ONEND', message: /COMMIT/ },
       )
-      t.is(await seen(shared(), id), 'a', 'only what the handler itself committed')
+      t.is(await seen(shared(), id), '', 'it was not sent')
     }
   })
 
@@ -202,8 +237,30 @@ for (const [driver, over] of Object.entries(overDrivers)) {
     }
   })
 
-  test(`A role that a handler leaves in force is refused, and does not stay in the pool (${driver})`, async (t) => {
+  test(`A role that a handler leaves in force ends with its transaction, or is refused (${driver})`, async (t) => {
     const role = await testRole(t, [shared().a])
+    if (driver === 'postgres.js') {
+      // On connections of our own it is reset, before the commit.
+      const once = client<{ a: Effects }>(t, { a: shared().a.url }, { maxConnections: 1 })
+      const whoAmI = async () =>
+        (await once.transaction(({ a }) => sql<{ who: string }>`select current_user as who`.execute(a)))
+          .result.rows
+      const before = await whoAmI()
+      for (const change of [
+        `set role ${role}`,
+        `set session authorization ${role}`,
+        `select set_config('role', '${role}', false)`,
+      ]) {
+        const id = fresh()
+        await once.transaction(async ({ a }) => {
+          await a.insertInto('effect').values({ id }).execute()
+          await sql.raw(change).execute(a)
+        })
+        t.is(await seen(shared(), id), 'a', change)
+        t.deepEqual(await whoAmI(), before, change)
+      }
+      return
+    }
     await refused(
       t,
       async (tx, id) => {
@@ -320,7 +377,7 @@ test('A parameter that cannot be sent harms nobody else on the connection', asyn
       ['no date', 'timestamptz'],
       [circular, 'jsonb'],
       [1n, 'jsonb'],
-      [7, 'bytea'],
+      [Symbol('x'), 'bytea'],
       [[1, undefined], 'int[]'],
       [Symbol('x'), 'text'],
     ] as const) {
@@ -371,4 +428,42 @@ test('A transaction inside a transaction is refused; in what the handler left ru
   t.truthy(result)
   letGo()
   await t.notThrowsAsync(async () => later)
+})
+
+test('What a handler leaves in its session meets no other message: in one phase, in two, and after a rollback', async (t) => {
+  const { a, b, once } = await shop(t, { maxConnections: 1 })
+  const leave = async (trx: Handles['a']) => {
+    await sql`set application_name = 'somebody else'`.execute(trx)
+    await sql`set synchronous_commit = off`.execute(trx)
+    await sql`select from pg_advisory_lock(42)`.execute(trx)
+  }
+  const left = async (trx: Handles['a']) => {
+    const { rows } = await sql`select current_setting('application_name') = 'somebody else' as name,
+        current_setting('synchronous_commit') as durable,
+        (select count(*)::int from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()) as locks,
+        current_setting('default_transaction_read_only') as net`.execute(trx)
+    return rows
+  }
+  const nothing = [{ name: false, durable: 'on', locks: 0, net: 'on' }]
+  for (const [both, gaveUp] of [
+    [false, false],
+    [true, false],
+    [true, true],
+  ]) {
+    const done = once.transaction(async (tx) => {
+      const id = fresh()
+      for (const name of both ? (['a', 'b'] as const) : (['a'] as const)) {
+        await insert(tx, id, name)
+        await leave(tx[name])
+      }
+      if (gaveUp) throw new Error('enough')
+    })
+    await (gaveUp ? t.throwsAsync(done, { message: 'enough' }) : done)
+    for (const name of ['a', 'b'] as const) {
+      await once.transaction(async (tx) =>
+        t.deepEqual(await left(tx[name]), nothing, `${name} ${both} ${gaveUp}`),
+      )
+    }
+  }
+  t.is((await a.effects()).length, (await b.effects()).length + 1)
 })

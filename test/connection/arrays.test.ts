@@ -2,7 +2,7 @@ import { once as nextEvent } from 'node:events'
 import { type AddressInfo, connect, createServer } from 'node:net'
 import test from 'ava'
 import { sql } from 'kysely'
-import { open } from '../../src/connection/open.ts'
+import { open } from '../../src/connection/target.ts'
 import { codeOf } from '../../src/errors.ts'
 import { emptyDatabase, type TestContext } from '../support/database.ts'
 

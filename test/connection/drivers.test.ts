@@ -9,25 +9,28 @@ import {
   PostgresIntrospector,
   PostgresQueryCompiler,
   CompiledQuery as Query,
+  sql,
+  type Transaction,
 } from 'kysely'
 import pg from 'pg'
-import type postgres from 'postgres'
-import { HandlerError } from '../../src/index.ts'
+import postgres from 'postgres'
+import { DatabaseError, HandlerError } from '../../src/index.ts'
 import { client, killSessions, type Two } from '../support/client.ts'
 import { connect } from '../support/database.ts'
-import { twoDatabases } from '../support/effects.ts'
+import { type Effects, twoDatabases } from '../support/effects.ts'
 import { at } from '../support/steps.ts'
 import { until } from '../support/until.ts'
 
 /** A dialect as others have written it: no command tags, and no eye on the connection. */
-function plainDialect<DB>(sql: postgres.Sql, several: boolean): Kysely<DB> {
+function plainDialect<DB>(sql: postgres.Sql, several: boolean | 'first'): Kysely<DB> {
   type Connection = DatabaseConnection & { readonly reserved: postgres.ReservedSql }
   const connection = (reserved: postgres.ReservedSql): Connection => ({
     reserved,
     async executeQuery<R>({ sql: text, parameters }: CompiledQuery) {
       // One statement at a time is what drivers take that prepare everything.
       const options = several ? {} : { simple: false, prepare: true }
-      const rows = await reserved.unsafe(text, [...parameters] as never[], options as { prepare?: boolean })
+      const run = several === 'first' ? (text.split('; ')[0] as string) : text
+      const rows = await reserved.unsafe(run, [...parameters] as never[], options as { prepare?: boolean })
       return { rows: Array.from(rows) as R[] }
     },
     // biome-ignore lint/correctness/useYield: not needed here
@@ -55,29 +58,102 @@ function plainDialect<DB>(sql: postgres.Sql, several: boolean): Kysely<DB> {
   })
 }
 
-for (const several of [true, false]) {
-  test(`Any Kysely dialect will do, one that tells no command tags included (several statements a text: ${several})`, async (t) => {
-    const [a, b] = await twoDatabases(t)
-    const once = client<Two>(t, {
-      a: plainDialect(connect(t, a.url, { max: 2 }), several),
-      b: plainDialect(connect(t, b.url, { max: 2 }), several),
-    })
-    const deliver = (sequence: number, swallow: boolean) =>
-      once.process('a', { producer: 'p', sequence }, async (trx, tx) => {
-        await trx.insertInto('effect').values({ id: sequence }).execute()
-        if (sequence > 0) await tx.b.insertInto('effect').values({ id: sequence }).execute()
-        if (swallow)
-          await t.throwsAsync(trx.insertInto('effect').values({ id: sequence }).execute(), { code: '23505' })
-      })
-    for (const sequence of [0, 1]) {
-      await t.throwsAsync(deliver(sequence, true), { instanceOf: HandlerError, code: 'SWALLOWED' })
-      t.is((await deliver(sequence, false)).status, 'processed')
-      t.is((await deliver(sequence, false)).status, 'duplicate')
-    }
-    t.deepEqual([await a.effects(), await b.effects()], [[0, 1], [1]])
-    t.like(await once.recovery.run({ keep: 0 }), { purged: 1, losses: [] })
+test('Any Kysely dialect will do, one that tells no command tags included', async (t) => {
+  const [a, b] = await twoDatabases(t)
+  const once = client<Two>(t, {
+    a: plainDialect(connect(t, a.url, { max: 2 }), true),
+    b: plainDialect(connect(t, b.url, { max: 2 }), true),
   })
-}
+  const deliver = (sequence: number, swallow: boolean) =>
+    once.process('a', { producer: 'p', sequence }, async (trx, tx) => {
+      await trx.insertInto('effect').values({ id: sequence }).execute()
+      if (sequence > 0) await tx.b.insertInto('effect').values({ id: sequence }).execute()
+      if (swallow)
+        await t.throwsAsync(trx.insertInto('effect').values({ id: sequence }).execute(), { code: '23505' })
+    })
+  for (const sequence of [0, 1]) {
+    await t.throwsAsync(deliver(sequence, true), { instanceOf: HandlerError, code: 'SWALLOWED' })
+    t.is((await deliver(sequence, false)).status, 'processed')
+    t.is((await deliver(sequence, false)).status, 'duplicate')
+  }
+  t.deepEqual([await a.effects(), await b.effects()], [[0, 1], [1]])
+  t.like(await once.recovery.run({ keep: 0 }), { purged: 1, losses: [] })
+})
+
+test('A driver is refused of which nobody could see that COMMIT committed: one statement a text, only the first of several, or text that is not what Postgres said', async (t) => {
+  const [a] = await twoDatabases(t)
+  const handler = async ({ a: trx }: { readonly a: Transaction<Effects> }) => {
+    await trx.insertInto('effect').values({ id: 1 }).execute()
+  }
+  for (const several of [false, 'first'] as const) {
+    const single = client<Pick<Two, 'a'>>(t, { a: plainDialect(connect(t, a.url, { max: 2 }), several) })
+    await t.throwsAsync(
+      single.transaction(handler),
+      { instanceOf: DatabaseError, code: 'DRIVER' },
+      `${several}`,
+    )
+  }
+  const parsers: Record<string, (text: string) => unknown> = {
+    'upper case': (text) => text.toUpperCase(),
+    numbers: (text) => Number(text),
+    trimmed: (text) => text.replaceAll(' ', ''),
+  }
+  for (const [what, parse] of Object.entries(parsers)) {
+    const types = { getTypeParser: (oid: number) => (oid === 25 ? parse : (text: string) => text) }
+    const pool = new pg.Pool({ connectionString: a.url, max: 2, types: types as never })
+    pool.on('error', () => {})
+    const db = new Kysely<Two['a']>({ dialect: new PostgresDialect({ pool }) })
+    t.teardown(() => db.destroy())
+    const once = client<Pick<Two, 'a'>>(t, { a: db })
+    await t.throwsAsync(once.transaction(handler), { instanceOf: DatabaseError, code: 'DRIVER' }, what)
+  }
+  t.deepEqual(await a.effects(), [])
+})
+
+test('Parsers of the caller’s for booleans and numbers have no say in who wrote (pg, postgres.js)', async (t) => {
+  const [a, b] = await twoDatabases(t)
+  await a.sql`alter table effect add unique (note) deferrable initially deferred`
+  const odd = (text: string) => (text === 't' ? 1 : text === 'f' ? 0 : `<${text}>`)
+  const types = { getTypeParser: (oid: number) => (oid === 25 ? (text: string) => text : odd) }
+  const overPg = (url: string) => {
+    const pool = new pg.Pool({ connectionString: url, max: 2, types: types as never })
+    pool.on('error', () => {})
+    const db = new Kysely<Effects>({ dialect: new PostgresDialect({ pool }) })
+    t.teardown(() => db.destroy())
+    return db
+  }
+  const overPostgresJs = (url: string) => {
+    const parsers = {
+      bool: { to: 16, from: [16], serialize: String, parse: odd },
+      text: { to: 25, from: [25], serialize: String, parse: (text: string) => text.toUpperCase() },
+    }
+    return connect(t, url, { types: parsers, transform: postgres.pascal } as never)
+  }
+  let id = 0
+  for (const over of [overPg, overPostgresJs]) {
+    const once = client<Two>(
+      t,
+      { a: over(a.url) as Kysely<Effects>, b: over(b.url) as Kysely<Effects> },
+      { transaction: { retries: 0 } },
+    )
+    const write = (note: string) => {
+      id += 1
+      return once.process('a', { scope: 's', key: `${id}` }, async (trx, tx) => {
+        // Read first, so that everybody has to be asked who wrote.
+        await trx.selectFrom('effect').selectAll().execute()
+        await sql`select from effect`.execute(tx.b)
+        await sql`do $$ begin insert into effect values (${sql.lit(id)}, ${sql.lit(note)}); end $$`.execute(
+          trx,
+        )
+        await sql`do $$ begin insert into effect values (${sql.lit(id)}); end $$`.execute(tx.b)
+      })
+    }
+    t.is((await write(`note ${id}`)).status, 'processed')
+    // The home's COMMIT is refused: nothing may be committed at the participant.
+    await t.throwsAsync(write(`note ${id - 1}`), { code: '23505' })
+  }
+  t.deepEqual(await b.effects(), await a.effects())
+})
 
 test.serial(
   'A driver that goes on with a reopened connection cannot make us commit branches without their home',

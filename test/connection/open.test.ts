@@ -1,6 +1,6 @@
 import { inspect } from 'node:util'
 import test from 'ava'
-import { checkUrl, describeTarget } from '../../src/connection/open.ts'
+import { checkUrl, describeTarget } from '../../src/connection/url.ts'
 import { InvalidInputError, pgonce } from '../../src/index.ts'
 
 test('A password in a URL is never shown, however the URL is mistyped', (t) => {

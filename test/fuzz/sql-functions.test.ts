@@ -15,17 +15,17 @@ import { knownTypes, nastyTexts, type Value, valuesOf } from './values.ts'
 const exempt: Readonly<Record<string, string>> = {
   'once.remote(text,text)':
     'runs a statement of the caller over a connection of the caller: anything may come of it',
-  'once.remote_exec(text,text)': 'as once.remote',
-  'once.prepare_connection(text)':
-    'takes the name of a dblink connection, or else, as dblink does, a connection string',
-  'once.finish_remote(text,text,uuid,text,name)': 'as once.prepare_connection; its callers are called here',
+  'once.open_connection(text,text)':
+    'takes the name of a foreign server, or else, as dblink does, a connection string',
+  'once.finish_remote(text,text,name)': 'as once.remote; its callers are called here',
   'once.allow(text,text,text)':
     'for the installation alone: takes the name of a routine that it has just made',
   'once.recover(interval,interval)': 'works outside of the caller’s transaction: has a test of its own below',
 }
 
 /** Those that ask other databases, where dblink is installed. */
-const asking = /^once\.(ask_homes?|connect|disconnect|add_peer|audit|resolve|force|dblink_schema)\(/
+const asking =
+  /^once\.(ask_home|carry|consult|connect|disconnect|add_peer|audit|resolve|force|dblink_schema)\(/
 
 interface Signature {
   readonly id: string
@@ -178,13 +178,13 @@ async function make(stage: Stage, signature: Signature, call: Call): Promise<Ans
 /** What a refusal looks like that is an answer: then nothing was done. */
 const refusals: Readonly<Record<string, (rows: readonly Row[]) => boolean>> = {
   claim: ([row]) => row?.status === 'duplicate',
-  claim_run: ([row]) => row?.claim_run === false,
+  claim_ranges: ([row]) => row?.claim_ranges === '{}',
+  claim_keys: ([row]) => /^\[("duplicate",?)+\]$/.test(String(row?.claim_keys)),
   claim_batch: (rows) => rows.length === 0,
   claim_key: ([row]) => row?.status === 'duplicate',
   claim_key_batch: (rows) => rows.length > 0 && rows.every(({ status }) => status === 'duplicate'),
   vote: ([row]) => row?.vote === false,
   begin_global: ([row]) => row?.begin_global === null,
-  ensure_partition: ([row]) => row?.ensure_partition === false,
   record_loss: ([row]) => row?.record_loss === false,
   judge_heuristic: ([row]) => row?.judge_heuristic === '0',
   mark_proven: ([row]) => row?.mark_proven === '0',
@@ -193,7 +193,7 @@ const refusals: Readonly<Record<string, (rows: readonly Row[]) => boolean>> = {
   purge: ([row]) => row?.purge === '0',
 }
 
-/** Nothing but the key ledger's partitions may come into being, and nobody's rights may change. */
+/** Nothing may come into being, and nobody's rights may change. */
 const untouchable = ['canary', 'prepared', 'roles', 'settings', 'databases', 'objects']
 
 function difference(before: Look, after: Look, only?: readonly string[]): string[] {
@@ -338,8 +338,6 @@ const found: readonly [statement: string, code: string][] = [
   [`select once.begin_global(${id}, '{billing}', array[null]::uuid[])`, 'ONARG'],
   [`select once.begin_global(${id}, array[null], array[${id}::uuid])`, 'ONARG'],
   [`select once.begin_global(${id}, '{{a},{b}}', array[${id}, ${id}]::uuid[])`, 'ONARG'],
-  [`select once.narrow_global(${id}, '{billing}', '{}')`, 'ONARG'],
-  [`select once.narrow_global(${id}, '{billing}', array[null]::uuid[])`, 'ONARG'],
   [`select once.vote(${id}, null, 'billing')`, 'ONARG'],
   [`select once.vote(${id}, ${id}, null)`, 'ONARG'],
   [`select once.record_loss(${id}, 'billing', ${id}, 'lost')`, 'ONARG'],
@@ -348,7 +346,7 @@ const found: readonly [statement: string, code: string][] = [
   // Before: 22023 from set_config, 22008 from to_char, 2201W from LIMIT, 0A000 from array_position.
   [`call once.open(${id}, -1)`, 'ONARG'],
   [`call once.open(null)`, 'ONARG'],
-  [`select once.ensure_partition('5874897-12-31')`, 'ONARG'],
+  [`select once.claim_key('s', 'k', '294276-12-31')`, 'ONARG'],
   [`select once.proven(-1)`, 'ONARG'],
   [`select once.confirmed(-1)`, 'ONARG'],
   [`select once.confirmed(keep => '178000000 years')`, 'answer'],
@@ -363,6 +361,8 @@ const found: readonly [statement: string, code: string][] = [
   [`select once.assert_branch(null)`, 'ONEND'],
   // Before: 42601 or 22021, since a backslash in a literal means what the session says.
   [`set local standard_conforming_strings = off; select once.message_digest('s', 'k')`, 'answer'],
+  [`set local standard_conforming_strings = off; select once.claim_key('s1', 'k')`, 'answer'],
+  [`set local standard_conforming_strings = off; select once.claim_keys('s1', '{k}')`, 'answer'],
   [`set local standard_conforming_strings = off; select once.decode_gid('1_YQ==_Yg==')`, 'answer'],
   [`set local standard_conforming_strings = off; select once.quote_conninfo('it')`, 'answer'],
 ]

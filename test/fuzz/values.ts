@@ -226,6 +226,25 @@ const scalars: Readonly<Record<string, fc.Arbitrary<string>>> = {
     'infinity',
     '-infinity',
   ),
+  int8multirange: fc.oneof(
+    fc.constantFrom(
+      '{}',
+      '{[0,0]}',
+      '{[0,9223372036854775806]}',
+      '{[9223372036854775806,9223372036854775806]}',
+      '{[9223372036854775807,9223372036854775807]}',
+      '{[-9223372036854775808,-9223372036854775807)}',
+      '{[-1,3]}',
+      '{[5,)}',
+      '{(,5]}',
+      '{(,)}',
+      '{[3,3],[1,1],[2,9]}',
+      '[1,2]',
+    ),
+    fc
+      .array(fc.tuple(fc.integer({ min: -1, max: 30 }), fc.nat(6)), { maxLength: 6 })
+      .map((list) => `{${list.map(([first, n]) => `[${first},${first + n}]`).join(',')}}`),
+  ),
   jsonb: fc.oneof(
     fc.constantFrom(
       'null',

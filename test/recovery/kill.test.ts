@@ -39,8 +39,6 @@ const points: [point: string, committed: boolean][] = [
   ['claim a end', false],
   ['begin b start', false],
   ['begin c end', false],
-  ['vote b start', false],
-  ['vote c end', false],
   ['prepare b start', false],
   ['prepare b end', false],
   ['prepare c start', false],

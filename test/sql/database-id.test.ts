@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto'
 import test, { type ExecutionContext } from 'ava'
-import { connect, randomName, type TestDatabase, testDatabase } from '../support/database.ts'
+import { connect, randomName, type TestDatabase, testDatabase, testRole } from '../support/database.ts'
 import { serverUrl } from '../support/servers.ts'
 import { oneValue, openSession, refused, rowsOf, sharedDatabase } from '../support/sql.ts'
 
@@ -120,12 +120,45 @@ test('A database that replaces its original keeps database id and decisions', as
 
 test('A copy of the schema alone says what to do, and works after that', async (t) => {
   const { sql } = await testDatabase(t)
-  await sql`truncate once.database, once.message_floor, once.timeless_expiry`
+  await sql`truncate once.database, once.expiry`
   await refused(t, oneValue(sql, 'select once.database_id()'), 'ONCPY', 'once.renew_database_id')
   const id = await oneValue(sql, `select once.renew_database_id('schema only')`)
   t.is(await oneValue(sql, 'select once.database_id()'), id)
-  await sql`select once.claim_key('s', 'k', '2024-01-01')`
-  t.is((await rowsOf(sql, 'select * from once.expire()')).length, 3)
+  await sql`select once.set_retention('s', '1 day')`
+  t.deepEqual(await rowsOf(sql, 'select action, more from once.expire()'), [
+    ['horizon', false],
+    ['delete', true],
+  ])
+})
+
+test('Row level security over the id says so, to whom it hides it, and advises nothing that destroys', async (t) => {
+  const database = await testDatabase(t)
+  const { sql } = database
+  const role = await testRole(t, database)
+  await sql`select once.grant_app(${role})`
+  await sql`alter table once.database enable row level security`
+  const app = await openSession(t, database.urlAs(role))
+  const { message, detail, hint } = await refused(
+    t,
+    app.value('select once.database_id()'),
+    'ONRLS',
+    `hides the id of database ${database.name} from role ${role}`,
+    'alter table once.database disable row level security',
+  )
+  t.notRegex(`${message} ${detail} ${hint}`, /renew|adopt|copy/)
+  t.truthy(await oneValue(sql, 'select once.database_id()'), 'its owner sees it all the same')
+  await sql.unsafe(/alter table \S+ disable row level security/.exec(hint)?.[0] ?? 'no statement in the hint')
+  t.truthy(await app.value('select once.database_id()'))
+})
+
+test('Where decisions are left but not the id, nobody is told to renew it', async (t) => {
+  const { sql } = await testDatabase(t)
+  await sql`insert into once.global_transaction (transaction_id, participants, database_ids)
+            values (gen_random_uuid(), '{}', '{}')`
+  await sql`truncate once.database`
+  const { hint } = await refused(t, oneValue(sql, 'select once.database_id()'), 'ONCPY', 'is missing')
+  t.notRegex(hint, /renew/)
+  t.regex(hint, /backup/)
 })
 
 test('What people do by hand is recorded with login and time, and waits for its flush', async (t) => {

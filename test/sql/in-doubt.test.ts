@@ -3,7 +3,7 @@ import test from 'ava'
 import { connect, installSchema, ownServer, randomName, testDatabase, testRole } from '../support/database.ts'
 import { effectsDatabase } from '../support/effects.ts'
 import { leaveOrphan } from '../support/orphan.ts'
-import { oneValue, openSession, refused, rowsOf, type Session, untilBlocked } from '../support/sql.ts'
+import { type Link, oneValue, openSession, refused, rowsOf, untilBlocked } from '../support/sql.ts'
 import { prepare } from '../support/strangers.ts'
 import { openBranch, someHome } from '../support/two-phase.ts'
 import { until } from '../support/until.ts'
@@ -270,7 +270,7 @@ test('Sessions that wait for a prepared transaction are found, those behind them
     'alter table effect add column more text',
     'select count(*) from effect',
   ]
-  const sessions: Session[] = []
+  const sessions: Link[] = []
   const running: Promise<unknown>[] = []
   for (const statement of statements) {
     const session = await openSession(t, b.url)

@@ -20,7 +20,14 @@ const claim = async (sql: postgres.Sql, call: string) => oneValue(sql, `select o
 const claimBatch = async (sql: postgres.Sql, call: string) =>
   (await rowsOf(sql, `select * from once.claim_batch(${call})`)).map(([value]) => String(value))
 const producer = async (sql: postgres.Sql, name: string) =>
-  (await rowsOf(sql, `select epoch, watermark, ahead::text from once.producer where producer = '${name}'`))[0]
+  (
+    await rowsOf(
+      sql,
+      `select p.epoch, p.watermark, (select coalesce(range_agg(int8range(a.first, a.last, '[]')), '{}')::text
+                                       from once.claimed_ahead a where a.producer = p.producer)
+         from once.producer p where p.producer = '${name}'`,
+    )
+  )[0]
 
 test('A message is claimed once, and every later claim of it is answered duplicate', async (t) => {
   const { sql } = await testDatabase(t)
@@ -135,32 +142,27 @@ test('A batch that only looks contiguous from its ends is not taken for one', as
   t.deepEqual(await producer(sql, 's'), [0, '2', '{[4,5)}'])
 })
 
-test('A run is claimed as a whole if it follows the watermark, and not at all otherwise', async (t) => {
+test('Ranges are claimed as a whole or in part, and answered as they stand, without repetition', async (t) => {
   const { sql } = await testDatabase(t)
-  const run = (call: string) => oneValue(sql, `select once.claim_run(${call})`)
-  t.false(await run(`'p', 0, 4`), 'a producer that nobody knows')
-  await sql`insert into once.producer (producer, epoch) values ('p', 1)`
-  t.true(await run(`'p', 0, 4, 1`))
-  t.true(await run(`'p', 5, 5, 1`))
-  const others = [
-    `'p', 6, 9`, // an older epoch
-    `'p', 6, 9, 2`, // a newer one
-    `'p', 5, 9, 1`, // begins with a duplicate
-    `'p', 7, 9, 1`, // leaves a gap
-    `'p', 6, 5, 1`, // nothing
-    `'p', 6, 9223372036854775807, 1`,
-    `'p', -9223372036854775808, 9, 1`,
-    `'p', -1, 9, 1`,
-    `'p', null, 9, 1`,
-    `'p', 6, null, 1`,
-    `'p', 6, 9, null`,
-    `null, 6, 9, 1`,
-  ]
-  for (const call of others) t.false(await run(call), call)
-  t.deepEqual(await producer(sql, 'p'), [1, '5', '{}'])
-  await claim(sql, `'p', 8, 1`)
-  t.false(await run(`'p', 6, 7, 1`), 'what lies ahead has to be looked at')
-  t.deepEqual(await producer(sql, 'p'), [1, '5', '{[8,9)}'])
+  const ranges = (call: string) => oneValue(sql, `select once.claim_ranges(${call})::text`)
+  t.is(await ranges(`'p', '{[0,4]}', 1`), '{[0,5)}')
+  t.is(await ranges(`'p', '{[5,5]}', 1`), '{[5,6)}')
+  t.is(await ranges(`'p', '{[0,5]}', 1`), '{}')
+  t.is(await ranges(`'p', '{[4,9]}', 1`), '{[6,10)}', 'begins with a duplicate')
+  t.is(await ranges(`'p', '{[14,14],[12,12],[11,11],[12,12]}', 1`), '{[11,13),[14,15)}', 'in any order')
+  t.is(await ranges(`'p', '{[0,3],[11,14]}', 1`), '{[13,14)}')
+  t.is(await ranges(`'p', '{[0,3],[11,14]}', 1`), '{}')
+  t.is(await ranges(`'p', '{}', 1`), '{}')
+  t.is(await ranges(`'p', '{[10,20]}', 2`), '{[10,11),[15,21)}', 'a newer epoch')
+  t.deepEqual(await producer(sql, 'p'), [2, '20', '{}'])
+  await refused(t, ranges(`'p', '{[21,22]}', 1`), 'ONFEN')
+  const bad = [`{[-1,9]}`, `{[-9223372036854775808,9]}`, `{[5,)}`, `{(,5]}`, `{(,)}`]
+  for (const one of bad) await refused(t, ranges(`'p', '${one}', 2`), 'ONARG', 'bad sequence')
+  await refused(t, ranges(`'p', null, 2`), 'ONARG', 'null is not allowed')
+  await refused(t, ranges(`'p', '{[21,22]}', null`), 'ONARG', 'null is not allowed')
+  await refused(t, ranges(`null, '{[21,22]}'`), 'ONARG', 'bad producer')
+  t.is(await ranges(`'q', '{[0,9223372036854775806]}'`), '{[0,9223372036854775807)}')
+  t.is(await claim(sql, `'q', 9223372036854775806`), 'duplicate')
 })
 
 test('A ledger of an ordered stream stays one row of constant size', async (t) => {
@@ -244,20 +246,25 @@ test('Gaps are bounded, and one that closes is welcome even beyond the limit', a
   t.is(await claim(sql, `'p', 10000`), 'claimed', 'it gets no worse')
   await refused(t, claim(sql, `'p', 99999`), 'ONMAX')
   await sql.unsafe(statementIn(hint))
-  t.deepEqual((await producer(sql, 'p'))?.slice(0, 2), [0, '2'], 'the hint gives the first gap up')
+  t.deepEqual((await producer(sql, 'p'))?.slice(0, 2), [0, '1002'], 'the hint gives the older half up')
+  t.is(await oneValue(sql, 'select gaps::int from once.producers'), 500)
 })
 
-test('The hint of a first batch with too many gaps names its first gap', async (t) => {
+test('The hint of a first batch with too many gaps gives the older half of its gaps up', async (t) => {
   const { sql } = await testDatabase(t)
   const call = `'p', array(select 2 * g::bigint from generate_series(3, 1003) g)`
-  await refused(
+  const { hint } = await refused(
     t,
     claimBatch(sql, call),
     'ONMAX',
-    `once.set_watermark('p', 5, 'reason')`,
+    `once.set_watermark('p', 1005, 'reason')`,
     'Sequence 0 is not processed',
+    'key ledger',
+    'start_at => 1',
   )
   t.is(await producer(sql, 'p'), undefined)
+  await sql.unsafe(statementIn(hint))
+  t.is((await claimBatch(sql, call)).length, 501)
 })
 
 test('An operator can close gaps and start in the middle, but never move a watermark back', async (t) => {
@@ -408,7 +415,9 @@ test('A claiming transaction waits for its flush although the default is synchro
     `once.claim('p', 1)`,
     `once.claim_batch('p', array[2, 3])`,
     `once.claim_batch('p', array[7, 9])`,
-    `once.claim_run('p', 4, 5)`,
+    `once.claim_ranges('p', '{[4,5]}')`,
+    `once.claim_ranges('p', '{[4,5]}')`,
+    `once.claim('p', 7)`,
   ]
   for (const call of calls) {
     t.is(await a.value('show synchronous_commit'), 'off')

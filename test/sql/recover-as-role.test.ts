@@ -247,7 +247,7 @@ test.serial(
     const admin = connect(t, billing.urlAs('admin'))
     await admin`revoke shop from recoverer`
     t.deepEqual(await recoverIn(billing, t), [
-      ['unfinished', gid, 'it belongs to role shop; as a superuser: grant shop to recoverer'],
+      ['unfinished', gid, 'only role shop may finish it; a superuser can: grant shop to recoverer'],
     ])
     await admin`grant shop to recoverer`
     t.deepEqual(await recoverIn(billing, t), [['rolled back', gid, null]])

@@ -316,12 +316,12 @@ test('once.recover() reports a branch whose owner was dropped, and finishes the 
 
 test('A branch whose owner’s role cannot be taken on any more keeps recovery from no other', async (t) => {
   const { a, b } = await peers(t)
-  const { gid, transactionId } = await leaveOrphan(a, b, 1)
+  const { gid } = await leaveOrphan(a, b, 1)
   const session = await b.sql.reserve()
   const home = await oneValue(b.sql, 'select once.database_id()')
   const finish = async (role: string) =>
     (
-      await session`select once.finish_remote(${`once ${home}`}, ${gid}, ${transactionId}, 'committed', ${role}) as said`
+      await session`select once.finish_remote(${`once ${home}`}, ${`commit prepared '${gid}'`}, ${role}) as said`
     )[0]?.said
   await session`select once.connect(${String(home)}::uuid)`
   t.is(await finish('nobody_of_this_name'), 'role "nobody_of_this_name" does not exist (22023)')

@@ -20,7 +20,7 @@ let names = 0
 export const freshName = (prefix = 'name') => `${prefix}-${names++}`
 
 /** One connection, so that its begin, commit and prepare are its own. */
-export interface Session {
+export interface Link {
   readonly sql: postgres.Sql
   readonly pid: number
   /** Runs a statement; the rows as arrays of values. */
@@ -29,7 +29,7 @@ export interface Session {
   value(text: string): Promise<unknown>
 }
 
-export async function openSession(t: Pick<Assertions, 'teardown'>, url: string): Promise<Session> {
+export async function openSession(t: Pick<Assertions, 'teardown'>, url: string): Promise<Link> {
   const sql = connect(t, url)
   const rows = (text: string) => rowsOf(sql, text)
   const value = (text: string) => oneValue(sql, text)
@@ -74,7 +74,7 @@ export async function refused(
 }
 
 /** Waits until a session waits for a lock that somebody else holds. */
-export async function untilBlocked(watcher: postgres.Sql, session: Session): Promise<void> {
+export async function untilBlocked(watcher: postgres.Sql, session: Link): Promise<void> {
   await until(`session ${session.pid} is blocked`, async () => {
     const [row] = await watcher<{ blocked: boolean }[]>`
       select wait_event_type = 'Lock' and cardinality(pg_blocking_pids(pid)) > 0 as blocked

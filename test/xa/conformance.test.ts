@@ -790,10 +790,6 @@ test('A branch that somebody else is busy with says XA_RETRY to commit, and is f
 // Local transactions, other owners, other databases
 
 for (const [name, open] of Object.entries({
-  'postgres.js': (t: ExecutionContext, url: string) => {
-    const client = connect(t, url)
-    return { target: client as DatabaseTarget<Effects>, run: (text: string) => client.unsafe(text) }
-  },
   pg: (t: ExecutionContext, url: string) => {
     const db = kyselyOnPg<Effects>(t, url, { max: 1 })
     return {

@@ -2,7 +2,6 @@
  * A backend: runs the statements of one connection one after the other, a step at a time, and looks at its socket
  * only in between. What the server does for itself, and people at its console, run the same way.
  */
-import type { SessionState } from './once.ts'
 import {
   type Answer,
   abort,
@@ -13,20 +12,19 @@ import {
   type Server,
   type SimulatedDatabase,
 } from './server.ts'
+import { type Refusal, runText, type SessionState } from './session.ts'
 import type { Statement } from './statements.ts'
 
 export interface Request {
   readonly statement: Statement
-  readonly values: readonly unknown[]
-  /** The statement fails with this code as soon as it is begun. */
-  refusal: string | undefined
+  /** The statement fails with this, once it is begun. */
+  refusal: Refusal | undefined
   readonly flushed: Flushed
   /** It was carried out: the answer, or the error. */
   readonly done: (answer: Answer | PgError) => void
 }
 
 export interface Backend extends SessionState {
-  readonly pid: number
   /** Of its server, when it was born: a crash leaves no backend. */
   readonly epoch: number
   readonly queue: Request[]
@@ -54,7 +52,11 @@ export function openBackend(
     database,
     login,
     role: login,
+    synchronousCommit: undefined,
+    defaultReadOnly: undefined,
     transaction: undefined,
+    implicit: false,
+    advisory: 0,
     pid,
     epoch: database.server.epoch,
     queue: [],
@@ -93,33 +95,13 @@ function serve(backend: Backend): void {
     return
   }
   backend.busy = true
-  const steps = request.statement.run(backend, request.values, request.flushed)
-  drive(
-    backend,
-    request.refusal === undefined ? steps : failing(backend, request.statement, steps, request.refusal),
-    (result) => {
-      backend.busy = false
-      if (backend.doomed) return endBackend(backend, backend.doomed)
-      request.done(result)
-      serve(backend)
-    },
-  )
-}
-
-/** BEGIN takes no time in which it could fail; what stands behind it in one text does. */
-function* failing(
-  backend: Backend,
-  { kind }: Statement,
-  steps: Generator<Pause, Answer>,
-  code: string,
-): Generator<Pause, Answer> {
-  if (kind === 'open' && backend.transaction === undefined) yield* steps
-  const { transaction } = backend
-  if (transaction && !transaction.failed) {
-    abort(transaction)
-    transaction.failed = true
-  }
-  throw refuse(code, 'canceling statement')
+  const { commands, values } = request.statement
+  drive(backend, runText(backend, commands, values, request.flushed, request.refusal), (result) => {
+    backend.busy = false
+    if (backend.doomed) return endBackend(backend, backend.doomed)
+    request.done(result)
+    serve(backend)
+  })
 }
 
 /** Runs a generator of steps, as long as the backend and its server live. */
@@ -195,6 +177,11 @@ export function terminate(backend: Backend): void {
   backend.doomed = error
   if (backend.interrupt) backend.interrupt(error)
   else serve(backend)
+}
+
+/** A request to cancel ends a wait; what is being carried out comes to its end before it looks. */
+export function cancel(backend: Backend): void {
+  if (lives(backend)) backend.interrupt?.(refuse('57014', 'canceling statement due to user request'))
 }
 
 function endBackend(backend: Backend, error: PgError | undefined): void {

@@ -1,30 +1,20 @@
 /**
- * Schema `once`, each function modelled after its file in `sql/`. One that reads twice does so in two steps, since
- * others run in between: a volatile function's every statement takes a new snapshot.
+ * Schema `once`, as coordinators and those who ask for outcomes use it, each function modelled after its file in
+ * `sql/`. One that reads twice does so in two steps, since others run in between: a volatile function's every
+ * statement takes a new snapshot.
  */
 import {
-  type GlobalRow,
+  assignXid,
   lock,
   type Pause,
   read,
   refuse,
   type SimulatedDatabase,
-  scan,
   statusOf,
   type Transaction,
   write,
 } from './server.ts'
-
-/** One backend's state, as statements see it. */
-export interface SessionState {
-  readonly database: SimulatedDatabase
-  readonly login: string
-  role: string
-  /** Of a transaction block. */
-  transaction: Transaction | undefined
-}
-
-export type Values = readonly unknown[]
+import type { SessionState } from './session.ts'
 
 export function assertBranch(transaction: Transaction, session: SessionState, id: string): void {
   if (transaction.mark === `${id} ${session.role}`) return
@@ -54,82 +44,99 @@ export function open(
   if (transaction.synchronousCommit === 'off') transaction.synchronousCommit = 'on'
 }
 
-function makeDurable(transaction: Transaction): void {
+/** sql/commit/assert_branch.sql: once.seal */
+export function seal(transaction: Transaction, session: SessionState, id: string): void {
+  assertBranch(transaction, session, id)
+  makeDurable(transaction)
+}
+
+export function makeDurable(transaction: Transaction): void {
   if (transaction.synchronousCommit !== 'on' && transaction.synchronousCommit !== 'remote_apply')
     transaction.synchronousCommit = 'on'
 }
 
-/** What somebody remembers of this database must be so; null is not checked. */
-function checkDatabaseId(transaction: Transaction, believed: unknown): void {
+/** What somebody remembers of this database must be so. */
+function checkDatabaseId(transaction: Transaction, believed: string): void {
   const { databaseId } = transaction.database
-  if (believed !== null && believed !== databaseId)
-    throw refuse('ONIDN', `this database is ${databaseId}, not ${believed}`)
+  if (believed !== databaseId) throw refuse('ONIDN', `this database is ${databaseId}, not ${believed}`)
 }
 
 /** sql/commit/begin_global.sql */
 export function* beginGlobal(
   transaction: Transaction,
   session: SessionState,
-  [id, names, databaseIds, home]: Values,
-): Generator<Pause, string | null> {
-  assertBranch(transaction, session, String(id))
-  if (transaction.xid === 0) return null
+  id: string,
+  names: readonly string[],
+  databaseIds: readonly string[],
+  home: string,
+): Generator<Pause, void> {
+  assertBranch(transaction, session, id)
+  if (transaction.xid === 0) return
   makeDurable(transaction)
   checkDatabaseId(transaction, home)
-  const key = String(id)
-  yield* lock(transaction, 'global', key)
-  if (read(transaction, 'global', key))
-    throw refuse('23505', 'duplicate key value violates global_transaction_pkey')
-  write(transaction, 'global', key, {
-    id: key,
-    xid: transaction.xid,
-    participants: listOf(names),
-    databaseIds: listOf(databaseIds),
-    decidedAt: transaction.database.server.now(),
-    provenAt: undefined,
-    confirmedAt: undefined,
-  })
-  return String(transaction.xid)
+  yield* insertDecision(transaction, id, names, databaseIds)
 }
 
 /** sql/commit/vote.sql */
 export function* vote(
   transaction: Transaction,
   session: SessionState,
-  [id, home, participant, databaseId]: Values,
-): Generator<Pause, boolean> {
-  assertBranch(transaction, session, String(id))
-  if (transaction.xid === 0) return false
+  id: string,
+  home: string,
+  participant: string,
+  databaseId: string,
+): Generator<Pause, void> {
+  assertBranch(transaction, session, id)
+  if (transaction.xid === 0) return
   checkDatabaseId(transaction, databaseId)
-  const key = String(id)
-  yield* lock(transaction, 'evidence', key)
-  if (read(transaction, 'evidence', key)) {
-    removeOwn(transaction, 'evidence', key)
-    if (read(transaction, 'evidence', key))
-      throw refuse('23505', 'duplicate key value violates evidence_pkey')
-  }
-  write(transaction, 'evidence', key, { id: key, home: String(home), participant: String(participant) })
-  return true
+  makeDurable(transaction)
+  yield* insertEvidence(transaction, id, home, participant)
 }
 
-/** sql/commit/narrow_global.sql */
-export function narrowGlobal(
+/** sql/commit/global_transaction.sql: the xid is the transaction's own, whoever inserts. */
+export function* insertDecision(
   transaction: Transaction,
   id: string,
-  names: string[],
-  databaseIds: string[],
-): void {
-  const row = transaction.own.get(`global/${id}`) as GlobalRow | undefined
-  if (names.length > 0) {
-    if (row) write(transaction, 'global', id, { ...row, participants: names, databaseIds })
-  } else {
-    removeOwn(transaction, 'global', id)
-  }
-  removeOwn(transaction, 'evidence', id)
+  participants: readonly string[],
+  databaseIds: readonly string[],
+): Generator<Pause, void> {
+  yield* lock(transaction, 'global', id)
+  if (read(transaction, 'global', id))
+    throw refuse('23505', 'duplicate key value violates global_transaction_pkey')
+  write(transaction, 'global', id, {
+    id,
+    xid: assignXid(transaction),
+    participants,
+    databaseIds,
+    decidedAt: transaction.database.server.now(),
+    provenAt: undefined,
+    confirmedAt: undefined,
+  })
 }
 
-function removeOwn(transaction: Transaction, table: 'global' | 'evidence', key: string): void {
-  if (transaction.own.get(`${table}/${key}`) !== undefined) write(transaction, table, key, undefined)
+/** sql/commit/evidence.sql */
+export function* insertEvidence(
+  transaction: Transaction,
+  id: string,
+  home: string,
+  participant: string,
+): Generator<Pause, void> {
+  yield* lock(transaction, 'evidence', id)
+  if (read(transaction, 'evidence', id)) throw refuse('23505', 'duplicate key value violates evidence_pkey')
+  write(transaction, 'evidence', id, { id, home, participant })
+}
+
+/** sql/ledger/claim.sql, as far as the protocol can tell: true if nobody has claimed it. */
+export function* claimSequence(
+  transaction: Transaction,
+  producer: string,
+  sequence: string,
+): Generator<Pause, boolean> {
+  yield* lock(transaction, 'sequence', producer)
+  const claimed = read(transaction, 'sequence', producer) ?? []
+  if (claimed.includes(sequence)) return false
+  write(transaction, 'sequence', producer, [...claimed, sequence])
+  return true
 }
 
 /** sql/recovery/branch_outcomes.sql: the status, and then, with a newer snapshot, the row. */
@@ -172,173 +179,6 @@ export function* outcome(
 export function pause(transaction: Transaction): number {
   const { random: dice } = transaction.database.server
   return dice.chance(0.1) ? dice.between(0.5, 50) : dice.between(0.001, 0.5)
-}
-
-/** sql/recovery/mark_proven.sql */
-export function* markProven(transaction: Transaction, ids: readonly string[]): Generator<Pause, number> {
-  makeDurable(transaction)
-  let count = 0
-  for (const id of ids) {
-    if (!isUnproven(read(transaction, 'global', id))) continue
-    yield* lock(transaction, 'global', id)
-    const row = read(transaction, 'global', id)
-    if (!isUnproven(row)) continue
-    write(transaction, 'global', id, { ...row, provenAt: transaction.database.server.now() })
-    count += 1
-  }
-  return count
-}
-
-export function isUnproven(row: GlobalRow | undefined): row is GlobalRow {
-  return row !== undefined && row.provenAt === undefined
-}
-
-/** A page of decisions by the time at which they were made, proven, or confirmed. */
-export function pageBy(
-  time: 'decidedAt' | 'provenAt' | 'confirmedAt',
-  rows: readonly GlobalRow[],
-  [size, at, id]: Values,
-) {
-  return rows
-    .filter(
-      (row) =>
-        at === null || Number(row[time]) > Number(at) || (row[time] === Number(at) && row.id > String(id)),
-    )
-    .toSorted((one, other) => Number(one[time]) - Number(other[time]) || (one.id < other.id ? -1 : 1))
-    .slice(0, Number(size))
-    .map((row) => ({
-      id: row.id,
-      names: row.participants.join(','),
-      ids: row.databaseIds.join(','),
-      at: String(row[time]),
-    }))
-}
-
-/** sql/recovery/mark_confirmed.sql */
-export function* markConfirmed(transaction: Transaction, ids: readonly string[]): Generator<Pause, number> {
-  makeDurable(transaction)
-  let count = 0
-  for (const id of ids) {
-    if (!isUnconfirmed(read(transaction, 'global', id))) continue
-    yield* lock(transaction, 'global', id)
-    const row = read(transaction, 'global', id)
-    if (!isUnconfirmed(row)) continue
-    write(transaction, 'global', id, { ...row, confirmedAt: transaction.database.server.now() })
-    count += 1
-  }
-  return count
-}
-
-/** Proven, and not confirmed. */
-export function isUnconfirmed(row: GlobalRow | undefined): row is GlobalRow {
-  return row?.provenAt !== undefined && row.confirmedAt === undefined
-}
-
-/** sql/recovery/delete_evidence.sql */
-export function* deleteEvidence(
-  transaction: Transaction,
-  home: string,
-  ids: readonly string[],
-): Generator<Pause, number> {
-  makeDurable(transaction)
-  for (const row of scan(transaction, 'heuristic')) {
-    if (!ids.includes(row.id) || row.home !== home || row.done !== undefined) continue
-    if (read(transaction, 'evidence', row.id) === undefined) continue
-    yield* lock(transaction, 'heuristic', row.gid)
-    write(transaction, 'heuristic', row.gid, { ...row, decided: 'committed', done: 'committed' })
-  }
-  let count = 0
-  for (const id of ids) {
-    if (read(transaction, 'evidence', id)?.home !== home) continue
-    yield* lock(transaction, 'evidence', id)
-    if (read(transaction, 'evidence', id)?.home !== home) continue
-    write(transaction, 'evidence', id, undefined)
-    count += 1
-  }
-  return count
-}
-
-/** sql/recovery/purge.sql */
-export function* purge(transaction: Transaction, ids: readonly string[]): Generator<Pause, number> {
-  makeDurable(transaction)
-  const gone: GlobalRow[] = []
-  for (const id of ids) {
-    if (read(transaction, 'global', id)?.confirmedAt === undefined) continue
-    yield* lock(transaction, 'global', id)
-    const row = read(transaction, 'global', id)
-    if (row?.confirmedAt === undefined) continue
-    write(transaction, 'global', id, undefined)
-    gone.push(row)
-  }
-  if (gone.length > 0) {
-    yield* lock(transaction, 'database', '')
-    const before = read(transaction, 'database', '')?.purgedXid ?? 0
-    write(transaction, 'database', '', { purgedXid: Math.max(before, ...gone.map(({ xid }) => xid)) })
-  }
-  return gone.length
-}
-
-/** sql/recovery/record_loss.sql */
-export function* recordLoss(
-  transaction: Transaction,
-  [id, participant, home, kind]: readonly string[],
-): Generator<Pause, boolean> {
-  const key = `${id} ${participant} ${kind}`
-  const isHeuristic = scan(transaction, 'heuristic').some(
-    (row) => row.id === id && row.decided !== 'committed',
-  )
-  if (kind === 'lost decision' && isHeuristic) return false
-  if (read(transaction, 'loss', key)) return false
-  yield* lock(transaction, 'loss', key)
-  if (read(transaction, 'loss', key)) return false
-  write(transaction, 'loss', key, {
-    id: String(id),
-    participant: String(participant),
-    home: String(home),
-    kind: String(kind),
-  })
-  return true
-}
-
-/** sql/operator/judge_heuristic.sql */
-export function* judgeHeuristic(
-  transaction: Transaction,
-  id: string,
-  decided: string,
-): Generator<Pause, number> {
-  if (decided !== 'committed' && decided !== 'aborted') return 0
-  const { database } = transaction
-  const rows = scan(transaction, 'heuristic').filter((row) => row.id === id)
-  if (
-    rows.some(({ gid, owner }) =>
-      branchesOf(database).some((branch) => branch.gid === gid && branch.owner === owner),
-    )
-  )
-    return 0
-  yield pause(transaction)
-  let count = 0
-  for (const row of rows) {
-    if (row.done !== undefined) continue
-    yield* lock(transaction, 'heuristic', row.gid)
-    const done = read(transaction, 'evidence', id) ? 'committed' : 'rolled back'
-    write(transaction, 'heuristic', row.gid, { ...row, decided, done })
-    count += 1
-  }
-  return count
-}
-
-/** sql/recovery/stamp_recovery.sql */
-export function stampRecovery(transaction: Transaction): void {
-  const now = transaction.database.server.now()
-  const row = read(transaction, 'recovery', '')
-  if (row && row.recoveredAt > now - 5000) return
-  if (transaction.xid === 0) transaction.synchronousCommit = 'off'
-  // Skips what somebody else has locked.
-  const holder = transaction.database.locks.get('recovery/')
-  if (holder !== undefined && holder !== transaction) return
-  transaction.database.locks.set('recovery/', transaction)
-  transaction.locks.push('recovery/')
-  write(transaction, 'recovery', '', { recoveredAt: now })
 }
 
 const gidPattern = /^once:1:([0-9a-f-]{36}):([0-9a-f-]{36}):([0-9]{1,19}):([A-Za-z0-9._-]{1,63})$/

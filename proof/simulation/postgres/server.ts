@@ -19,6 +19,8 @@ interface Tables {
   /** One row. */
   readonly database: Map<string, { readonly purgedXid: number }>
   readonly recovery: Map<string, { readonly recoveredAt: number }>
+  /** `once.sequence`: what a producer's messages have claimed. */
+  readonly sequence: Map<string, readonly string[]>
   /** What the application does: rows that nobody else touches, and rows that everybody wants. */
   readonly effect: Map<string, object>
   readonly account: Map<string, { readonly n: number }>
@@ -73,22 +75,42 @@ export interface Transaction {
   /** The newest of its writes by table and key. */
   readonly own: Map<string, object | undefined>
   readonly locks: string[]
-  readonly isolation: string
+  isolation: string
+  readOnly: boolean
+  /** When a branch of the protocol began with it. */
+  begunAt: number | undefined
+  /** The session's settings from before the first that was set for longer than the transaction. */
+  before: SessionSettings | undefined
   /** The frozen view of repeatable read and above. */
   snapshot: Tables | undefined
   /** In a transaction block: a statement has failed, and all that is left is to end it. */
   failed: boolean
   /** `once.transaction` */
   mark: string
+  /** `once.probe` */
+  probe: string | undefined
   synchronousCommit: string
   lockTimeout: number
   idleTimeout: number
-  /** Fails only at the end: a deferred constraint, a serialization failure. */
+  /** A deferred constraint is violated. */
   deferred: string | undefined
+  /** A deferred trigger waits that makes commits asynchronous. */
+  softens: boolean
+  /** Fails only at the end: a serialization failure. */
+  conflict: string | undefined
+  /** Open cursors, and how many rows each has given. */
+  cursors: Map<string, number> | undefined
   /** Touched what cannot be prepared. */
   unpreparable: boolean
   waitingFor: Transaction | undefined
   readonly waiters: Set<() => void>
+}
+
+/** What outlives a transaction; undefined: as the server has it. */
+export interface SessionSettings {
+  readonly role: string
+  readonly synchronousCommit: string | undefined
+  readonly defaultReadOnly: boolean | undefined
 }
 
 export interface Prepared {
@@ -127,6 +149,8 @@ interface ServerSettings {
   readonly isolation: string
   /** How many xids back `pg_xact_status` still knows. */
   readonly statusReach: number
+  /** How many rows `once.ask` lists at once: few, so that there is a next page. */
+  readonly page: number
 }
 
 /** What the oracle wants to know at the moment when it happens. */
@@ -136,6 +160,10 @@ export interface Observer {
   prepared(prepared: Prepared): void
   /** Somebody reads the evidence of a transaction, and it is there. */
   seen(database: SimulatedDatabase, id: string): void
+  /** A handler's row is written, by whatever transaction. */
+  wrote(database: SimulatedDatabase, effect: string): void
+  /** A session begins a transaction of the protocol that is not as a new one would be. */
+  tainted(what: string): void
   /** COMMIT PREPARED or ROLLBACK PREPARED takes effect. */
   finished(prepared: Prepared, commit: boolean, server: Server): void
   /** A standby takes over that never received these. */
@@ -152,6 +180,8 @@ export interface Server {
   readonly now: () => number
   readonly later: (milliseconds: number, task: () => void) => void
   up: boolean
+  /** `default_transaction_read_only`, by ALTER SYSTEM; since when. */
+  fencedAt: number | undefined
   nextXid: number
   readonly prepared: Map<string, Prepared>
   /** Xids in progress, with those of prepared transactions. */
@@ -169,7 +199,8 @@ export interface Server {
 export type Pause = number | Transaction
 
 export interface Answer {
-  readonly rows: readonly object[]
+  /** What handlers and recovery read, by column; to a statement by name one text a row, or null. */
+  readonly rows: readonly (object | string | null)[]
   readonly command: string
   readonly count?: number
 }
@@ -177,6 +208,10 @@ export interface Answer {
 export class PgError extends Error {
   readonly code: string
   readonly severity: string
+  /** As drivers have them. */
+  readonly routine?: string
+  readonly schema_name?: string
+  readonly column_name?: string
 
   constructor(code: string, message: string, severity = 'ERROR') {
     super(message)
@@ -187,12 +222,17 @@ export class PgError extends Error {
 }
 
 // Nobody looks at where a simulated server was when it refused, and to find out is dear.
-export function refuse(code: string, message: string, severity = 'ERROR'): PgError {
+export function refuse(
+  code: string,
+  message: string,
+  severity = 'ERROR',
+  fields?: Pick<PgError, 'routine' | 'schema_name' | 'column_name'>,
+): PgError {
   const limit = Error.stackTraceLimit
   Error.stackTraceLimit = 0
   const error = new PgError(code, message, severity)
   Error.stackTraceLimit = limit
-  return error
+  return fields === undefined ? error : Object.assign(error, fields)
 }
 
 export function createServer(
@@ -212,6 +252,7 @@ export function createServer(
     now,
     later,
     up: true,
+    fencedAt: undefined,
     nextXid: firstXid,
     prepared: new Map(),
     running: new Map(),
@@ -239,6 +280,7 @@ function emptyTables(): Tables {
     heuristic: new Map(),
     database: new Map([['', { purgedXid: 0 }]]),
     recovery: new Map(),
+    sequence: new Map(),
     effect: new Map(),
     account: new Map([
       ['1', { n: 0 }],
@@ -250,8 +292,13 @@ function emptyTables(): Tables {
 // ---------------------------------------------------------------------------------------------------
 // Transactions
 
-export function beginTransaction(database: SimulatedDatabase, isolation?: string): Transaction {
-  const { settings } = database.server
+/** @param session whose settings it begins with; else as the server has them, for what is no client's */
+export function beginTransaction(
+  database: SimulatedDatabase,
+  isolation?: string,
+  session?: SessionSettings,
+): Transaction {
+  const { settings, fencedAt } = database.server
   return {
     database,
     xid: 0,
@@ -259,13 +306,20 @@ export function beginTransaction(database: SimulatedDatabase, isolation?: string
     own: new Map(),
     locks: [],
     isolation: isolation ?? settings.isolation,
+    readOnly: session !== undefined && (session.defaultReadOnly ?? fencedAt !== undefined),
+    begunAt: undefined,
+    before: undefined,
     snapshot: undefined,
     failed: false,
     mark: '',
-    synchronousCommit: settings.synchronousCommit,
+    probe: undefined,
+    synchronousCommit: session?.synchronousCommit ?? settings.synchronousCommit,
     lockTimeout: 0,
     idleTimeout: 0,
     deferred: undefined,
+    softens: false,
+    conflict: undefined,
+    cursors: undefined,
     unpreparable: false,
     waitingFor: undefined,
     waiters: new Set(),
@@ -319,8 +373,14 @@ export function scan<Name extends TableName>(transaction: Transaction, table: Na
   return [...merged.values()]
 }
 
+/** What every statement that changes something asks first. */
+export function refuseReadOnly({ readOnly }: Transaction): void {
+  if (readOnly) throw refuse('25006', 'cannot execute this in a read-only transaction')
+}
+
 /** Takes a row's lock, until the transaction ends; it waits for whoever holds it. */
 export function* lock(transaction: Transaction, table: TableName, key: string): Generator<Pause, void> {
+  refuseReadOnly(transaction)
   const name = `${table}/${key}`
   const { locks } = transaction.database
   for (;;) {
@@ -380,9 +440,10 @@ export type Flushed = () => void
 /** COMMIT of a plain transaction. Nothing interrupts it once its record is in the log. */
 export function* commitTransaction(transaction: Transaction, flushed: Flushed): Generator<Pause, void> {
   const { server } = transaction.database
-  if (transaction.deferred !== undefined) {
+  const problem = whyNotCommitted(transaction)
+  if (problem !== undefined) {
     abort(transaction)
-    throw refuse(transaction.deferred, 'the transaction cannot commit')
+    throw refuse(problem, 'the transaction cannot commit')
   }
   if (transaction.xid === 0) return letGo(transaction)
   const at = append(server, { type: 'commit', xid: transaction.xid, transaction })
@@ -395,6 +456,12 @@ export function* commitTransaction(transaction: Transaction, flushed: Flushed): 
   }
   makeVisible(transaction)
   server.observer.committed(transaction, durable)
+}
+
+/** Deferred triggers run at the end at the latest, and what they set is in force for it. */
+function whyNotCommitted(transaction: Transaction): string | undefined {
+  if (transaction.softens) transaction.synchronousCommit = 'off'
+  return transaction.deferred ?? transaction.conflict
 }
 
 function makeVisible(transaction: Transaction): void {
@@ -442,7 +509,8 @@ export function* prepareTransaction(
 
 function whyNotPrepared(transaction: Transaction, gid: string): PgError | undefined {
   const { server } = transaction.database
-  if (transaction.deferred !== undefined) return refuse(transaction.deferred, 'the transaction cannot commit')
+  const problem = whyNotCommitted(transaction)
+  if (problem !== undefined) return refuse(problem, 'the transaction cannot commit')
   if (transaction.unpreparable) return refuse('0A000', 'cannot PREPARE a transaction that did this')
   if (gid.length > 199) return refuse('22023', 'transaction identifier is too long')
   if (server.settings.maxPrepared === 0) return refuse('55000', 'prepared transactions are disabled')

@@ -1,608 +1,478 @@
 /**
- * The statements that the client sends, by their exact text, and what a database with schema `once` answers. A
- * text that is not here is an error of the simulation, never an answer.
+ * What the client says, by name, and what a database with schema `once` does: one command after the other, as they
+ * stand in the text. What has no name is the application's or recovery's, and known by its text. What is not here is
+ * an error of the simulation, never an answer.
  */
+import type { Statement as Said } from '../../../src/statements.ts'
 import type { Kind } from '../points.ts'
 import {
   assertBranch,
   assertHome,
   beginGlobal,
-  branchesOf,
-  branchOutcome,
-  deleteEvidence,
-  isUnconfirmed,
-  isUnproven,
-  judgeHeuristic,
+  claimSequence,
+  insertDecision,
+  insertEvidence,
   listOf,
-  markConfirmed,
-  markProven,
-  narrowGlobal,
   open,
   outcome,
-  pageBy,
-  pause,
-  purge,
-  recordLoss,
-  type SessionState,
-  stampRecovery,
-  type Values,
+  seal,
   vote,
 } from './once.ts'
+import { recoveryTexts } from './recovery.ts'
+import { assignXid, read, refuse, type Transaction } from './server.ts'
 import {
-  type Answer,
-  abort,
-  assignXid,
-  beginTransaction,
-  commitTransaction,
-  type EvidenceRow,
-  type Flushed,
-  finishPrepared,
-  type GlobalRow,
-  lock,
-  type Pause,
-  prepareTransaction,
-  read,
-  refuse,
-  scan,
-  superuser,
-  type Transaction,
-  write,
-} from './server.ts'
+  begin,
+  type Command,
+  commit,
+  finish,
+  isReadOnly,
+  prepare,
+  type Run,
+  resetAll,
+  rollback,
+  type SessionState,
+  savepoint,
+  select,
+  set,
+  setConstraints,
+  tag,
+  type Values,
+} from './session.ts'
+import { cursorTexts, ended, endings, smuggle, smuggled, workTexts } from './workload.ts'
 
-type Run = (
-  transaction: Transaction,
-  session: SessionState,
-  values: Values,
-) => Answer | Generator<Pause, Answer>
-
-/** What a text means: which purpose it has in the flow, and how it runs. */
+/** What a backend gets: which purpose it has in the flow, and how it runs. */
 export interface Statement {
   readonly kind: Kind
-  run(session: SessionState, values: Values, flushed: Flushed): Generator<Pause, Answer>
+  readonly commands: readonly Command[]
+  readonly values: Values
+  /** For people. */
+  readonly told: string
 }
 
 /** The simulation does not know what the client wants: somebody must teach it. */
 class UnknownStatement extends Error {}
 
-const select = (...rows: object[]): Answer => ({ rows, command: 'SELECT', count: rows.length })
-const tag = (command: string): Answer => ({ rows: [], command })
+const transactionOf = (session: SessionState) => session.transaction as Transaction
 
-/** Of a list of ids, the decisions that are there, as somebody wants them. */
-const findDecisions =
-  (isWanted: (row: GlobalRow) => boolean): Run =>
-  (transaction, _, [ids]) => {
-    assertHome(transaction, transaction.database.databaseId)
-    const found = listOf(ids).filter((id) => {
-      const row = read(transaction, 'global', id)
-      return row !== undefined && isWanted(row)
+// ---------------------------------------------------------------------------------------------------
+// Commands that stand in several texts
+
+const command = (text: string, run: Run): Command => ({ text, run })
+const setLocal = (name: string, run: (transaction: Transaction, values: Values) => void): Command =>
+  command(`set local ${name} = `, (session, values) => {
+    run(transactionOf(session), values)
+    return tag('SET')
+  })
+
+const unlockAll = command('select pg_catalog.pg_advisory_unlock_all()', (session) => {
+  session.advisory = 0
+  return select('')
+})
+
+const settle: readonly Command[] = [
+  command('set constraints all immediate', setConstraints),
+  command('reset session authorization', (session) => {
+    set(session, { role: session.login })
+    return tag('RESET')
+  }),
+  command('reset all', resetAll),
+  command('set default_transaction_read_only = on', (session) => {
+    set(session, { defaultReadOnly: true })
+    return tag('SET')
+  }),
+  unlockAll,
+]
+
+const tidy: readonly Command[] = [
+  command('close all', (session) => {
+    transactionOf(session).cursors?.clear()
+    return tag('CLOSE CURSOR ALL')
+  }),
+  command('discard temp', () => tag('DISCARD TEMP')),
+  command('unlisten *', () => tag('UNLISTEN')),
+]
+
+const durable = setLocal('synchronous_commit', (transaction, [level]) => {
+  transaction.synchronousCommit =
+    level === 'local' || level === 'remote_write' || level === 'remote_apply' ? level : 'on'
+})
+const decisive = setLocal('synchronous_commit', (transaction) => {
+  transaction.synchronousCommit = 'on'
+})
+
+const commitNow = [command('savepoint once', savepoint), command('commit', commit)]
+const prepareNow = command(
+  'prepare transaction ',
+  prepare((values) => String(values[5])),
+)
+
+/** Null, and so refused, unless this is the database that it said it is. */
+function refuseElsewhere(isHere: boolean): void {
+  if (!isHere)
+    throw refuse('23502', 'null value in column "transaction_id"', 'ERROR', {
+      schema_name: 'once',
+      column_name: 'transaction_id',
     })
-    return select(...found.map((id) => ({ id })))
-  }
-
-function* addEffect(transaction: Transaction, id: unknown): Generator<Pause, void> {
-  const key = String(id)
-  yield* lock(transaction, 'effect', key)
-  if (read(transaction, 'effect', key)) throw refuse('23505', 'duplicate key value violates effect_pkey')
-  write(transaction, 'effect', key, {})
 }
 
-/** Statements of one step or several that run inside a transaction, their own if there is no other. */
-const plain: Record<string, readonly [Kind, Run]> = {
-  'select once.schema_version() as version, once.database_id()::text as home, pg_is_in_recovery() as standby':
-    ['identify', ({ database }) => select({ version: 1, home: database.databaseId, standby: false })],
-  'select 1; select 1': ['several', () => select({ '?column?': 1 })],
-  'call once.open($1::uuid, $2::int, $3::int)': [
-    'open',
-    (transaction, session, [id, lockTimeout, idleTimeout]) => {
-      open(transaction, session, String(id), Number(lockTimeout), Number(idleTimeout))
-      return tag('CALL')
-    },
-  ],
-  'select pg_catalog.pg_current_xact_id_if_assigned()::text as xid': [
-    'note xid',
-    ({ xid }) => select({ xid: xid === 0 ? null : String(xid) }),
-  ],
-  'select once.assert_branch($1::uuid)': [
-    'assert branch',
-    (transaction, session, [id]) => {
-      assertBranch(transaction, session, String(id))
-      return select({ assert_branch: '' })
-    },
-  ],
-  'select once.begin_global($1::uuid, $2::text::text[], $3::text::uuid[], $4::uuid)::text as xid': [
-    'begin global',
-    function* (transaction, session, values) {
-      return select({ xid: yield* beginGlobal(transaction, session, values) })
-    },
-  ],
-  'select from once.begin_global($1::uuid, $2::text::text[], $3::text::uuid[], $4::uuid)': [
-    'begin global',
-    function* (transaction, session, values) {
-      yield* beginGlobal(transaction, session, values)
-      return select({})
-    },
-  ],
-  'select once.vote($1::uuid, $2::uuid, $3, $4::uuid) as wrote': [
-    'vote',
-    function* (transaction, session, values) {
-      return select({ wrote: yield* vote(transaction, session, values) })
-    },
-  ],
-  "select pg_catalog.current_setting('role') as role": [
-    'tell role',
-    (_, { role, login }) => select({ role: role === login ? 'none' : role }),
-  ],
-  "select pg_catalog.set_config('role', $1::text, false)": [
-    'take role again',
-    (_, session, [role]) => {
-      session.role = role === 'none' ? session.login : String(role)
-      return select({ set_config: role })
-    },
-  ],
-  'select once.assert_home($1::uuid)': [
-    'assert home',
-    (transaction, _, [home]) => {
-      assertHome(transaction, String(home))
-      return select({ assert_home: '' })
-    },
-  ],
-  'select once.narrow_global($1::uuid, $2::text::text[], $3::text::uuid[])': [
-    'narrow global',
-    (transaction, _, [id, names, homes]) => {
-      narrowGlobal(transaction, String(id), listOf(names), listOf(homes))
-      return select({ narrow_global: '' })
-    },
-  ],
-  'select from once.find_evidence(array[$1::uuid])': [
-    'find own evidence',
-    (transaction, _, [id]) => select(...(read(transaction, 'evidence', String(id)) ? [{}] : [])),
-  ],
-  'select once.outcome($1::uuid, $2::uuid, $3::text::xid8) as outcome': [
-    'outcome',
-    function* (transaction, _, [home, id, xid]) {
-      return select({ outcome: yield* outcome(transaction, String(home), String(id), String(xid)) })
-    },
-  ],
-  [`select d.gid, d.transaction_id::text as id, d.home::text as home, d.home_xid as xid, d.owner,
-           case when d.owner <> current_user and not r.rolsuper then d.owner end as role, d.can_finish as allowed
-      from once.branch d join pg_catalog.pg_roles r on r.rolname = current_user
-     where (d.ours or d.owner is null and d.transaction_id is not null) and d.age >= $1::int * interval '1 millisecond'
-     order by d.prepared_at`]: [
-    'list in doubt',
-    ({ database }, { role }, [settle]) =>
-      select(
-        ...branchesOf(database)
-          .filter(({ at }) => database.server.now() - at >= Number(settle))
-          .sort((one, other) => one.at - other.at)
-          .map(({ gid, id, home, xid, owner }) => ({
-            gid,
-            id,
-            home,
-            xid,
-            owner,
-            role: owner !== role && role !== superuser ? owner : null,
-            allowed: true,
-          })),
-      ),
-  ],
-  [`select i.id, i.xid, once.branch_outcome($1::uuid, i.id::uuid, i.xid::xid8) as outcome
-      from unnest($2::text::text[], $3::text::text[]) i (id, xid)`]: [
-    'branch outcome',
-    function* (transaction, _, [home, ids, xids]) {
-      const rows = []
-      const xid = listOf(xids)
-      for (const [index, id] of listOf(ids).entries()) {
-        const asked = xid[index] as string
-        rows.push({ id, xid: asked, outcome: yield* branchOutcome(transaction, String(home), id, asked) })
-        yield pause(transaction)
-      }
-      return select(...rows)
-    },
-  ],
-  [`select d.transaction_id::text as id, array_to_string(d.participants, ',') as names,
-           array_to_string(d.database_ids, ',') as ids, to_json(d.decided_at) #>> '{}' as at
-      from once.unproven($1::int, coalesce($2::text::timestamptz, '-infinity'),
-                         coalesce($3::text::uuid, '00000000-0000-0000-0000-000000000000')) d`]: [
-    'unproven',
-    (transaction, _, page) =>
-      select(...pageBy('decidedAt', scan(transaction, 'global').filter(isUnproven), page)),
-  ],
-  'select d.transaction_id::text as id from once.branch d where d.transaction_id is not null': [
-    'list prepared',
-    ({ database }) => select(...branchesOf(database).map(({ id }) => ({ id }))),
-  ],
-  'select e::text as id from once.find_evidence($1::text::uuid[]) e': [
-    'find evidence',
-    (transaction, _, [ids]) =>
-      select(
-        ...listOf(ids)
-          .filter((id) => {
-            if (read(transaction, 'evidence', id) === undefined) return false
-            transaction.database.server.observer.seen(transaction.database, id)
-            return true
-          })
-          .map((id) => ({ id })),
-      ),
-  ],
-  'select once.mark_proven($1::text::uuid[])::text as n': [
-    'mark proven',
-    function* (transaction, _, [ids]) {
-      return select({ n: String(yield* markProven(transaction, listOf(ids))) })
-    },
-  ],
-  'select d.transaction_id::text as id from once.find_decisions($1::text::uuid[]) d where not d.proven': [
-    'find decisions',
-    findDecisions(isUnproven),
-  ],
-  'select d.transaction_id::text as id from once.find_decisions($1::text::uuid[]) d': [
-    'find decisions',
-    findDecisions(() => true),
-  ],
-  'select once.record_loss($1::uuid, $2, $3::uuid, $4) as new': [
-    'record loss',
-    function* (transaction, _, values) {
-      return select({ new: yield* recordLoss(transaction, values as string[]) })
-    },
-  ],
-  [`select d.transaction_id::text as id, array_to_string(d.participants, ',') as names,
-           array_to_string(d.database_ids, ',') as ids, to_json(d.proven_at) #>> '{}' as at
-      from once.proven($1::int, $4::int * interval '1 millisecond', coalesce($2::text::timestamptz, '-infinity'),
-                       coalesce($3::text::uuid, '00000000-0000-0000-0000-000000000000')) d`]: [
-    'proven',
-    (transaction, _, [size, at, id, keep]) =>
-      select(
-        ...pageBy(
-          'provenAt',
-          scan(transaction, 'global').filter(
-            (row) =>
-              isUnconfirmed(row) && Number(row.provenAt) <= transaction.database.server.now() - Number(keep),
-          ),
-          [size, at, id],
-        ),
-      ),
-  ],
-  'select once.mark_confirmed($1::text::uuid[])::text as n': [
-    'mark confirmed',
-    function* (transaction, _, [ids]) {
-      return select({ n: String(yield* markConfirmed(transaction, listOf(ids))) })
-    },
-  ],
-  'select d.transaction_id::text as id from once.find_decisions($1::text::uuid[]) d where not d.confirmed': [
-    'find decisions',
-    findDecisions(({ confirmedAt }) => confirmedAt === undefined),
-  ],
-  [`select d.transaction_id::text as id, array_to_string(d.participants, ',') as names,
-           array_to_string(d.database_ids, ',') as ids, to_json(d.confirmed_at) #>> '{}' as at
-      from once.confirmed($1::int, $4::int * interval '1 millisecond', coalesce($2::text::timestamptz, '-infinity'),
-                          coalesce($3::text::uuid, '00000000-0000-0000-0000-000000000000')) d`]: [
-    'confirmed',
-    (transaction, _, [size, at, id, keep]) =>
-      select(
-        ...pageBy(
-          'confirmedAt',
-          scan(transaction, 'global').filter(
-            ({ confirmedAt }) =>
-              confirmedAt !== undefined && confirmedAt <= transaction.database.server.now() - Number(keep),
-          ),
-          [size, at, id],
-        ),
-      ),
-  ],
-  'select once.delete_evidence($2::uuid, $1::text::uuid[])::text as n': [
-    'delete evidence',
-    function* (transaction, _, [ids, home]) {
-      return select({ n: String(yield* deleteEvidence(transaction, String(home), listOf(ids))) })
-    },
-  ],
-  'select once.purge($1::text::uuid[])::text as n': [
-    'purge',
-    function* (transaction, _, [ids]) {
-      return select({ n: String(yield* purge(transaction, listOf(ids))) })
-    },
-  ],
-  "select once.stamp_recovery('pgonce')": [
-    'stamp recovery',
-    (transaction) => {
-      stampRecovery(transaction)
-      return select({ stamp_recovery: '' })
-    },
-  ],
-  [`select e.transaction_id::text as id, e.home::text as home, e.participant
-      from once.evidence_page($1::int, coalesce($2::text::uuid, '00000000-0000-0000-0000-000000000000')) e`]:
-    [
-      'page evidence',
-      (transaction, _, [size, after]) =>
-        select(
-          ...scan(transaction, 'evidence')
-            .filter(({ id }) => after === null || id > String(after))
-            .sort((one: EvidenceRow, other: EvidenceRow) => (one.id < other.id ? -1 : 1))
-            .slice(0, Number(size))
-            .map(({ id, home, participant }) => ({ id, home, participant })),
-        ),
-    ],
-  [`select h.transaction_id::text as id, h.home::text as home, h.home_xid::text as xid
-      from once.heuristic h where h.judged_at is null limit $1::int`]: [
-    'list heuristics',
-    (transaction, _, [size]) =>
-      select(
-        ...scan(transaction, 'heuristic')
-          .filter(({ done }) => done === undefined)
-          .slice(0, Number(size))
-          .map(({ id, home, xid }) => ({ id, home, xid })),
-      ),
-  ],
-  'select once.branch_outcome($1::uuid, $2::uuid, $3::text::xid8) as outcome': [
-    'ask about a heuristic',
-    function* (transaction, _, [home, id, xid]) {
-      return select({ outcome: yield* branchOutcome(transaction, String(home), String(id), String(xid)) })
-    },
-  ],
-  'select once.judge_heuristic($1::uuid, $2)': [
-    'judge heuristic',
-    function* (transaction, _, [id, decided]) {
-      const judged = yield* judgeHeuristic(transaction, String(id), String(decided))
-      return select({ judge_heuristic: String(judged) })
-    },
-  ],
+/** A session that begins a transaction must be as a new one is, whatever the handler before has left. */
+const beginDirect = command('begin', (session, [, , isolation]) => {
+  const { role, login, synchronousCommit, defaultReadOnly, advisory, implicit, database } = session
+  const { tainted } = database.server.observer
+  if (!implicit) tainted('a transaction is begun within another')
+  else if (role !== login) tainted(`role ${role} is left`)
+  else if (synchronousCommit !== undefined) tainted(`synchronous_commit ${synchronousCommit} is left`)
+  else if (advisory > 0) tainted('an advisory lock is left')
+  else if (defaultReadOnly !== true) tainted('the second net is not up')
+  transactionOf(session).begunAt = database.server.now()
+  return begin(session, isolation, true)
+})
 
-  // What handlers do; see test/proof/simulation/conformance.test.ts for the tables.
-  'insert into effect (id) values ($1::int)': [
-    'work',
-    function* (transaction, _, [id]) {
-      yield* addEffect(transaction, id)
-      return { rows: [], command: 'INSERT', count: 1 }
-    },
-  ],
-  'select add_effect($1::int)': [
-    'work',
-    function* (transaction, _, [id]) {
-      yield* addEffect(transaction, id)
-      return select({ add_effect: null })
-    },
-  ],
-  'update account set n = n + 1 where id = $1::int': [
-    'work',
-    function* (transaction, _, [id]) {
-      const key = String(id)
-      if (read(transaction, 'account', key) === undefined) return { rows: [], command: 'UPDATE', count: 0 }
-      yield* lock(transaction, 'account', key)
-      const row = read(transaction, 'account', key) as { n: number }
-      write(transaction, 'account', key, { n: row.n + 1 })
-      return { rows: [], command: 'UPDATE', count: 1 }
-    },
-  ],
-  'select count(*)::int as n from effect': [
-    'work',
-    (transaction) => select({ n: scan(transaction, 'effect').length }),
-  ],
-  'select 1/0': [
-    'work',
-    () => {
-      throw refuse('22012', 'division by zero')
-    },
-  ],
-  'insert into deferred_child (id) values (0)': [
-    'work',
-    (transaction) => {
-      assignXid(transaction)
-      transaction.deferred = '23503'
-      return { rows: [], command: 'INSERT', count: 1 }
-    },
-  ],
-  'create temp table scratch ()': [
-    'work',
-    (transaction) => {
-      assignXid(transaction)
-      transaction.unpreparable = true
-      return tag('CREATE TABLE')
-    },
-  ],
-  // What conflicts under serializable shows at the end.
-  "select 'write skew'": [
-    'work',
-    (transaction) => {
-      if (transaction.isolation === 'serializable') transaction.deferred = '40001'
-      return select({ '?column?': 'write skew' })
-    },
-  ],
+// ---------------------------------------------------------------------------------------------------
+// By name
+
+interface Named {
+  /** How many values it has; one more is the id of the transaction that it must be in. */
+  readonly arity: number
+  readonly commands: readonly Command[]
+}
+
+const named: Readonly<Record<string, Named>> = {
+  hello: {
+    arity: 0,
+    commands: [
+      command('select pg_catalog.json_build_array(', (session) => {
+        const { pid, synchronousCommit, database } = session
+        const durability = synchronousCommit ?? database.server.settings.synchronousCommit
+        return select(JSON.stringify([pid, isReadOnly(session) ? 'on' : 'off', durability, null]))
+      }),
+    ],
+  },
+  second_net: { arity: 0, commands: [settle[3] as Command] },
+  fence: {
+    arity: 0,
+    commands: [
+      command('select s.reset_val from', ({ database }) =>
+        select(database.server.fencedAt === undefined ? 'off' : 'on'),
+      ),
+    ],
+  },
+  probe: { arity: 1, commands: [command('select ', (_, [text]) => select(text ?? null))] },
+  probe_several: {
+    arity: 0,
+    commands: ['one', 'two'].map((value) =>
+      command(`select pg_catalog.set_config('once.probe', '${value}'`, (session) => {
+        transactionOf(session).probe = value
+        return select(value)
+      }),
+    ),
+  },
+  read_probe: {
+    arity: 0,
+    commands: [
+      command("select pg_catalog.current_setting('once.probe'", (session) =>
+        select(transactionOf(session).probe ?? null),
+      ),
+    ],
+  },
+  identify: {
+    arity: 0,
+    commands: [
+      command('select pg_catalog.json_build_array(', ({ database }) =>
+        select(JSON.stringify([1, database.databaseId, false])),
+      ),
+    ],
+  },
+  tell_role: {
+    arity: 0,
+    commands: [
+      command("select pg_catalog.current_setting('role')", ({ role, login }) =>
+        select(role === login ? 'none' : role),
+      ),
+    ],
+  },
+  set_role: {
+    arity: 1,
+    commands: [
+      command('select pg_catalog.set_config(', (session, [role]) => {
+        takeRole(session, String(role))
+        return select(role ?? null)
+      }),
+    ],
+  },
+  begin_read_committed: {
+    arity: 0,
+    commands: [
+      command('begin isolation level read committed', (session) => begin(session, 'read committed', true)),
+    ],
+  },
+  assert_home: {
+    arity: 1,
+    commands: [
+      command('select once.assert_home(', (session, [home]) => {
+        assertHome(transactionOf(session), String(home))
+        return select('')
+      }),
+    ],
+  },
+  end: { arity: 0, commands: [command('commit', commit)] },
+  open_direct: {
+    arity: 3,
+    commands: [
+      beginDirect,
+      setLocal('lock_timeout', (transaction, [lockTimeout]) => {
+        transaction.lockTimeout = Number(lockTimeout)
+      }),
+      setLocal('idle_in_transaction_session_timeout', (transaction, [, idleTimeout]) => {
+        transaction.idleTimeout = Number(idleTimeout)
+      }),
+    ],
+  },
+  begin: {
+    arity: 1,
+    commands: [command('begin', (session, [isolation]) => begin(session, isolation, false))],
+  },
+  open: {
+    arity: 3,
+    commands: [
+      command('call once.open(', (session, [id, lockTimeout, idleTimeout]) => {
+        open(transactionOf(session), session, String(id), Number(lockTimeout), Number(idleTimeout))
+        return tag('CALL')
+      }),
+    ],
+  },
+  note_xid: {
+    arity: 0,
+    commands: [
+      command('select pg_catalog.pg_current_xact_id_if_assigned()', (session) => {
+        const { xid } = transactionOf(session)
+        return select(xid === 0 ? null : String(xid))
+      }),
+    ],
+  },
+  commit_direct: { arity: 1, commands: [...settle, ...tidy, durable, ...commitNow] },
+  commit: {
+    arity: 1,
+    commands: [
+      settle[0] as Command,
+      command('select once.seal(', (session, [id]) => {
+        seal(transactionOf(session), session, String(id))
+        return select('')
+      }),
+      command('commit', commit),
+    ],
+  },
+  prepare_direct: {
+    arity: 6,
+    commands: [
+      ...settle,
+      decisive,
+      command('insert into once.evidence ', function* (session, [id, home, , name, databaseId]) {
+        const transaction = transactionOf(session)
+        refuseElsewhere(session.database.databaseId === databaseId)
+        yield* insertEvidence(transaction, String(id), String(home), String(name))
+        return tag('INSERT')
+      }),
+      prepareNow,
+    ],
+  },
+  prepare: {
+    arity: 6,
+    commands: [
+      settle[0] as Command,
+      command('select once.vote(', function* (session, [id, home, , name, databaseId]) {
+        yield* vote(
+          transactionOf(session),
+          session,
+          String(id),
+          String(home),
+          String(name),
+          String(databaseId),
+        )
+        return select('t')
+      }),
+      prepareNow,
+    ],
+  },
+  decide_direct: {
+    arity: 5,
+    commands: [
+      ...settle,
+      ...tidy,
+      decisive,
+      command('insert into once.global_transaction ', function* (session, [id, home, xid, names, ids]) {
+        const transaction = transactionOf(session)
+        const isHome = session.database.databaseId === home
+        refuseElsewhere(isHome)
+        refuseElsewhere(String(assignXid(transaction)) === xid)
+        yield* insertDecision(transaction, String(id), listOf(names), listOf(ids))
+        return tag('INSERT')
+      }),
+      ...commitNow,
+    ],
+  },
+  decide: {
+    arity: 5,
+    commands: [
+      settle[0] as Command,
+      command('select once.begin_global(', function* (session, [id, home, xid, names, ids]) {
+        yield* beginGlobal(
+          transactionOf(session),
+          session,
+          String(id),
+          listOf(names),
+          listOf(ids),
+          String(home),
+        )
+        return select(xid ?? null)
+      }),
+      command('commit', commit),
+    ],
+  },
+  rollback_direct: { arity: 0, commands: [command('rollback', rollback), unlockAll] },
+  rollback: { arity: 0, commands: [command('rollback', rollback)] },
+  finish: { arity: 2, commands: [command('', finish)] },
+  find_evidence: {
+    arity: 1,
+    commands: [
+      command('select once.find_evidence(', (session, [id]) =>
+        select(...(read(transactionOf(session), 'evidence', String(id)) ? [String(id)] : [])),
+      ),
+    ],
+  },
+  outcome: {
+    arity: 3,
+    commands: [
+      command('select once.outcome(', function* (session, [home, id, xid]) {
+        return select(yield* outcome(transactionOf(session), String(home), String(id), String(xid)))
+      }),
+    ],
+  },
+  claim_sequence: {
+    arity: 4,
+    commands: [
+      command('select once.claim(', function* (session, [producer, sequence]) {
+        const isNew = yield* claimSequence(transactionOf(session), String(producer), String(sequence))
+        return select(isNew ? 'claimed' : 'duplicate')
+      }),
+    ],
+  },
 }
 
 /** What is compared with a real Postgres: test/proof/simulation/conformance.test.ts. */
-export const plainTexts: readonly string[] = Object.keys(plain)
+export const names: readonly string[] = Object.keys(named)
 
-const normal = (text: string) => text.replace(/\s+/g, ' ').trim()
+/** The commands of a statement, as its text must have them. */
+export const commandsOf = (name: string): readonly string[] =>
+  (named[name]?.commands ?? []).map(({ text }) => text)
 
-const known = new Map<string, Statement>()
-for (const [text, [kind, run]] of Object.entries(plain)) known.set(normal(text), inTransaction(kind, run))
+/** A mutant: `commit_direct: savepoint once` leaves this command out. */
+const without = (process.env.PGONCE_SIMULATION_WITHOUT ?? '')
+  .split('; ')
+  .filter((one) => one !== '')
+  .map((one) => one.split(': ') as [string, string])
 
-/** Inside the transaction block if there is one; else as a transaction of its own. */
-function inTransaction(kind: Kind, run: Run): Statement {
-  return {
-    kind,
-    *run(session, values, flushed) {
-      const block = session.transaction
-      refuseIfFailed(session)
-      const transaction = block ?? beginTransaction(session.database)
-      try {
-        const started = run(transaction, session, values)
-        const answer = 'next' in started ? yield* started : started
-        if (block === undefined) yield* commitTransaction(transaction, flushed)
-        return answer
-      } catch (error) {
-        abort(transaction)
-        transaction.failed = true
-        throw error
-      }
-    },
-  }
+/** A guarded statement asks before it does anything else, in one command. */
+function guardedBy({ run }: Command): Command {
+  return command('', function* (session, values, flushed) {
+    assertBranch(transactionOf(session), session, String(values.at(-1)))
+    const done = run(session, values, flushed)
+    return 'next' in done ? yield* done : done
+  })
 }
 
-function refuseIfFailed({ transaction }: SessionState): void {
-  if (transaction?.failed) throw refuse('25P02', 'current transaction is aborted')
+const byName = new Map<string, Named & { readonly guarded: readonly Command[] }>()
+for (const [name, { arity, commands }] of Object.entries(named)) {
+  const left = without.filter(([where]) => where === name).map(([, text]) => text)
+  for (const text of left) {
+    if (!commands.some((one) => one.text.startsWith(text)))
+      throw new Error(`${name} has no command that begins with ${text}`)
+  }
+  const kept = commands.filter(({ text }) => !left.some((one) => text.startsWith(one)))
+  byName.set(name, { arity, commands: kept, guarded: kept.map(guardedBy) })
+}
+for (const [name] of without) if (!byName.has(name)) throw new Error(`There is no statement ${name}`)
+
+/** @throws UnknownStatement */
+export function statementOf({ name, values }: Pick<Said<unknown>, 'name' | 'values'>): Statement {
+  const known = byName.get(name)
+  if (known === undefined || (values.length !== known.arity && values.length !== known.arity + 1))
+    throw new UnknownStatement(`The simulated Postgres does not know ${name} with ${values.length} values`)
+  const kind = (name === 'finish' ? `finish ${values[0]}` : name) as Kind
+  const isGuarded = values.length > known.arity
+  return { kind, commands: isGuarded ? known.guarded : known.commands, values, told: kind }
 }
 
 // ---------------------------------------------------------------------------------------------------
-// What begins and ends transactions
+// By text
 
-function control(
-  kind: Kind,
-  run: (session: SessionState, values: Values, flushed: Flushed) => Answer | Generator<Pause, Answer>,
-): Statement {
-  return {
-    kind,
-    *run(session, values, flushed) {
-      const started = run(session, values, flushed)
-      return 'next' in started ? yield* started : started
-    },
-  }
+function takeRole(session: SessionState, role: string): void {
+  set(session, { role: role === 'none' ? session.login : role })
 }
 
-function begin(session: SessionState, isolation: string | undefined): Transaction {
-  refuseIfFailed(session)
-  session.transaction ??= beginTransaction(session.database, isolation)
-  return session.transaction
+interface Text {
+  readonly kind: Kind
+  readonly commands: readonly Command[]
 }
 
-function* commit(session: SessionState, flushed: Flushed): Generator<Pause, Answer> {
-  const { transaction } = session
-  if (transaction === undefined) return tag('COMMIT')
-  session.transaction = undefined
-  if (transaction.failed) return tag('ROLLBACK')
-  yield* commitTransaction(transaction, flushed)
-  return tag('COMMIT')
-}
+const single = (kind: Kind, text: string, run: Run): Text => ({ kind, commands: [command(text, run)] })
 
-function rollBack(session: SessionState): Answer {
-  if (session.transaction && !session.transaction.failed) abort(session.transaction)
-  session.transaction = undefined
-  return tag('ROLLBACK')
-}
+const normal = (text: string) => text.replace(/\s+/g, ' ').trim()
 
-/** A statement of the block has failed: all that is left is to end it. */
-function fail({ transaction }: SessionState): void {
-  if (transaction === undefined) return
-  abort(transaction)
-  transaction.failed = true
-}
-
-for (const isolation of [undefined, 'read committed', 'repeatable read', 'serializable', 'read uncommitted'])
-  known.set(
-    isolation === undefined ? 'begin' : `begin isolation level ${isolation}`,
-    control('begin', (session) => {
-      begin(session, isolation)
-      return tag('BEGIN')
-    }),
+const texts = new Map<string, Text>()
+for (const [text, [kind, run]] of Object.entries(recoveryTexts))
+  texts.set(
+    normal(text),
+    single(kind, text, (session, values) => run(transactionOf(session), session, values)),
   )
-known.set(
-  'commit',
-  control('commit', (session, _, flushed) => commit(session, flushed)),
-)
-// RESET ROLE is refused in a failed transaction, and then nothing is committed.
-known.set(
-  'reset role; commit',
-  control('commit', (session, _, flushed) => {
-    refuseIfFailed(session)
-    session.role = session.login
-    return commit(session, flushed)
-  }),
-)
-known.set('rollback', control('rollback', rollBack))
-known.set(
-  'rollback; reset role',
-  control('rollback', (session) => {
-    rollBack(session)
-    session.role = session.login
+for (const [text, run] of Object.entries(workTexts)) texts.set(text, single('work', text, run))
+for (const text of endings) texts.set(text, single('work', text, ended))
+texts.set(smuggled, single('work', smuggled, smuggle))
+texts.set('rollback', single('rollback', 'rollback', rollback))
+texts.set(
+  'reset role',
+  single('reset role', 'reset role', (session) => {
+    takeRole(session, 'none')
     return tag('RESET')
   }),
 )
 
-const finish = (does: 'commit' | 'rollback') =>
-  control(`${does} prepared`, function* (session, [gid], flushed) {
-    refuseIfFailed(session)
-    if (session.transaction) {
-      fail(session)
-      throw refuse('25001', 'cannot run inside a transaction block')
-    }
-    yield* finishPrepared(session.database, unquoted(gid), does === 'commit', session.role, flushed)
-    return tag(does === 'commit' ? 'COMMIT PREPARED' : 'ROLLBACK PREPARED')
-  })
-
-/** What a literal says, or an identifier, by what stands between its quotes. */
-function unquoted(inner: unknown, quote = "'"): string {
-  return String(inner).replaceAll(quote + quote, quote)
-}
-
-/**
- * Texts that say what is a parameter elsewhere: the groups are the values. One generator function for all of a kind:
- * each that is called leaves something behind, with all that it closes over, until the next full collection.
- */
-const patterns: readonly (readonly [RegExp, Statement])[] = [
+/** Texts that say what is a parameter elsewhere: the groups are the values. */
+const patterns: readonly (readonly [RegExp, Text])[] = [
+  ...cursorTexts.map(([pattern, run]) => [pattern, single('work', '', run)] as const),
   [
-    /^begin(?: isolation level ([a-z ]+))?; call once\.open\('([0-9a-f-]{36})', (\d+), (\d+)\)$/,
-    control('open', (session, [isolation, id, lockTimeout, idleTimeout]) => {
-      open(
-        begin(session, isolation as string | undefined),
-        session,
-        String(id),
-        Number(lockTimeout),
-        Number(idleTimeout),
-      )
-      return tag('CALL')
-    }),
-  ],
-  [
-    /^prepare transaction '((?:[^']|'')*)'$/,
-    control('prepare', function* (session, [gid], flushed) {
-      const { transaction } = session
-      session.transaction = undefined
-      // Outside a block there is nothing to prepare, and Postgres only warns.
-      if (transaction === undefined || transaction.failed) return tag('ROLLBACK')
-      yield* prepareTransaction(transaction, unquoted(gid), session.role, flushed)
-      return tag('PREPARE TRANSACTION')
-    }),
-  ],
-  [/^commit prepared '((?:[^']|'')*)'$/, finish('commit')],
-  [/^rollback prepared '((?:[^']|'')*)'$/, finish('rollback')],
-  [
-    /^select once\.assert_branch\('([0-9a-f-]{36})'\); commit$/,
-    control('check and commit', (session, [id], flushed) => {
-      refuseIfFailed(session)
-      try {
-        assertBranch(session.transaction ?? beginTransaction(session.database), session, String(id))
-      } catch (error) {
-        fail(session)
-        throw error
-      }
-      return commit(session, flushed)
-    }),
-  ],
-  [
-    /^select from pg_prepared_xacts where gid = '((?:[^']|'')*)'$/,
-    inTransaction('look for prepared', ({ database }, _, [gid]) =>
-      select(...(database.server.prepared.get(unquoted(gid))?.valid ? [{}] : [])),
-    ),
-  ],
-  [
-    /^set role "((?:[^"]|"")*)"$/,
-    inTransaction('set role', (_, session, [role]) => {
-      session.role = unquoted(role, '"')
+    /^set role "([a-z]+)"$/,
+    single('take role', 'set role', (session, [role]) => {
+      takeRole(session, String(role))
       return tag('SET')
+    }),
+  ],
+  [
+    /^select pg_catalog\.set_config\('role', '([a-z]+)', false\)$/,
+    single('set_role', 'select pg_catalog.set_config(', (session, [role]) => {
+      takeRole(session, String(role))
+      return select({ set_config: role })
     }),
   ],
 ]
 
+/** What is compared with a real Postgres. */
+export const plainTexts: readonly string[] = [...texts.keys()]
+
 /** @throws UnknownStatement */
-export function statementOf(text: string): Statement {
-  const found = known.get(text)
-  if (found) return found
-  for (const [pattern, { kind, run }] of patterns) {
-    const groups = pattern.exec(text)
-    if (groups) return { kind, run: (session, _, flushed) => run(session, groups.slice(1), flushed) }
+export function textOf(text: string, parameters: readonly unknown[]): Statement {
+  const found = texts.get(text)
+  if (found) {
+    const values = parameters.map((value) => (value == null ? null : String(value)))
+    return { ...found, values, told: text }
   }
-  const again = normal(text)
-  if (again === text)
+  for (const [pattern, one] of patterns) {
+    const groups = pattern.exec(text)
+    if (groups) return { ...one, values: groups.slice(1), told: text }
+  }
+  const known = texts.get(normal(text))
+  if (known === undefined)
     throw new UnknownStatement(`The simulated Postgres does not know this statement: ${text}`)
-  const statement = statementOf(again)
-  known.set(text, statement)
-  return statement
+  texts.set(text, known)
+  return textOf(text, parameters)
 }

@@ -46,6 +46,8 @@ const tables = `
   create function add_effect(id int) returns void language sql as 'insert into public.effect values (id)';
 `
 
+const recoverySteps = ['finish', 'prove', 'confirm', 'purge', 'audit', 'judge'] as const
+
 /** Sessions 0 and 1 are in the first database, session 2 in the other. */
 const databaseOf = (session: number) => (session === 2 ? 1 : 0)
 
@@ -53,7 +55,13 @@ function simulatedSide(databaseIds: readonly string[]): Side {
   const clock = scheduler()
   const server: Server = createServer(
     0,
-    { maxPrepared: 20, synchronousCommit: 'on', isolation: 'read committed', statusReach: 1_000_000 },
+    {
+      maxPrepared: 20,
+      synchronousCommit: 'on',
+      isolation: 'read committed',
+      statusReach: 1_000_000,
+      page: 1000,
+    },
     { committed() {}, prepared() {}, seen() {}, finished() {}, lostTail() {} },
     random(1),
     () => clock.now,
@@ -116,8 +124,25 @@ function* scriptOf(dice: Random, seed: number, databaseIds: readonly string[]): 
     const gid = dice.pick(gids)
     const own = databaseIds[databaseOf(session)]
     const believed = dice.chance(0.9) ? own : dice.pick([null, databaseIds[1 - databaseOf(session)]])
-    const list = `{${ids.join(',')}}`
     const say = (text: string, ...values: unknown[]): Step => ({ session, text, values })
+    const askFor = (one: string, recoverer?: string) =>
+      say('select once.ask($1)', JSON.stringify({ steps: [one], keep: '0 ms', recoverer }))
+    const [asking = '', asked = ''] = dice.chance(0.9) ? [home, home] : databaseIds
+    const xids = ids.map(() => dice.pick(['{xid}', '{xid}', '4611686018427387904']))
+    const answerTo = (one: string) =>
+      say('select once.answer($1)', JSON.stringify({ step: one, asking, asked, ids, xids }))
+    const applyTo = (one: string) =>
+      say(
+        'select once.apply($1)',
+        JSON.stringify([
+          {
+            ...{ step: one, asking, asked, ids, xids },
+            outcomes: ids.map(() => dice.pick(['committed', 'aborted', 'pending'])),
+            evident: ids.filter(() => dice.chance(0.5)),
+            missing: ids.filter(() => dice.chance(0.3)),
+          },
+        ]),
+      )
     if (!inBlock[session]) {
       if (dice.chance(0.55)) {
         inBlock[session] = true
@@ -144,16 +169,11 @@ function* scriptOf(dice: Random, seed: number, databaseIds: readonly string[]): 
         say('rollback; reset role'),
         say("select pg_catalog.current_setting('role') as role"),
         say("select pg_catalog.set_config('role', $1::text, false)", 'none'),
-        say('select once.mark_proven($1::text::uuid[])::text as n', list),
-        say('select once.mark_confirmed($1::text::uuid[])::text as n', list),
-        say('select once.delete_evidence($2::uuid, $1::text::uuid[])::text as n', list, home),
-        say('select once.purge($1::text::uuid[])::text as n', list),
-        say('select once.record_loss($1::uuid, $2, $3::uuid, $4) as new', id, 'p', home, 'lost branch'),
-        say('select once.judge_heuristic($1::uuid, $2)', id, 'committed'),
-        say(textOf('once.proven('), 1000, null, null, 0),
-        say(textOf('once.confirmed('), 1000, null, null, 0),
         // What it writes depends on how long ago the last one was, so nobody may look at its xid.
-        say(textOf('once.stamp_recovery(')),
+        askFor('finish', 'pgonce'),
+        ...recoverySteps.map((one) => askFor(one)),
+        ...recoverySteps.map((one) => answerTo(one)),
+        ...recoverySteps.map((one) => applyTo(one)),
       ]
       yield dice.pick(alone)
       continue
@@ -205,33 +225,12 @@ function* scriptOf(dice: Random, seed: number, databaseIds: readonly string[]): 
       say('rollback; reset role'),
     ]
     const reads: Step[] = [
-      say(
-        'select once.branch_outcome($1::uuid, $2::uuid, $3::text::xid8) as outcome',
-        home,
-        id,
-        dice.pick(['{xid}', '{xid}', '4611686018427387904']),
-      ),
+      askFor(dice.pick(recoverySteps)),
+      answerTo(dice.pick(['finish', 'prove', 'audit', 'judge'])),
       say('select once.outcome($1::uuid, $2::uuid, $3::text::xid8) as outcome', home, id, '{xid}'),
-      say('select once.assert_home($1::uuid)', home),
-      say(textOf('select i.id, i.xid, once.branch_outcome('), home, `{${id}}`, '{{xid}}'),
-      say('select d.transaction_id::text as id from once.branch d where d.transaction_id is not null'),
-      say('select e::text as id from once.find_evidence($1::text::uuid[]) e', list),
       say('select from once.find_evidence(array[$1::uuid])', id),
-      say('select d.transaction_id::text as id from once.find_decisions($1::text::uuid[]) d', list),
-      say(
-        'select d.transaction_id::text as id from once.find_decisions($1::text::uuid[]) d where not d.proven',
-        list,
-      ),
-      say(
-        'select d.transaction_id::text as id from once.find_decisions($1::text::uuid[]) d where not d.confirmed',
-        list,
-      ),
       say(`select from pg_prepared_xacts where gid = '${gid}'`),
       say(textOf('once.schema_version()')),
-      say(textOf('order by d.prepared_at'), 0),
-      say(textOf('once.unproven('), 1000, null, null),
-      say(textOf('once.evidence_page('), 1000, dice.pick([null, ids[0]])),
-      say(textOf('once.heuristic'), 1000),
     ]
     const chosen = dice.chance(0.3)
       ? dice.pick(ends)
@@ -257,18 +256,40 @@ function textOf(part: string): string {
   return text
 }
 
-/** Where the two may differ: xids and times, and the order of rows that nobody orders. */
+/** Where the two may differ: xids and times, and the order of rows and lists that nobody orders. */
 function comparable(said: Said): unknown {
   if ('code' in said) return said
   const rows = (said.rows as Record<string, unknown>[]).map((row) =>
     Object.fromEntries(
       Object.entries(row).map(([column, value]) => [
         column,
-        column === 'xid' || column === 'at' || column === 'gid' ? (value === null ? null : 'some') : value,
+        column === 'xid'
+          ? value === null
+            ? null
+            : 'some'
+          : messages.has(column)
+            ? inOrder(JSON.parse(String(value)))
+            : value,
       ]),
     ),
   )
   return { command: said.command, rows: rows.map((row) => JSON.stringify(row)).sort() }
+}
+
+const messages: ReadonlySet<string> = new Set(['ask', 'answer', 'apply'])
+
+function inOrder(said: unknown): unknown {
+  if (Array.isArray(said))
+    return said
+      .map(inOrder)
+      .map((one) => JSON.stringify(one))
+      .sort()
+  if (typeof said === 'string') return said.replaceAll(/^(once:1:[^:]*:[^:]*):[0-9]+:/g, '$1:some:')
+  if (typeof said !== 'object' || said === null) return said
+  return Object.entries(said)
+    .filter(([name]) => name !== 'xids')
+    .map(([name, value]) => [name, inOrder(value)])
+    .sort(([one], [other]) => (String(one) < String(other) ? -1 : 1))
 }
 
 /** What no script says, and why. */

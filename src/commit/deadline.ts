@@ -1,0 +1,75 @@
+/**
+ * Giving up in time: what a caller waits for ends when the transaction is aborted or late, whatever the servers do.
+ */
+import { environment } from '../environment.ts'
+import { AbortedError } from '../errors.ts'
+
+/** What ends waiting when the transaction is given up. */
+export interface Deadline {
+  /** For those who wait with a signal. */
+  readonly signal: AbortSignal
+  /** Whether the time is over, as opposed to the caller's signal. */
+  readonly late: AbortSignal
+  race<T>(promise: Promise<T>): Promise<T>
+  stop(): void
+}
+
+/** @param signal the caller's; a reason that throws when it is looked at is a reason all the same */
+export function startDeadline(timeout: number, signal: AbortSignal | undefined): Deadline {
+  // AbortSignal.timeout() would do, but costs more, and its timers stay behind: one for each transaction of
+  // the last minute.
+  const late = new AbortController()
+  const stopTimer = environment.after(timeout, () => late.abort())
+  const both = signal ? AbortSignal.any([signal, late.signal]) : late.signal
+  let listener = () => {}
+  const over = new Promise<never>((_, reject) => {
+    listener = () => {
+      const timedOut = late.signal.aborted || isTimeout(both)
+      reject(
+        new AbortedError(
+          timedOut ? 'TIMEOUT' : 'ABORTED',
+          `The transaction was ${timedOut ? 'not decided in time' : 'aborted'}`,
+          {
+            detail: 'It is rolled back in every database.',
+            cause: signal?.aborted ? signal.reason : undefined,
+          },
+        ),
+      )
+    }
+    if (both.aborted) listener()
+    else both.addEventListener('abort', listener, { once: true })
+  })
+  over.catch(() => {})
+  return {
+    signal: both,
+    late: late.signal,
+    race: (promise) => Promise.race([over, promise]),
+    stop() {
+      stopTimer()
+      both.removeEventListener('abort', listener)
+    },
+  }
+}
+
+/** An answer that always comes; undefined if the signal comes before. */
+export function answerUntil<T>(signal: AbortSignal, answer: Promise<T>): Promise<T | undefined> {
+  if (signal.aborted) return Promise.resolve(undefined)
+  return new Promise((resolve) => {
+    const give = (value: T | undefined) => {
+      signal.removeEventListener('abort', leave)
+      resolve(value)
+    }
+    const leave = () => give(undefined)
+    signal.addEventListener('abort', leave, { once: true })
+    answer.then(give, leave)
+  })
+}
+
+/** A reason is anything, with getters that throw in turn. */
+function isTimeout(signal: AbortSignal): boolean {
+  try {
+    return (signal.reason as Error | undefined)?.name === 'TimeoutError'
+  } catch {
+    return false
+  }
+}

@@ -1,0 +1,259 @@
+/**
+ * A connection that we opened: a client of postgres.js that has one connection, and gets no second one.
+ *
+ * Statements are sent without waiting for the one before. What makes that safe is the second net: the session reads
+ * only outside of our transactions, so what follows a BEGIN that failed fails as well (25006).
+ */
+import type { CompiledQuery, QueryResult } from 'kysely'
+import type postgres from 'postgres'
+import { environment } from '../environment.ts'
+import { AbortedError, isErrorAnswer } from '../errors.ts'
+import { type Hello, hello, type Statement, secondNet } from '../statements.ts'
+import { type Answer, type Link, neverSent } from './link.ts'
+import { textParameters } from './parameters.ts'
+import { identifier } from './quote.ts'
+
+/** A client of postgres.js with one connection, as far as it is touched here: the simulation has its own. */
+export interface Wire {
+  readonly client: postgres.Sql
+  /** Whether statements may be prepared by name. */
+  readonly mayPrepare: boolean
+  /** Asks the server, over a connection apart, to cancel what it runs for this one. */
+  cancel(query: WireQuery): void
+  /** Hangs up; the server notices when it next reads. */
+  end(): void
+}
+
+/** What the pool does for its links. */
+export interface Owner {
+  /** Of texts that handlers send: whether this one came before, so that it is worth preparing. */
+  hasSeen(text: string): boolean
+  release(link: OwnLink): void
+  /** Counts up when all connections are to be opened anew. */
+  generation: number
+}
+
+/** What postgres.js gives for a statement. */
+export interface WireQuery extends Promise<postgres.RowList<postgres.Row[]>> {
+  raw(): this
+  readonly canceller: ((query: WireQuery) => Promise<void>) | null
+  readonly state: { readonly pid: number | null } | null
+}
+
+/** A statement that is sent and not answered. */
+interface Pending {
+  readonly query: WireQuery
+  readonly mayCommit: boolean
+  reject(error: unknown): void
+}
+
+/** Characters of the texts that one connection may have prepared; some ten times that in the backend's memory. */
+const mostPrepared = 500_000
+
+/** Milliseconds that a connection is used which was opened under an operator's fence. */
+const fenceTime = 1_000
+
+/** Characters up to which a text is prepared when it comes for the first time. */
+const short = 2_000
+
+/** Purposes of ours at whose answer something may have been decided. */
+const committing = /^(commit|decide|prepare|finish)/
+
+export class OwnLink implements Link {
+  readonly isOwn = true
+  isDirect = false
+  durability: string | undefined
+  readonly #wire: Wire
+  readonly #owner: Owner
+  readonly #generation: number
+  readonly #pending = new Set<Pending>()
+  readonly #prepared = new Set<string>()
+  #prepares = 0
+  /** When what it found of the server has to be looked at again. */
+  #staleAt = Number.POSITIVE_INFINITY
+  /** Whether the backend is our own: a prepared statement is there the next time, too. */
+  #isUnpooled = false
+  #pid: number | undefined
+  #lost: unknown
+
+  constructor(wire: Wire, owner: Owner) {
+    this.#wire = wire
+    this.#owner = owner
+    this.#generation = owner.generation
+  }
+
+  /** Whether it may be used again. */
+  get isFit(): boolean {
+    return (
+      (this.#lost === undefined || this.#lost === givenBack) &&
+      this.#generation === this.#owner.generation &&
+      environment.now() < this.#staleAt &&
+      this.#prepares < mostPrepared
+    )
+  }
+
+  /**
+   * Asks who is there, and puts up the net if it is wanted and the backend is our own. A pooler in between gives each
+   * transaction another backend, and tells a process id that is none. What an operator has made read-only stays so.
+   */
+  async greet(wantsNet: boolean, wantsArrays: boolean): Promise<Hello> {
+    const greeting = await this.send(hello(wantsArrays))
+    this.durability = greeting.durability
+    this.#isUnpooled = greeting.pid === this.#pid
+    if (greeting.isFenced) this.#staleAt = environment.now() + fenceTime
+    if (wantsNet && this.#isUnpooled && !greeting.isFenced) {
+      await this.send(secondNet())
+      this.isDirect = true
+    }
+    return greeting
+  }
+
+  async send<A>(statement: Statement<A>): Promise<A> {
+    const { text, values, isScript } = statement
+    const prepare = !isScript && this.#isUnpooled && this.#wire.mayPrepare
+    const query = this.#wire.client.unsafe(text, isScript ? [] : ([...values] as never[]), {
+      prepare,
+      simple: isScript,
+      statement,
+    } as object) as unknown as WireQuery
+    return statement.read(answerOf(await this.#answer(query.raw(), committing.test(statement.name))))
+  }
+
+  async query<R>(text: string, parameters: readonly unknown[] = []) {
+    const result = lastOf(await this.#run(text, parameters, false))
+    return { rows: Array.from(result) as R[], command: result.command }
+  }
+
+  async executeQuery<R>({ sql, parameters }: CompiledQuery): Promise<QueryResult<R>> {
+    const result = await this.#run(sql, parameters, this.#isWorthPreparing(sql))
+    const rows = Array.from(result) as R[]
+    return counting.has(result.command) && typeof result.count === 'number'
+      ? { rows, numAffectedRows: BigInt(result.count), ...{ command: result.command } }
+      : { rows, ...{ command: result.command } }
+  }
+
+  async takeRole(role: string): Promise<void> {
+    await this.query(`set role ${identifier(role)}`)
+  }
+
+  async leaveRole(): Promise<void> {
+    await this.query('reset role').catch(() => this.abandon())
+  }
+
+  outdate(): void {
+    if (this.#generation === this.#owner.generation) this.#owner.generation += 1
+  }
+
+  release(): void {
+    if (this.#lost !== undefined) return
+    this.#lost = givenBack
+    this.#owner.release(this)
+  }
+
+  /** Taken out of the pool again. */
+  reuse(): void {
+    if (this.#lost === givenBack) this.#lost = undefined
+  }
+
+  abandon(): void {
+    if (this.#lost !== undefined && this.#lost !== givenBack) return
+    const pending = [...this.#pending]
+    this.lose(new AbortedError('ABORTED', 'The connection was given up'))
+    if (pending.some(({ mayCommit }) => mayCommit)) {
+      // It keeps its place in the pool until it is answered: else there would be ever more backends that wait.
+      Promise.allSettled(pending.map(({ query }) => query)).then(() => this.#wire.end())
+      return
+    }
+    // The request names this backend by a secret, and nothing is sent to it any more: it can hit nothing else.
+    if (pending[0] !== undefined) this.#wire.cancel(pending[0].query)
+    this.#wire.end()
+  }
+
+  /** Hangs up without a word. */
+  close(): void {
+    this.lose(new AbortedError('CONNECTION_LOST', 'The connection was closed'))
+    this.#wire.end()
+  }
+
+  /** The socket has closed, or is given up: what is not answered will not be. */
+  lose(error: unknown): void {
+    if (this.#lost !== undefined && this.#lost !== givenBack) return
+    this.#lost = error
+    for (const { reject } of this.#pending) reject(error)
+    this.#pending.clear()
+  }
+
+  async #run(text: string, parameters: readonly unknown[], prepare: boolean) {
+    const values = textParameters(this.#wire.client, parameters)
+    const query = this.#wire.client.unsafe(text, values as never[], { prepare }) as unknown as WireQuery
+    return await this.#answer(query, false)
+  }
+
+  #answer(query: WireQuery, mayCommit: boolean): Promise<postgres.RowList<postgres.Row[]>> {
+    return new Promise((resolve, reject) => {
+      this.#refuseIfLost()
+      const pending = { query, mayCommit, reject }
+      this.#pending.add(pending)
+      query.then(
+        (result) => {
+          this.#pending.delete(pending)
+          this.#pid ??= query.state?.pid ?? undefined
+          resolve(result)
+        },
+        (error: unknown) => {
+          this.#pending.delete(pending)
+          if (!isErrorAnswer(error)) {
+            this.lose(error)
+            this.#wire.end()
+          }
+          reject(error)
+        },
+      )
+    })
+  }
+
+  /** Each prepared text costs the backend memory for as long as the connection lives. */
+  #isWorthPreparing(text: string): boolean {
+    if (!this.#isUnpooled || !this.#wire.mayPrepare) return false
+    if (this.#prepared.has(text)) return true
+    // What is long costs most, and is often a list of rows that has another length the next time.
+    if (text.length > short && !this.#owner.hasSeen(text)) return false
+    this.#prepared.add(text)
+    this.#prepares += text.length
+    return true
+  }
+
+  #refuseIfLost(): void {
+    if (this.#lost === undefined) return
+    if (this.#lost === givenBack) throw neverSent(new AbortedError('ENDED', 'This connection was given back'))
+    throw neverSent(
+      new AbortedError('CONNECTION_LOST', 'The connection was lost before this statement was sent', {
+        cause: this.#lost,
+      }),
+    )
+  }
+}
+
+const counting = new Set(['INSERT', 'UPDATE', 'DELETE', 'MERGE', 'COPY'])
+
+/** Not an error yet: to make one takes longer than to give a connection back. */
+const givenBack = Symbol('given back')
+
+/** Of several statements in one text postgres.js gives as many results. */
+function lastOf(result: postgres.RowList<postgres.Row[]>): postgres.RowList<postgres.Row[]> {
+  const last = result.at(-1)
+  return Array.isArray(last) && 'command' in last
+    ? (last as unknown as postgres.RowList<postgres.Row[]>)
+    : result
+}
+
+/** The bytes as they came: no parser and no transform has seen them. */
+function answerOf(results: postgres.RowList<postgres.Row[]>): Answer {
+  const result = lastOf(results)
+  return {
+    command: result.command,
+    rows: Array.from(result as unknown as (Buffer | null)[][], ([value]) =>
+      value == null ? null : value.toString('utf8'),
+    ),
+  }
+}

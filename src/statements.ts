@@ -1,0 +1,682 @@
+/**
+ * Everything that the client says to a server, by name. A statement brings its text, its parameters, and the one
+ * decoder of its answer; the name is the trace's, and what the simulated Postgres answers to.
+ *
+ * All answers are text, one column a row, and a decoder throws on anything that SQL cannot have said: neither the
+ * caller's parsers nor a driver's idea of a type has a say. Texts run on connections whose search_path is somebody
+ * else's, so they name what they use with its schema, and types exactly: where pg_catalog has no exact match, Postgres
+ * would take an operator or a function of any schema on the path.
+ */
+import { type Answer, refuseAnswer } from './connection/link.ts'
+import { arrayLiteral, literal } from './connection/quote.ts'
+
+export interface Statement<A> {
+  readonly name: string
+  readonly text: string
+  /** Parameters of the text; of a script what was written into it. */
+  readonly values: readonly (string | null)[]
+  /** Takes no parameters: sent as it is, perhaps several statements in one text. */
+  readonly isScript: boolean
+  /** Several statements: of their rows no driver tells the same. */
+  readonly isSeveral: boolean
+  /** @throws DatabaseError `DRIVER` */
+  read(answer: Answer): A
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Decoders
+
+const nothing = () => {}
+
+/** One row of text. */
+function one({ rows }: Answer): string {
+  const [value] = rows
+  return rows.length === 1 && typeof value === 'string' ? value : refuseAnswer(value, 'one row of text')
+}
+
+/** One row, of a text or nothing. */
+function oneOrNull({ rows }: Answer): string | null {
+  const [value] = rows
+  return rows.length === 1 && value !== undefined ? value : refuseAnswer(value, 'one row')
+}
+
+function oneOf<Word extends string>(...words: readonly Word[]): (answer: Answer) => Word {
+  return (answer) => {
+    const found = one(answer)
+    return words.find((word) => word === found) ?? refuseAnswer(found, words.join(', '))
+  }
+}
+
+function list({ rows }: Answer): string[] {
+  return rows.map((row) => row ?? refuseAnswer(row, 'text'))
+}
+
+function digits(answer: Answer): string {
+  const found = one(answer)
+  return /^\d{1,20}$/.test(found) ? found : refuseAnswer(found, 'a number')
+}
+
+function digitsOrNull(answer: Answer): string | null {
+  return oneOrNull(answer) === null ? null : digits(answer)
+}
+
+function json<A>(answer: Answer): A {
+  const found = one(answer)
+  try {
+    return JSON.parse(found) as A
+  } catch {
+    return refuseAnswer(found, 'JSON')
+  }
+}
+
+/** A driver that tells command tags must tell this one: a failed transaction answers COMMIT and PREPARE with ROLLBACK. */
+function tagged(expected: string): (answer: Answer) => boolean {
+  return ({ command }) => command === undefined || command === expected
+}
+
+function query<A>(
+  name: string,
+  text: string,
+  values: readonly (string | number | boolean | bigint | null)[],
+  read: (answer: Answer) => A,
+): Statement<A> {
+  return {
+    name,
+    text,
+    values: values.map((value) => (value === null ? null : String(value))),
+    isScript: false,
+    isSeveral: false,
+    read,
+  }
+}
+
+function script<A>(
+  name: string,
+  statements: readonly string[],
+  values: readonly (string | null)[],
+  read: (answer: Answer) => A,
+): Statement<A> {
+  return { name, text: statements.join('; '), values, isScript: true, isSeveral: statements.length > 1, read }
+}
+
+/**
+ * On a connection that we know little of, a statement asks itself whether it is inside our transaction: its driver
+ * may have opened another connection without a word. A stable condition without columns is evaluated first.
+ */
+export function guarded<A>(statement: Statement<A>, transactionId: string): Statement<A> {
+  const { text, values } = statement
+  return {
+    ...statement,
+    text: `${text} where once.assert_branch($${values.length + 1}::pg_catalog.uuid)`,
+    values: [...values, transactionId],
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------
+// A connection
+
+export interface Hello {
+  /** Of the backend, as it says itself. */
+  readonly pid: number
+  /** An operator's `default_transaction_read_only`, which stays in force. */
+  readonly isFenced: boolean
+  /** The session's `synchronous_commit`. */
+  readonly durability: string
+  /** Array types and those of their elements; empty where nobody asked. */
+  readonly arrays: readonly (readonly [number, number])[]
+}
+
+/** Who is there, before anything was set. */
+export function hello(withArrays: boolean): Statement<Hello> {
+  const arrays = `(select pg_catalog.json_agg(pg_catalog.json_build_array(a.oid, e.oid))
+     from pg_catalog.pg_type a
+     join pg_catalog.pg_type e on e.oid operator(pg_catalog.=) a.typelem and e.typarray operator(pg_catalog.=) a.oid
+    where e.typdelim operator(pg_catalog.=) ','::pg_catalog."char")`
+  return script(
+    'hello',
+    [
+      `select pg_catalog.json_build_array(
+  pg_catalog.pg_backend_pid(), pg_catalog.current_setting('default_transaction_read_only'),
+  pg_catalog.current_setting('synchronous_commit'), ${withArrays ? arrays : 'null'})::pg_catalog.text`,
+    ],
+    [],
+    (answer) => {
+      const [pid, fence, durability, found] =
+        json<[number, string, string, [number | string, number | string][] | null]>(answer)
+      if (typeof pid !== 'number' || !['on', 'off'].includes(fence)) refuseAnswer(fence, 'on or off')
+      return {
+        pid,
+        isFenced: fence === 'on',
+        durability,
+        arrays: (found ?? []).map(([type, element]) => [Number(type), Number(element)] as const),
+      }
+    },
+  )
+}
+
+/** From here on this session writes only inside of `begin read write`. */
+export const secondNet = () => script('second_net', ['set default_transaction_read_only = on'], [], nothing)
+
+/** Whether an operator has made the database read-only since: our own setting only hides it from the session. */
+export const fence = () =>
+  script(
+    'fence',
+    [
+      `select s.reset_val from pg_catalog.pg_settings s
+ where s.name operator(pg_catalog.=) 'default_transaction_read_only'::pg_catalog.text`,
+    ],
+    [],
+    oneOf('on', 'off'),
+  )
+
+const probed = `Probe 'aB_1' {"k": [1, true, null]} 2020-01-01 t f`
+
+/** Text that parsers and transforms like to change; null stays null. */
+export const probe = () =>
+  query('probe', 'select $1::pg_catalog.text', [probed], (answer) => {
+    const found = one(answer)
+    if (found !== probed) refuseAnswer(found, probed)
+  })
+
+/** Two statements in one text: where both are run, the second is in force. Only inside of a transaction. */
+export const probeSeveral = () =>
+  script(
+    'probe_several',
+    [
+      "select pg_catalog.set_config('once.probe', 'one', true)",
+      "select pg_catalog.set_config('once.probe', 'two', true)",
+    ],
+    [],
+    nothing,
+  )
+
+/** Null outside of the transaction of {@link probeSeveral}. */
+export const readProbe = () =>
+  script('read_probe', ["select pg_catalog.current_setting('once.probe', true)"], [], oneOrNull)
+
+export interface Identity {
+  readonly version: number
+  readonly id: string
+  readonly standby: boolean
+}
+
+export const identify = () =>
+  query(
+    'identify',
+    `select pg_catalog.json_build_array(once.schema_version(), once.database_id(), pg_catalog.pg_is_in_recovery())::pg_catalog.text`,
+    [],
+    (answer): Identity => {
+      const [version, id, standby] = json<[number, string, boolean]>(answer)
+      if (typeof version !== 'number' || typeof id !== 'string' || typeof standby !== 'boolean') {
+        refuseAnswer(version, 'a version, an id and a boolean')
+      }
+      return { version, id, standby }
+    },
+  )
+
+/** The role that is taken on, or `none`. */
+export const tellRole = () => script('tell_role', ["select pg_catalog.current_setting('role')"], [], one)
+
+export const setRole = (role: string) =>
+  query('set_role', "select pg_catalog.set_config('role', $1, false)", [role], nothing)
+
+/** @param isDirect whether the session reads only unless it says otherwise; an operator's fence stays in force */
+export const beginReadCommitted = (isDirect: boolean) =>
+  script(
+    'begin_read_committed',
+    [`begin isolation level read committed${isDirect ? ' read write' : ''}`],
+    [isDirect ? 'read write' : null],
+    nothing,
+  )
+
+export const setLockTimeout = (milliseconds: number) =>
+  script('set_lock_timeout', [`set local lock_timeout = '${milliseconds}'`], [String(milliseconds)], nothing)
+
+/** The end of a transaction that decides nothing. */
+export const end = () => script('end', ['commit'], [], nothing)
+
+// ---------------------------------------------------------------------------------------------------
+// A branch: on a connection with the second net (direct), everything is said in as few texts as there are waits; on
+// any other, our functions look at each step.
+
+export interface BranchOptions {
+  /** Milliseconds; 0: none. */
+  readonly lockTimeout: number
+  readonly idleTimeout: number
+  readonly isolationLevel: string | undefined
+}
+
+/** What is written into it are numbers and one of four words. */
+export const openDirect = ({ lockTimeout, idleTimeout, isolationLevel }: BranchOptions) =>
+  script(
+    'open_direct',
+    [
+      isolationLevel === undefined
+        ? 'begin read write'
+        : `begin isolation level ${isolationLevel} read write`,
+      `set local lock_timeout = '${lockTimeout}'`,
+      `set local idle_in_transaction_session_timeout = '${idleTimeout}'`,
+    ],
+    [String(lockTimeout), String(idleTimeout), isolationLevel ?? null],
+    nothing,
+  )
+
+export const begin = (isolationLevel: string | undefined) =>
+  script(
+    'begin',
+    [isolationLevel === undefined ? 'begin' : `begin isolation level ${isolationLevel}`],
+    [isolationLevel ?? null],
+    nothing,
+  )
+
+export const open = (transactionId: string, { lockTimeout, idleTimeout }: BranchOptions) =>
+  query(
+    'open',
+    'call once.open($1::pg_catalog.uuid, $2::pg_catalog.int4, $3::pg_catalog.int4)',
+    [transactionId, lockTimeout, idleTimeout],
+    nothing,
+  )
+
+/** The transaction's xid; null if it has written nothing. */
+export const noteXid = () =>
+  script(
+    'note_xid',
+    ['select pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text'],
+    [],
+    digitsOrNull,
+  )
+
+/**
+ * Deferred constraints and triggers run now, so that whatever they do to the session is done; then everything that
+ * a handler may have left in it is taken back. `reset all` takes our own setting away, so it is put up again; all of
+ * this is undone if the transaction is, but for the advisory locks of the session.
+ */
+const reset = ['reset session authorization', 'reset all', 'select pg_catalog.pg_advisory_unlock_all()']
+const settle = ['set constraints all immediate', ...reset, 'set default_transaction_read_only = on']
+/** None of these may stand before PREPARE; what they take away, PREPARE refuses. */
+const tidy = ['close all', 'discard temp', 'unlisten *']
+
+/** A savepoint is refused where no block is open (25P01) or a statement had failed (25P02); COMMIT would not be. */
+const commitNow = ['savepoint once', 'commit']
+
+/** A message that is acknowledged must not be lost in a crash of the server: anything but `off`, as the session has it. */
+const durable = (level: string | undefined) =>
+  `set local synchronous_commit = ${level === 'local' || level === 'remote_write' || level === 'remote_apply' ? level : 'on'}`
+
+/** A decision that is seen must be durable wherever commits of this server are: at least `on`. */
+const decisive = (level: string | undefined) =>
+  `set local synchronous_commit = ${level === 'remote_apply' ? level : 'on'}`
+
+/** True if it committed; false where the transaction had failed and the driver tells so. */
+export const commitDirect = (level: string | undefined) =>
+  script(
+    'commit_direct',
+    [...settle, ...tidy, durable(level), ...commitNow],
+    [level ?? null],
+    tagged('COMMIT'),
+  )
+
+/** A session of ours that we share with a pooler's other clients, or that an operator has made read-only. */
+export interface Shared {
+  /** Its `synchronous_commit`. */
+  readonly level: string | undefined
+}
+
+/** Behind the question whether the transaction is ours, whose mark these take away; nothing of a caller's is reset. */
+const resetShared = (shared: Shared | undefined, statements: readonly string[]) =>
+  shared === undefined ? [] : [...reset, ...statements]
+
+export const commit = (transactionId: string, shared?: Shared) =>
+  script(
+    'commit',
+    [
+      'set constraints all immediate',
+      `select once.seal('${transactionId}')`,
+      ...resetShared(shared, [...tidy, durable(shared?.level)]),
+      'commit',
+    ],
+    [transactionId],
+    tagged('COMMIT'),
+  )
+
+/** What stands in a gid, less the participant. */
+export interface GlobalId {
+  /** The id of the home database. */
+  readonly home: string
+  /** Random, version 4. */
+  readonly transactionId: string
+  /** The home's own transaction, a decimal `xid8`. */
+  readonly homeXid: string
+}
+
+/** A participant: the name in its gid, and the id of its database. */
+export interface Participant {
+  readonly name: string
+  readonly databaseId: string
+}
+
+/** Null, and so refused (23502), unless this is the database that it said it is. */
+const ifHere = (databaseId: string, transactionId: string, more = '') =>
+  `(select '${transactionId}'::pg_catalog.uuid from once.database d ` +
+  `where d.id operator(pg_catalog.=) '${databaseId}'::pg_catalog.uuid${more})`
+
+/** Evidence and PREPARE. Names need no quotes: see checkDatabaseName. */
+export const prepareDirect = (
+  global: GlobalId,
+  { name, databaseId }: Participant,
+  gid: string,
+  level: string | undefined,
+) =>
+  script(
+    'prepare_direct',
+    [
+      ...settle,
+      decisive(level),
+      `insert into once.evidence (transaction_id, home, participant) values (${ifHere(databaseId, global.transactionId)}, '${global.home}', '${name}')`,
+      `prepare transaction ${literal(gid)}`,
+    ],
+    [global.transactionId, global.home, global.homeXid, name, databaseId, gid],
+    tagged('PREPARE TRANSACTION'),
+  )
+
+export const prepare = (global: GlobalId, { name, databaseId }: Participant, gid: string, shared?: Shared) =>
+  script(
+    'prepare',
+    [
+      'set constraints all immediate',
+      `select once.vote('${global.transactionId}', '${global.home}', '${name}', '${databaseId}')`,
+      ...resetShared(shared, [decisive(shared?.level)]),
+      `prepare transaction ${literal(gid)}`,
+    ],
+    [global.transactionId, global.home, global.homeXid, name, databaseId, gid],
+    tagged('PREPARE TRANSACTION'),
+  )
+
+const arrays = (participants: readonly Participant[]) =>
+  [
+    `{${participants.map(({ name }) => name).join(',')}}`,
+    `{${participants.map(({ databaseId }) => databaseId).join(',')}}`,
+  ] as const
+
+/**
+ * The decision row and COMMIT. The row's own xid is filled in by the table; that it is the one in the gids is
+ * asked here, since a branch whose gid named another would be called aborted.
+ */
+export const decideDirect = (
+  global: GlobalId,
+  participants: readonly Participant[],
+  level: string | undefined,
+) => {
+  const [names, ids] = arrays(participants)
+  const same = ` and pg_catalog.pg_current_xact_id() operator(pg_catalog.=) '${global.homeXid}'::pg_catalog.xid8`
+  return script(
+    'decide_direct',
+    [
+      ...settle,
+      ...tidy,
+      decisive(level),
+      `insert into once.global_transaction (transaction_id, participants, database_ids) values (${ifHere(global.home, global.transactionId, same)}, '${names}', '${ids}')`,
+      ...commitNow,
+    ],
+    [global.transactionId, global.home, global.homeXid, names, ids],
+    tagged('COMMIT'),
+  )
+}
+
+export const decide = (global: GlobalId, participants: readonly Participant[], shared?: Shared) => {
+  const [names, ids] = arrays(participants)
+  return script(
+    'decide',
+    [
+      'set constraints all immediate',
+      `select once.begin_global('${global.transactionId}', '${names}', '${ids}', '${global.home}')`,
+      ...resetShared(shared, [...tidy, decisive(shared?.level)]),
+      'commit',
+    ],
+    [global.transactionId, global.home, global.homeXid, names, ids],
+    tagged('COMMIT'),
+  )
+}
+
+/** Link-level advisory locks outlive a rollback; all else that a handler set goes with it. */
+export const rollbackDirect = () =>
+  script('rollback_direct', ['rollback', 'select pg_catalog.pg_advisory_unlock_all()'], [], nothing)
+
+export const rollback = () => script('rollback', ['rollback'], [], nothing)
+
+/** The end of a prepared branch, as its home decided. */
+export const finish = (verb: 'commit' | 'rollback', gid: string) =>
+  script('finish', [`${verb} prepared ${literal(gid)}`], [verb, gid], nothing)
+
+/** As {@link finish}, in the words of `once.apply`. */
+export const finishAs = (text: string, verb: 'commit' | 'rollback', gid: string) =>
+  script('finish', [text], [verb, gid], nothing)
+
+/** Whether the branch of a transaction committed here. */
+export const findEvidence = (transactionId: string) =>
+  query(
+    'find_evidence',
+    'select once.find_evidence(array[$1::pg_catalog.uuid])::pg_catalog.text',
+    [transactionId],
+    (answer) => list(answer).length > 0,
+  )
+
+export const outcome = ({ home, transactionId, homeXid }: GlobalId) =>
+  query(
+    'outcome',
+    'select once.outcome($1::pg_catalog.uuid, $2::pg_catalog.uuid, $3::pg_catalog.xid8)',
+    [home, transactionId, homeXid],
+    oneOf('committed', 'aborted', 'pending', 'purged'),
+  )
+
+// ---------------------------------------------------------------------------------------------------
+// The ledger
+
+/** `claimed` (process it), `duplicate` (already processed), `expired` (older than what its scope remembers). */
+export type ClaimStatus = 'claimed' | 'duplicate' | 'expired'
+
+export interface Claim {
+  readonly status: ClaimStatus
+  /** What the first one's handler returned, if it was kept. */
+  readonly result: unknown
+}
+
+const claimed = oneOf('claimed', 'duplicate')
+
+const claimSequenceCall =
+  'once.claim($1, $2::pg_catalog.int8, $3::pg_catalog.int4, $4::pg_catalog.bool, $5::pg_catalog.int8)'
+const claimKeyCall = '(once.claim_key($1, $2, $3::pg_catalog.timestamptz, $4::pg_catalog.bytea)).status'
+
+export interface SequenceOptions {
+  readonly epoch: number
+  readonly strict: boolean
+  readonly startAt: bigint | null
+}
+
+export const claimSequence = (
+  producer: string,
+  sequence: bigint,
+  { epoch, strict, startAt }: SequenceOptions,
+) =>
+  query(
+    'claim_sequence',
+    `select ${claimSequenceCall}`,
+    [producer, sequence, epoch, strict, startAt],
+    (answer): Claim => ({ status: claimed(answer), result: undefined }),
+  )
+
+/** Sequences from the first to the last, both included. */
+export type Range = readonly [first: bigint, last: bigint]
+
+/** Ranges of sequences of one producer, in any order; those that are new, ascending. */
+export const claimRanges = (
+  producer: string,
+  ranges: readonly Range[],
+  { epoch, strict, startAt }: SequenceOptions,
+) =>
+  query(
+    'claim_ranges',
+    `select once.claim_ranges($1, $2::pg_catalog.int8multirange, $3::pg_catalog.int4, $4::pg_catalog.bool,
+                         $5::pg_catalog.int8)::pg_catalog.text`,
+    [producer, `{${ranges.map(([first, last]) => `[${first},${last}]`).join(',')}}`, epoch, strict, startAt],
+    (answer): readonly Range[] => {
+      const found = one(answer)
+      if (!/^\{(\[\d+,\d+\),?)*\}$/.test(found)) refuseAnswer(found, 'ranges of sequences')
+      return Array.from(found.matchAll(/\[(\d+),(\d+)\)/g), ([, first = '', end = '']) => [
+        BigInt(first),
+        BigInt(end) - 1n,
+      ])
+    },
+  )
+
+export const claimKey = (scope: string, key: string, at: string | null, hash: string | null) =>
+  query(
+    'claim_key',
+    `select pg_catalog.to_json(once.claim_key($1, $2, $3::pg_catalog.timestamptz, $4::pg_catalog.bytea))::pg_catalog.text`,
+    [scope, key, at, hash],
+    (answer): Claim => {
+      const { status, result } = json<{ status?: unknown; result?: unknown }>(answer)
+      if (status !== 'claimed' && status !== 'duplicate' && status !== 'expired') {
+        return refuseAnswer(status, 'claimed, duplicate or expired')
+      }
+      return { status, result: result ?? undefined }
+    },
+  )
+
+/** One answer a key, in their order. */
+export const claimKeys = (
+  scope: string,
+  keys: readonly string[],
+  times: readonly (string | null)[],
+  hashes: readonly (string | null)[],
+) =>
+  query(
+    'claim_keys',
+    'select once.claim_keys($1, $2::pg_catalog.text[], $3::pg_catalog.timestamptz[], $4::pg_catalog.bytea[])',
+    [scope, arrayLiteral(keys), arrayOrNull(times), arrayOrNull(hashes)],
+    (answer): readonly Claim[] => {
+      if (one(answer) === 'claimed') return keys.map(() => ({ status: 'claimed', result: undefined }))
+      const found = json<unknown[]>(answer)
+      return Array.isArray(found) && found.length === keys.length
+        ? found.map(claimOf)
+        : refuseAnswer(found.length, `${keys.length} answers`)
+    },
+  )
+
+const arrayOrNull = (values: readonly (string | null)[]) =>
+  values.every((value) => value === null) ? null : arrayLiteral(values)
+
+function claimOf(found: unknown): Claim {
+  if (found === 'claimed' || found === 'duplicate' || found === 'expired')
+    return { status: found, result: undefined }
+  if (typeof found === 'object' && found !== null && 'result' in found) {
+    return { status: 'duplicate', result: found.result }
+  }
+  return refuseAnswer(found, 'claimed, duplicate or expired')
+}
+
+/** Claim and effects in one round trip: the statements run if the claim is new. */
+export const withEffects = (claim: Statement<Claim>) => (statements: readonly string[]) =>
+  query(
+    `${claim.name}_with_effects`,
+    `select once.take_effect(${claim.name === 'claim_key' ? claimKeyCall : claimSequenceCall}, $${claim.values.length + 1}::pg_catalog.text[])`,
+    [...claim.values, arrayLiteral(statements)],
+    (answer): Claim => ({ status: oneOf('claimed', 'duplicate', 'expired')(answer), result: undefined }),
+  )
+
+export const keepResult = (scope: string, key: string, result: string, at: string | null) =>
+  query(
+    'keep_result',
+    'select once.keep_result($1, $2, $3::pg_catalog.jsonb, $4::pg_catalog.timestamptz)',
+    [scope, key, result, at],
+    nothing,
+  )
+
+// ---------------------------------------------------------------------------------------------------
+// Positions
+
+interface Where {
+  readonly group: string
+  readonly topic: string
+  readonly partition: number
+}
+
+/** A number, a token, or null: the start. */
+type Position = bigint | string | null
+
+function positionOf(number: unknown, token: unknown): Position {
+  if (typeof number === 'string') return BigInt(number)
+  return typeof token === 'string' ? token : null
+}
+
+export const takePartition = ({ group, topic, partition }: Where, owner: string | null) =>
+  query(
+    'take_partition',
+    `select pg_catalog.json_build_array(t.epoch, t."position"::pg_catalog.text, t.token)::pg_catalog.text
+  from once.take_partition($1, $2, $3::pg_catalog.int4, $4) t`,
+    [group, topic, partition, owner],
+    (answer) => {
+      const [epoch, number, token] = json<unknown[]>(answer)
+      if (typeof epoch !== 'number') refuseAnswer(epoch, 'an epoch')
+      return { epoch, position: positionOf(number, token) }
+    },
+  )
+
+export const readPosition = ({ group, topic, partition }: Where) =>
+  query(
+    'read_position',
+    `select pg_catalog.json_build_array(p.epoch, p."position"::pg_catalog.text, p.token, p.owner,
+         pg_catalog.to_char(pg_catalog.timezone('UTC'::pg_catalog.text, p.updated_at), 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'::pg_catalog.text))::pg_catalog.text
+  from once.read_position($1, $2, $3::pg_catalog.int4) p`,
+    [group, topic, partition],
+    (answer) => {
+      if (answer.rows.length === 0) return undefined
+      const [epoch, number, token, owner, at] = json<unknown[]>(answer)
+      if (typeof epoch !== 'number' || typeof at !== 'string') refuseAnswer(epoch, 'an epoch and a time')
+      return {
+        position: positionOf(number, token),
+        epoch,
+        owner: typeof owner === 'string' ? owner : null,
+        updatedAt: new Date(at),
+      }
+    },
+  )
+
+export const advance = (
+  { group, topic, partition }: Where,
+  epoch: number,
+  expected: bigint | null,
+  next: bigint,
+) =>
+  query(
+    'advance',
+    'select once.advance($1, $2, $3::pg_catalog.int4, $4::pg_catalog.int4, $5::pg_catalog.int8, $6::pg_catalog.int8)',
+    [group, topic, partition, epoch, expected, next],
+    nothing,
+  )
+
+export const advanceToken = (
+  { group, topic, partition }: Where,
+  epoch: number,
+  expected: string | null,
+  next: string,
+) =>
+  query(
+    'advance_token',
+    'select once.advance_token($1, $2, $3::pg_catalog.int4, $4::pg_catalog.int4, $5, $6)',
+    [group, topic, partition, epoch, expected, next],
+    nothing,
+  )
+
+// ---------------------------------------------------------------------------------------------------
+// Recovery: what a courier carries is JSON that SQL reads and writes
+
+/** What a database wants to know, and what it has to tell. */
+export const ask = (request: string) => query('ask', 'select once.ask($1::pg_catalog.text)', [request], list)
+
+export const answer = (question: string) =>
+  query('answer', 'select once.answer($1::pg_catalog.text)', [question], one)
+
+/** What is to be done now, and what was. */
+export const apply = (answers: string) =>
+  query('apply', 'select once.apply($1::pg_catalog.text)', [answers], list)
