@@ -326,16 +326,20 @@ export interface Shared {
 const resetShared = (shared: Shared | undefined, statements: readonly string[]) =>
   shared === undefined ? [] : [...reset, ...statements]
 
+/** What it resets is another statement. */
+const nameOf = (name: string, shared: Shared | undefined) => (shared === undefined ? name : `${name}_shared`)
+const levelOf = (shared: Shared | undefined) => (shared === undefined ? [] : [shared.level ?? null])
+
 export const commit = (transactionId: string, shared?: Shared) =>
   script(
-    'commit',
+    nameOf('commit', shared),
     [
       'set constraints all immediate',
       `select once.seal('${transactionId}')`,
       ...resetShared(shared, [...tidy, durable(shared?.level)]),
       'commit',
     ],
-    [transactionId],
+    [transactionId, ...levelOf(shared)],
     tagged('COMMIT'),
   )
 
@@ -381,14 +385,14 @@ export const prepareDirect = (
 
 export const prepare = (global: GlobalId, { name, databaseId }: Participant, gid: string, shared?: Shared) =>
   script(
-    'prepare',
+    nameOf('prepare', shared),
     [
       'set constraints all immediate',
       `select once.vote('${global.transactionId}', '${global.home}', '${name}', '${databaseId}')`,
       ...resetShared(shared, [decisive(shared?.level)]),
       `prepare transaction ${literal(gid)}`,
     ],
-    [global.transactionId, global.home, global.homeXid, name, databaseId, gid],
+    [global.transactionId, global.home, global.homeXid, name, databaseId, gid, ...levelOf(shared)],
     tagged('PREPARE TRANSACTION'),
   )
 
@@ -426,14 +430,14 @@ export const decideDirect = (
 export const decide = (global: GlobalId, participants: readonly Participant[], shared?: Shared) => {
   const [names, ids] = arrays(participants)
   return script(
-    'decide',
+    nameOf('decide', shared),
     [
       'set constraints all immediate',
       `select once.begin_global('${global.transactionId}', '${names}', '${ids}', '${global.home}')`,
       ...resetShared(shared, [...tidy, decisive(shared?.level)]),
       'commit',
     ],
-    [global.transactionId, global.home, global.homeXid, names, ids],
+    [global.transactionId, global.home, global.homeXid, names, ids, ...levelOf(shared)],
     tagged('COMMIT'),
   )
 }

@@ -4,7 +4,7 @@ import { runTransaction, type Stage } from '../../src/commit/coordinator.ts'
 import { PgonceError } from '../../src/errors.ts'
 import * as say from '../../src/statements.ts'
 import { type Attempt, type Call, stackOf } from './oracle.ts'
-import { nameOf, type Operation, type TransactionPlan } from './plan.ts'
+import { type Claim, nameOf, type Operation, type TransactionPlan } from './plan.ts'
 import { PgError, type SimulatedDatabase } from './postgres/server.ts'
 import { endings, smuggled, streamText } from './postgres/workload.ts'
 import type { Running, World } from './world.ts'
@@ -32,7 +32,8 @@ export function startCall(here: World, process: Running, plan: TransactionPlan, 
       (stage) => runBody(here, call, stage),
     )
       .then(
-        (result) => {
+        async (result) => {
+          await result.result?.()
           call.result = result
         },
         (error: unknown) => {
@@ -54,19 +55,53 @@ export function startCall(here: World, process: Running, plan: TransactionPlan, 
   })
 }
 
-/** What the client does around a handler: the message is claimed, and a duplicate has no handler. */
-async function runBody(here: World, call: Call, stage: Stage): Promise<void> {
+/**
+ * What the client does around a handler: the message is claimed, and a duplicate has no handler.
+ *
+ * @returns what remains to be heard after the commit
+ */
+async function runBody(here: World, call: Call, stage: Stage): Promise<(() => Promise<void>) | undefined> {
   const { claim, operations } = call.plan
   const attempt: Attempt = { id: '', call, effects: new Map(), refused: undefined, claim: undefined }
   call.attempts.push(attempt)
-  if (claim) {
-    const branch = await stage.begin(nameOf(claim.database))
+  const begin = async ({ database }: Claim) => {
+    const branch = await stage.begin(nameOf(database))
     named(here, attempt, branch.transactionId)
-    const statement = say.claimSequence('producer', BigInt(claim.sequence), 0, false)
-    attempt.claim = (await branch.change(statement)).status
-    if (attempt.claim === 'duplicate') return
+    return branch
+  }
+  const take = async (one: Claim) => {
+    const branch = await begin(one)
+    attempt.claim = (await branch.change(claimOf(one))).status
+  }
+  if (claim?.when === 'alone') {
+    const branch = await begin(claim)
+    const effect = newEffect(here, attempt, claim.database)
+    const text = `insert into effect (id) values (${effect})`
+    const { answer } = await branch.sendAhead(say.withEffects(claimOf(claim))([text]))
+    return async () => {
+      attempt.claim = (await answer).status
+      if (attempt.claim === 'duplicate') attempt.effects.clear()
+    }
+  }
+  if (claim?.when === 'first') {
+    await take(claim)
+    if (attempt.claim === 'duplicate') return undefined
   }
   await stage.handle(() => handle(here, operations, stage, attempt))
+  if (claim?.when !== 'late') return undefined
+  // As a position is moved, or a result kept: behind the handler, whose work is void if that is refused.
+  await take(claim)
+  if (attempt.claim === 'duplicate') throw new HandlerGaveUp('somebody was faster')
+  return undefined
+}
+
+const claimOf = ({ sequence }: Claim) =>
+  say.claimSequence('producer', BigInt(sequence), { epoch: 0, strict: false, startAt: null })
+
+function newEffect(here: World, attempt: Attempt, database: number): number {
+  here.effects += 1
+  attempt.effects.set(String(here.effects), here.databases[database] as SimulatedDatabase)
+  return here.effects
 }
 
 function named({ oracle }: World, attempt: Attempt, id: string): void {
@@ -129,10 +164,7 @@ async function carryOut(
     await handle?.executeQuery(CompiledQuery.raw(text, values))
   }
   const write = async (text: string) => {
-    here.effects += 1
-    const effect = here.effects
-    attempt.effects.set(String(effect), here.databases[database] as SimulatedDatabase)
-    await run(text, effect)
+    await run(text, newEffect(here, attempt, database))
   }
   switch (does) {
     case 'insert':

@@ -4,8 +4,10 @@
  * kills it kills it between any two steps.
  */
 import { codeOf } from '../../src/errors.ts'
+import * as say from '../../src/statements.ts'
 import { closeWire, connect, lossOf, send, type Wire } from './network.ts'
 import type { SimulatedDatabase } from './postgres/server.ts'
+import { statementOf, textOf } from './postgres/statements.ts'
 import type { Running, World } from './world.ts'
 
 type Row = Record<string, unknown>
@@ -79,6 +81,8 @@ async function carry(
   }
 }
 
+const messageOf = { ask: say.ask, answer: say.answer, apply: say.apply }
+
 /** One call, alone in a transaction that reads what is committed by each of its statements. */
 async function callOver(
   here: World,
@@ -88,26 +92,29 @@ async function callOver(
 ): Promise<Row[]> {
   const process = wire.process as Running
   try {
-    await inTime(here, process, send(here, wire, 'begin isolation level read committed', []))
-    const { rows } = await inTime(here, process, send(here, wire, `select once.${name}($1)`, [message]))
-    await inTime(here, process, send(here, wire, 'commit', []))
-    return rows.map((row) => JSON.parse(String(Object.values(row)[0])) as Row)
+    await inTime(here, process, send(here, wire, statementOf(say.beginReadCommitted())))
+    const { rows } = await inTime(here, process, send(here, wire, statementOf(messageOf[name](message))))
+    await inTime(here, process, send(here, wire, statementOf(say.end())))
+    return rows.map((row) => JSON.parse(String(row)) as Row)
   } catch (error) {
     // Whatever the server says, the transaction is over.
-    await inTime(here, process, send(here, wire, 'rollback', []))
+    await inTime(here, process, send(here, wire, statementOf(say.rollback())))
     throw error
   }
 }
 
 /** sql/recovery/finish_remote.sql */
-async function finish(here: World, process: Running, me: Wire, { statement, role }: Row): Promise<void> {
+async function finish(here: World, process: Running, me: Wire, row: Row): Promise<void> {
   const { scheduler: clock } = here
-  if (role !== null) await inTime(here, process, send(here, me, `set role "${role}"`, []))
+  const { role } = row
+  const verb = row.outcome === 'committed' ? 'commit' : 'rollback'
+  const statement = statementOf(say.finishAs(String(row.statement), verb, String(row.gid)))
+  if (role !== null) await inTime(here, process, send(here, me, textOf(`set role "${role}"`, [])))
   try {
     for (let turn = 0; turn < tries; turn += 1) {
       try {
         // No timeout ends this one.
-        await send(here, me, String(statement), [])
+        await send(here, me, statement)
         return
       } catch (error) {
         if (codeOf(error) !== '55000') {
@@ -118,10 +125,8 @@ async function finish(here: World, process: Running, me: Wire, { statement, role
       }
     }
   } finally {
-    if (role !== null && !me.closed) {
-      const again = "select pg_catalog.set_config('role', $1::text, false)"
-      await inTime(here, process, send(here, me, again, ['none']))
-    }
+    if (role !== null && !me.closed)
+      await inTime(here, process, send(here, me, statementOf(say.setRole('none'))))
   }
 }
 

@@ -6,17 +6,14 @@
 import { execFile } from 'node:child_process'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
-import { type Edit, withEdited } from '../../test/support/mutated.ts'
+import { type Mutant, type Search, withMutant } from '../rig/mutants.ts'
 
-interface Mutant {
-  readonly name: string
-  /** What goes wrong with it. */
-  readonly what: string
-  /** Of the sources, each of one place. */
-  readonly edits?: readonly Edit[]
+interface SimulationMutant extends Mutant {
   /** Commands that are left out of a statement: its name, and how the command begins. */
-  readonly without?: readonly (readonly [statement: string, command: string])[]
+  readonly without: readonly Omission[]
 }
+
+type Omission = readonly [statement: string, command: string]
 
 /*
  * Not here, since they change nothing that anybody could see:
@@ -24,9 +21,12 @@ interface Mutant {
  *   decided COMMIT was never sent, so nothing will be; the model says so, too (`redundant-confirmation` in proof/model/).
  * - The tag of PREPARE or COMMIT not looked at: what stands before either in the same text is refused wherever that
  *   would answer ROLLBACK. What stands there is left out instead.
+ * - A PREPARE without an answer taken for refused. Its branch is then rolled back plainly, which does nothing to it, and
+ *   recovery finishes it, as it would have: the home has rolled back by then. What matters is the connection, whose
+ *   mutant is `unclear is clean`.
  * - `savepoint once` left out of `decide_direct`: the decision row before it is refused wherever that would be.
  */
-export const mutants: readonly Mutant[] = [
+const seeded: readonly (Pick<Mutant, 'name' | 'what'> & Partial<SimulationMutant>)[] = [
   // Deciding
   {
     name: 'lost answer is an abort',
@@ -97,13 +97,13 @@ export const mutants: readonly Mutant[] = [
     ],
   },
   {
-    name: 'unclear means refused',
-    what: 'a PREPARE without an answer is taken for refused: its branch is rolled back plainly, and the others as prepared',
+    name: 'unclear is clean',
+    what: 'a connection whose PREPARE was not answered goes back to the pool',
     edits: [
       {
         file: 'src/commit/commit.ts',
-        find: 'return isErrorAnswer(error) || (error instanceof PgonceError && !(error instanceof AbortedError))',
-        replace: 'return isErrorAnswer(error) || error instanceof PgonceError',
+        find: '      if (!prepared.includes(writer) && !refused.includes(writer)) writer.link.abandon()\n',
+        replace: '      if (!prepared.includes(writer) && !refused.includes(writer)) continue\n',
       },
     ],
   },
@@ -412,6 +412,45 @@ export const mutants: readonly Mutant[] = [
       without: commands.map((command) => [statement, command] as const),
     })),
   ),
+  ...(
+    [
+      ['commit_shared', 'reset all'],
+      ['commit_shared', 'reset session authorization'],
+      ['prepare_shared', 'select pg_catalog.pg_advisory_unlock_all()'],
+      ['decide_shared', 'set local synchronous_commit'],
+    ] as const
+  ).map(([statement, command]) => ({
+    name: `${statement} without ${command.replace('select pg_catalog.', '')}`,
+    what: 'behind a pooler, what a handler leaves in a session meets whoever gets it next, or the commit',
+    without: [[statement, command] as const],
+  })),
+  {
+    name: 'locks survive a rollback behind a pooler',
+    what: 'advisory locks of a session meet whoever gets it next',
+    edits: [
+      {
+        file: 'src/commit/commit.ts',
+        find: 'link.isOwn ? say.rollbackDirect()',
+        replace: 'link.isDirect ? say.rollbackDirect()',
+      },
+    ],
+  },
+  {
+    name: 'lost and never given back',
+    what: 'a connection of the caller’s that is lost under another role is kept from its pool',
+    edits: [
+      {
+        file: 'src/connection/kysely-link.ts',
+        find: '      if (isErrorAnswer(error)) throw error\n',
+        replace: '      throw error\n',
+      },
+    ],
+  },
+  {
+    name: 'temporary tables survive',
+    what: 'a temporary table of a handler meets the next message',
+    without: [['commit_direct', 'discard temp']],
+  },
   {
     name: 'locks survive rollback_direct',
     what: 'advisory locks of a session, which ROLLBACK does not take away, meet the next message',
@@ -557,8 +596,9 @@ export const mutants: readonly Mutant[] = [
     edits: [
       {
         file: 'proof/simulation/inside.ts',
-        find: "    await inTime(here, process, send(here, wire, 'commit', []))\n",
-        replace: "    if (name === 'answer') await inTime(here, process, send(here, wire, 'commit', []))\n",
+        find: '    await inTime(here, process, send(here, wire, statementOf(say.end())))\n',
+        replace:
+          "    if (name !== 'apply') await inTime(here, process, send(here, wire, statementOf(say.end())))\n",
       },
     ],
   },
@@ -618,34 +658,42 @@ export const mutants: readonly Mutant[] = [
   },
 ]
 
-interface Caught {
-  /** Undefined: it survived. */
-  readonly after: number | undefined
-  readonly invariant: string | undefined
-  readonly seed: number | undefined
-  /** Whether the code without it passes the schedule that caught it: else it was a false alarm. */
-  readonly isSound: boolean
-}
+export const mutants: readonly SimulationMutant[] = seeded.map((mutant) => ({
+  edits: [],
+  without: [],
+  ...mutant,
+}))
 
 /** Runs a task with a simulation, and an environment for its processes, in which a mutant lives. */
-export async function withMutant<T>(
-  { edits = [], without = [] }: Mutant,
+export async function withSimulation<T>(
+  { edits, without }: SimulationMutant,
   task: (simulation: string, env: NodeJS.ProcessEnv) => Promise<T>,
 ): Promise<T> {
   const left = without.map(([statement, command]) => `${statement}: ${command}`).join('; ')
   const env = { ...process.env, PGONCE_SIMULATION_WITHOUT: left }
   if (edits.length === 0) return await task(import.meta.dirname, env)
-  return await withEdited(edits, ['src', 'proof', 'scripts', 'test/support', 'package.json'], (copy) =>
-    task(join(copy, 'proof/simulation'), env),
-  )
+  const parts = ['src', 'proof/simulation', 'proof/rig', 'scripts', 'package.json']
+  return await withMutant({ edits }, parts, (copy) => task(join(copy, 'proof/simulation'), env))
 }
 
-/** Runs one mutant until it is caught or the seeds are used up, and then the code without it where it was caught. */
-export async function runMutant(mutant: Mutant, seeds: number): Promise<Caught> {
-  const caught = await withMutant(mutant, (simulation, env) => hunt(simulation, seeds, 1, env))
-  if (caught.seed === undefined) return { ...caught, isSound: true }
-  const { after } = await hunt(import.meta.dirname, 1, caught.seed, process.env)
-  return { ...caught, isSound: after === undefined }
+/** Runs schedules until one is violated or the seeds are used up, and then the code without the bug where it was. */
+export async function search(mutant: SimulationMutant, seeds: number): Promise<Search> {
+  const { after, invariant, seed } = await withSimulation(mutant, (simulation, env) =>
+    hunt(simulation, seeds, 1, env),
+  )
+  if (seed === undefined) return { by: undefined, after: `${seeds} schedules` }
+  const without = await hunt(import.meta.dirname, 1, seed, process.env)
+  return {
+    by: invariant,
+    after: `${after} schedules`,
+    falseAlarm: without.after === undefined ? undefined : `seed ${seed} is violated without it, too`,
+  }
+}
+
+interface Hunted {
+  readonly after?: number
+  readonly invariant?: string
+  readonly seed?: number
 }
 
 async function hunt(
@@ -653,42 +701,8 @@ async function hunt(
   seeds: number,
   from: number,
   env: NodeJS.ProcessEnv,
-): Promise<Omit<Caught, 'isSound'>> {
+): Promise<Hunted> {
   const arguments_ = ['--max-semi-space-size=32', join(simulation, 'hunt.ts'), String(seeds), String(from)]
   const { stdout } = await promisify(execFile)(process.execPath, arguments_, { env })
-  const { after, invariant, seed } = JSON.parse(stdout) as Partial<Caught>
-  return { after, invariant, seed }
-}
-
-/** Runs mutants, one a core; whether all were caught. */
-export async function runMutants(chosen: readonly Mutant[], seeds: number, json: boolean): Promise<boolean> {
-  const results = new Map<Mutant, Caught>()
-  const waiting = chosen.values()
-  await Promise.all(
-    Array.from({ length: availableParallelism() }, async () => {
-      for (const mutant of waiting) {
-        const caught = await runMutant(mutant, seeds)
-        results.set(mutant, caught)
-        process.stderr.write(`${mutant.name}: ${tell(caught, seeds)}\n`)
-      }
-    }),
-  )
-  const rows = chosen.map((mutant) => ({
-    mutant: mutant.name,
-    what: mutant.what,
-    ...(results.get(mutant) as Caught),
-  }))
-  if (json) process.stdout.write(`${JSON.stringify(rows, null, 2)}\n`)
-  else {
-    console.log('| mutant | what it does | caught after | by |\n|---|---|---|---|')
-    for (const { mutant, what, after, invariant } of rows)
-      console.log(`| ${mutant} | ${what} | ${after ?? 'never'} | ${invariant ?? ''} |`)
-  }
-  return rows.every(({ after, isSound }) => after !== undefined && isSound)
-}
-
-function tell({ after, invariant, seed, isSound }: Caught, seeds: number): string {
-  if (after === undefined) return `SURVIVED ${seeds} schedules`
-  const caught = `caught after ${after}, “${invariant}”`
-  return isSound ? caught : `${caught}; but seed ${seed} breaks without it: A FALSE ALARM`
+  return JSON.parse(stdout) as Hunted
 }

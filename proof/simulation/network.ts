@@ -17,7 +17,6 @@ import {
 import { type Answer, PgError, type Server, type SimulatedDatabase } from './postgres/server.ts'
 import type { Refusal } from './postgres/session.ts'
 import type { Statement } from './postgres/statements.ts'
-import { type Random, random } from './random.ts'
 import type { Process, Scheduler } from './scheduler.ts'
 
 /** A coordinator, a recoverer. */
@@ -147,7 +146,7 @@ export function connect(
         )
         return
       }
-      const backend = bear(network, process, database, (error) => {
+      const backend = bear(network, process, database, pooler !== undefined, (error) => {
         if (pooler) forget(network, pooler, backend, error)
         else tellEnd(network, wire, error)
       })
@@ -181,14 +180,21 @@ function bear(
   network: Network,
   { login }: ClientProcess,
   database: SimulatedDatabase,
+  isPooled: boolean,
   onclose: (error: PgError | undefined) => void,
 ): Backend {
   network.pids += 1
   const pid = network.pids
-  const backend = openBackend(database, login, pid, (error) => {
-    network.backends.delete(pid)
-    onclose(error)
-  })
+  const backend = openBackend(
+    database,
+    login,
+    pid,
+    (error) => {
+      network.backends.delete(pid)
+      onclose(error)
+    },
+    isPooled,
+  )
   network.backends.set(pid, backend)
   return backend
 }
@@ -231,7 +237,7 @@ function passOn(network: Network, pooler: Pooler, wire: Wire, request: Request):
     const spare = fit.length > 0 && !wire.random.chance(0.2) ? wire.random.pick(fit) : undefined
     if (spare) free.splice(free.indexOf(spare), 1)
     const backend =
-      spare ?? bear(network, wire.process, database, (error) => forget(network, pooler, backend, error))
+      spare ?? bear(network, wire.process, database, true, (error) => forget(network, pooler, backend, error))
     pooler.owners.set(backend, wire)
     wire.backend = backend
   }

@@ -3,6 +3,7 @@
  * faults strike at which points. A plan is plain data, so that it can be printed, run again, and made smaller.
  * Delays and other small chances are drawn while it runs, from streams of the same seed.
  */
+import { type Random, random } from '../rig/random.ts'
 import type { DriverPlan, ForeignDriver } from './drivers.ts'
 import { type Kind, kinds, points, reachable, sidesOf } from './points.ts'
 
@@ -51,8 +52,17 @@ export interface TransactionPlan {
   }
   /** Milliseconds after which its signal aborts it. */
   readonly abortAt?: number
-  /** The message that it claims before its handler runs, and where. */
-  readonly claim?: { readonly database: number; readonly sequence: number }
+  readonly claim?: Claim
+}
+
+/**
+ * The message that a transaction claims, and where: before its handler runs, behind it (`late`), or with effects known
+ * beforehand, in one round trip and without a handler (`alone`).
+ */
+export interface Claim {
+  readonly database: number
+  readonly sequence: number
+  readonly when: 'first' | 'late' | 'alone'
 }
 
 /**
@@ -92,6 +102,8 @@ export interface Operation {
 
 export interface RecovererPlan {
   readonly driver: DriverPlan
+  /** `once.recover()` in each database, instead of a process that has connections to all. */
+  readonly inside: boolean
   /** As whom: the role that owns the branches, another that may take it on, or a superuser. */
   readonly login: string
   readonly at: number
@@ -166,9 +178,12 @@ const busy = [
   'prepare',
   'decide',
   'commit',
+  'prepare_shared',
+  'decide_shared',
+  'commit_shared',
   'finish commit',
   'finish rollback',
-  'branch outcome',
+  'answer finish',
 ] as const
 
 /** Every other seed makes for a point that is seldom passed, and strikes there. */
@@ -196,6 +211,7 @@ interface Provocation {
   readonly synchronousCommit?: string
   readonly login?: string
   readonly audits?: boolean
+  readonly keep?: number
   readonly recoverAt?: number
   readonly runs?: number
   readonly transactions?: number
@@ -203,6 +219,7 @@ interface Provocation {
   readonly apart?: number
   /** Of this many messages, each transaction claims one. */
   readonly messages?: number
+  readonly when?: Claim['when']
   readonly options?: Partial<TransactionPlan['options']>
   /** No fault besides. */
   readonly alone?: true
@@ -249,6 +266,13 @@ const ofCommits: readonly Provocation[] = [
   },
   { kinds: ['note_xid', 'rollback_direct', 'open_direct'], does: ['insert', 'fail'] },
   { kinds: ['rollback', 'open'], does: ['insert', 'fail'], drivers: foreign },
+  {
+    kinds: ['rollback_direct'],
+    does: ['insert', 'lock', 'fail'],
+    action: 'refuse',
+    point: 'rollback_direct: arrive',
+    transactions: 2,
+  },
   { kinds: ['finish rollback'], action: 'refuse', point: 'decide_direct: arrive' },
   { kinds: ['finish rollback'], action: 'refuse', point: 'decide: arrive', drivers: foreign },
   {
@@ -263,6 +287,17 @@ const ofCommits: readonly Provocation[] = [
     action: 'stall',
     point: 'rollback_direct: send',
     does: ['insert', 'insert', 'defer'],
+  },
+  // The transaction is given up before a branch is refused that nobody waits for any more.
+  {
+    kinds: ['prepare_direct', 'open_direct'],
+    action: 'stall',
+    point: 'prepare_direct: arrive',
+    time: [400, 900],
+    does: ['insert', 'defer'],
+    options: { timeout: 300 },
+    transactions: 3,
+    apart: 320,
   },
   {
     kinds: ['find_evidence'],
@@ -306,10 +341,37 @@ const ofCommits: readonly Provocation[] = [
     { kinds: ['commit_direct'] as const, does: [does] as const, transactions: 2 },
     { kinds: ['decide', 'commit'] as const, does: [does, 'insert'] as const, drivers: foreign },
   ]),
+  ...(['set', 'set local', 'soften'] as const).map((does) => ({
+    kinds: ['commit_direct', 'open_direct'] as const,
+    action: 'crash' as const,
+    point: 'open_direct: send',
+    latest: 2,
+    transactions: 2,
+    does: [does] as const,
+  })),
+  { kinds: ['commit_direct', 'rollback_direct'], does: ['temp'], transactions: 3 },
   ...(['role', 'lock'] as const).flatMap((does) => [
     { kinds: ['commit_direct', 'open_direct'] as const, does: [does] as const, transactions: 3 },
     { kinds: ['finish commit', 'prepare_direct'] as const, does: ['insert', does] as const, transactions: 3 },
     { kinds: ['prepare', 'decide'] as const, does: [does, 'insert'] as const, drivers: foreign },
+    {
+      kinds: ['prepare_shared', 'decide_shared', 'finish commit'] as const,
+      does: ['insert', does] as const,
+      drivers: ['pooled'] as const,
+      transactions: 3,
+    },
+    {
+      kinds: ['commit_shared', 'rollback'] as const,
+      does: [does, 'throw'] as const,
+      drivers: ['pooled'] as const,
+      transactions: 3,
+    },
+    {
+      kinds: ['commit_shared'] as const,
+      does: [does] as const,
+      drivers: ['pooled'] as const,
+      transactions: 3,
+    },
   ]),
   // BEGIN fails, and what was sent behind it must not take effect.
   ...(['open_direct: arrive', 'begin: arrive'] as const).flatMap((point) => [
@@ -344,7 +406,36 @@ const ofCommits: readonly Provocation[] = [
   },
   { kinds: ['claim_sequence', 'commit_direct'], messages: 1, transactions: 3, does: ['insert'] },
   { kinds: ['claim_sequence', 'decide_direct'], messages: 2, transactions: 3 },
+  {
+    kinds: ['claim_sequence', 'work'],
+    messages: 1,
+    when: 'late',
+    drivers: [reopening],
+    action: 'terminate',
+    point: 'work: answer',
+  },
   { kinds: ['claim_sequence', 'commit'], messages: 1, transactions: 2, does: ['insert'], drivers: foreign },
+  ...(['own', driver, reopening, 'pooled'] as const).flatMap((one) => [
+    {
+      kinds: ['claim_sequence_with_effects'] as const,
+      messages: 1,
+      when: 'alone' as const,
+      transactions: 3,
+      apart: 1,
+      does: ['insert'] as const,
+      drivers: [one],
+    },
+    {
+      kinds: ['claim_sequence_with_effects'] as const,
+      messages: 1,
+      when: 'alone' as const,
+      transactions: 2,
+      does: ['insert'] as const,
+      drivers: [one],
+      action: 'refuse' as const,
+      point: one === 'own' ? 'open_direct: arrive' : 'begin: arrive',
+    },
+  ]),
   // An address leads to another database, and who comes there believes it is the one from before.
   ...(['decide_direct: answer', 'finish commit: answer'] as const).map((point) => ({
     kinds: ['decide_direct', 'prepare_direct', 'identify'] as const,
@@ -369,18 +460,18 @@ const ofCommits: readonly Provocation[] = [
 
 const ofRecovery: readonly Provocation[] = [
   {
-    kinds: ['find decisions', 'record loss'],
+    kinds: ['answer prove', 'apply prove'],
     action: 'roll back by hand',
     point: 'decide_direct: arrive',
   },
   {
-    kinds: ['ask about a heuristic', 'judge heuristic'],
+    kinds: ['ask judge', 'answer judge', 'apply judge'],
     action: 'force',
     point: 'decide_direct: arrive',
     audits: true,
   },
   {
-    kinds: ['ask about a heuristic', 'judge heuristic'],
+    kinds: ['ask judge', 'answer judge', 'apply judge'],
     action: 'force',
     point: 'decide_direct: done',
     audits: true,
@@ -393,14 +484,19 @@ const ofRecovery: readonly Provocation[] = [
       { ...killed, kinds: ['tell_role', 'take role', 'set_role', kind] as const, recoverer: driver },
     ]
   }),
-  { kinds: ['list in doubt', 'branch outcome'], action: 'kill', point: 'prepare_direct: answer' },
-  { kinds: ['list prepared', 'find evidence', 'mark proven', 'unproven', 'stamp recovery', 'identify'] },
-  { kinds: ['list prepared', 'find evidence', 'mark confirmed', 'proven', 'confirmed', 'assert_home'] },
-  { kinds: ['delete evidence', 'purge', 'mark confirmed', 'confirmed'] },
-  { kinds: ['page evidence', 'list heuristics'], audits: true },
+  {
+    kinds: ['ask finish', 'answer finish', 'apply finish'],
+    action: 'kill',
+    point: 'prepare_direct: answer',
+  },
+  { kinds: ['answer finish', 'apply finish'], action: 'kill', also: 'forge', point: 'decide_direct: done' },
+  { kinds: ['ask prove', 'answer prove', 'apply prove', 'identify'] },
+  { kinds: ['ask confirm', 'answer confirm', 'apply confirm'] },
+  { kinds: ['ask purge', 'answer purge', 'apply purge'] },
+  { kinds: ['ask audit', 'answer audit', 'apply audit', 'ask judge'], audits: true, keep: 600_000 },
   // Recovery asks for the decision just when it falls, and what it does comes before what the coordinator does.
   {
-    kinds: ['stamp recovery', 'confirmed', 'delete evidence', 'purge'],
+    kinds: ['ask confirm', 'ask purge', 'answer purge', 'apply purge'],
     action: 'stall',
     point: 'decide_direct: arrive',
     time: [2, 20],
@@ -408,8 +504,8 @@ const ofRecovery: readonly Provocation[] = [
     slow: 'finish commit: send',
   },
   // A standby takes over that lacks what recovery has seen already.
-  ...(['list in doubt: arrive', 'stamp recovery: done', 'unproven: arrive'] as const).map((point) => ({
-    kinds: ['list in doubt', 'stamp recovery', 'mark proven'] as const,
+  ...(['ask finish: arrive', 'ask purge: done', 'ask prove: arrive'] as const).map((point) => ({
+    kinds: ['ask finish', 'ask purge', 'apply prove'] as const,
     action: 'fail over' as const,
     point,
     latest: 8,
@@ -428,7 +524,7 @@ const leading = [
 ]
 
 /** What recovery says comes behind what a coordinator says. */
-const firstOfRecovery = kinds.indexOf('list in doubt')
+const firstOfRecovery = kinds.indexOf('ask finish')
 
 /** The traced steps; those of recovery are taken where a coordinator has died. */
 const steps = points.filter((point) => point.startsWith('step '))
@@ -484,17 +580,24 @@ function provoke(seed: number): Plan {
       operations: operationsOf(dice, does),
       options: { timeout: 60_000, ...provocation.options },
       ...(provocation.messages
-        ? { claim: { database: 0, sequence: 1 + dice.below(provocation.messages) } }
+        ? {
+            claim: {
+              database: 0,
+              sequence: 1 + dice.below(provocation.messages),
+              when: provocation.when ?? 'first',
+            },
+          }
         : {}),
     })),
     recoverers: Array.from({ length: dice.pick(isCoordinators ? [0, 1] : [1, 1, 1, 2]) }, (_, number) => ({
       driver: recoverer,
+      inside: provocation.recoverer === undefined && dice.chance(0.25),
       login,
       at: (provocation.recoverAt ?? 60) + dice.between(1, 100) + 300 * number,
       every: dice.between(1, 300),
       runs,
       purges: true,
-      keep: isGrave ? 600_000 : 0,
+      keep: provocation.keep ?? (isGrave ? 600_000 : 0),
       audits: provocation.audits ?? false,
     })),
     faults: [
@@ -568,6 +671,7 @@ function drawPlan(seed: number): Plan {
     ),
     recoverers: Array.from({ length: dice.pick([0, 1, 1, 2]) }, () => ({
       driver: dice.chance(0.6) ? ('own' as const) : driverOf(dice),
+      inside: dice.chance(0.25),
       login: dice.pick(['app', 'keeper', 'postgres']),
       at: dice.between(1, 500),
       every: dice.between(1, 3000),
@@ -622,7 +726,15 @@ function transactionOf(dice: Random, processes: number, databases: number): Tran
       ...(dice.chance(0.3) ? { record: true } : {}),
     },
     ...(dice.chance(0.1) ? { abortAt: dice.between(1, 200) } : {}),
-    ...(dice.chance(0.2) ? { claim: { database: dice.pick(used), sequence: 1 + dice.below(2) } } : {}),
+    ...(dice.chance(0.2)
+      ? {
+          claim: {
+            database: dice.pick(used),
+            sequence: 1 + dice.below(2),
+            when: dice.pick(['first', 'late', 'alone']),
+          },
+        }
+      : {}),
   }
 }
 

@@ -3,6 +3,12 @@
  * traces. A point is a number, so that looking one up costs nothing.
  */
 
+/** What couriers carry. */
+const recoverySteps = ['finish', 'prove', 'confirm', 'purge', 'audit', 'judge'] as const
+const messages = (['ask', 'answer', 'apply'] as const).flatMap((does) =>
+  recoverySteps.map((step) => `${does} ${step}` as const),
+)
+
 /** What the client sends: statements by name, and what has none by its purpose. */
 export const kinds = [
   'hello',
@@ -16,14 +22,18 @@ export const kinds = [
   'begin',
   'open',
   'claim_sequence',
+  'claim_sequence_with_effects',
   'work',
   'note_xid',
   'prepare_direct',
   'prepare',
+  'prepare_shared',
   'decide_direct',
   'decide',
+  'decide_shared',
   'commit_direct',
   'commit',
+  'commit_shared',
   'rollback_direct',
   'rollback',
   'finish commit',
@@ -31,26 +41,8 @@ export const kinds = [
   'find_evidence',
   'outcome',
   'begin_read_committed',
-  'assert_home',
   'end',
-  'list in doubt',
-  'branch outcome',
-  'unproven',
-  'list prepared',
-  'find evidence',
-  'mark proven',
-  'find decisions',
-  'record loss',
-  'proven',
-  'mark confirmed',
-  'confirmed',
-  'delete evidence',
-  'purge',
-  'stamp recovery',
-  'page evidence',
-  'list heuristics',
-  'ask about a heuristic',
-  'judge heuristic',
+  ...messages,
   'tell_role',
   'take role',
   'set_role',
@@ -74,10 +66,13 @@ export const steps = ['begin', 'prepare', 'decide', 'finish', 'recover'] as cons
 const flushing: ReadonlySet<Kind> = new Set([
   'prepare_direct',
   'prepare',
+  'prepare_shared',
   'decide_direct',
   'decide',
+  'decide_shared',
   'commit_direct',
   'commit',
+  'commit_shared',
   'finish commit',
   'finish rollback',
 ])

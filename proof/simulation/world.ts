@@ -6,6 +6,7 @@
 import type { Context } from '../../src/commit/coordinator.ts'
 import { type Database, databaseOver } from '../../src/connection/database.ts'
 import type { RunningRecovery } from '../../src/recovery/recovery.ts'
+import { type Random, random } from '../rig/random.ts'
 import { type DriverPlan, openSimulated, type SimulatedPool } from './drivers.ts'
 import type { ClientProcess, Network, Wire } from './network.ts'
 import { createOracle, type Oracle } from './oracle.ts'

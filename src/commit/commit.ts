@@ -313,7 +313,8 @@ async function finishPrepared(
   }
 }
 
-const sayRollback = (link: Link) => (link.isDirect ? say.rollbackDirect() : say.rollback())
+/** On a connection of ours what outlives a rollback goes as well; on a caller's it is the caller's. */
+const sayRollback = (link: Link) => (link.isOwn ? say.rollbackDirect() : say.rollback())
 
 /**
  * Ends transactions that were not prepared; a connection that does not answer to it in time, or before the

@@ -47,6 +47,7 @@ export function openBackend(
   login: string,
   pid: number,
   onclose: Backend['onclose'],
+  isPooled = false,
 ): Backend {
   return {
     database,
@@ -54,9 +55,11 @@ export function openBackend(
     role: login,
     synchronousCommit: undefined,
     defaultReadOnly: undefined,
+    temp: false,
     transaction: undefined,
     implicit: false,
     advisory: 0,
+    isPooled,
     pid,
     epoch: database.server.epoch,
     queue: [],

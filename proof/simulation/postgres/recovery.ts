@@ -1,27 +1,52 @@
 /**
- * What recovery and its audits say, by text, and the functions behind it, each modelled after its file in `sql/`.
+ * The messages of a recovery, and the functions behind them, each modelled after its file in `sql/recovery/`. As in
+ * `once.ts`, one that reads twice does so in two steps.
  */
-import type { Kind } from '../points.ts'
-import { assertHome, branchesOf, branchOutcome, listOf, makeDurable, pause } from './once.ts'
+import { assertHome, branchesOf, branchOutcome, makeDurable, pause } from './once.ts'
 import {
-  type Answer,
-  type EvidenceRow,
   type GlobalRow,
   lock,
   type Pause,
   read,
+  refuse,
+  refuseReadOnly,
+  type SimulatedDatabase,
   scan,
   superuser,
   type Transaction,
   write,
 } from './server.ts'
-import { type SessionState, select, type Values } from './session.ts'
+import type { SessionState } from './session.ts'
 
-type Run = (
-  transaction: Transaction,
-  session: SessionState,
-  values: Values,
-) => Answer | Generator<Pause, Answer>
+/** What a courier brings: see sql/recovery/read_messages.sql. */
+interface Message {
+  readonly step: string
+  readonly asking: string
+  readonly asked: string
+  readonly ids: readonly string[]
+  readonly xids?: readonly string[]
+  readonly outcomes?: readonly string[]
+  readonly evident?: readonly string[]
+  readonly missing?: readonly string[]
+}
+
+interface Request {
+  readonly steps: readonly string[]
+  readonly settle?: string
+  readonly keep?: string
+  readonly recoverer?: string
+  readonly after?: { readonly at?: string; readonly id?: string; readonly gid?: string }
+}
+
+interface Item {
+  readonly at: number
+  readonly id: string
+  readonly asked: readonly string[]
+  readonly xid?: string
+}
+
+const milliseconds = (interval: string | undefined, otherwise: number) =>
+  interval === undefined ? otherwise : Number.parseFloat(interval)
 
 /** sql/recovery/mark_proven.sql */
 function* markProven(transaction: Transaction, ids: readonly string[]): Generator<Pause, number> {
@@ -40,27 +65,6 @@ function* markProven(transaction: Transaction, ids: readonly string[]): Generato
 
 function isUnproven(row: GlobalRow | undefined): row is GlobalRow {
   return row !== undefined && row.provenAt === undefined
-}
-
-/** A page of decisions by the time at which they were made, proven, or confirmed. */
-function pageBy(
-  time: 'decidedAt' | 'provenAt' | 'confirmedAt',
-  rows: readonly GlobalRow[],
-  [size, at, id]: readonly (string | null | undefined)[],
-) {
-  return rows
-    .filter(
-      (row) =>
-        at === null || Number(row[time]) > Number(at) || (row[time] === Number(at) && row.id > String(id)),
-    )
-    .toSorted((one, other) => Number(one[time]) - Number(other[time]) || (one.id < other.id ? -1 : 1))
-    .slice(0, Number(size))
-    .map((row) => ({
-      id: row.id,
-      names: row.participants.join(','),
-      ids: row.databaseIds.join(','),
-      at: String(row[time]),
-    }))
 }
 
 /** sql/recovery/mark_confirmed.sql */
@@ -174,6 +178,7 @@ function* judgeHeuristic(transaction: Transaction, id: string, decided: string):
 
 /** sql/recovery/stamp_recovery.sql */
 function stampRecovery(transaction: Transaction): void {
+  refuseReadOnly(transaction)
   const now = transaction.database.server.now()
   const row = read(transaction, 'recovery', '')
   if (row && row.recoveredAt > now - 5000) return
@@ -186,199 +191,240 @@ function stampRecovery(transaction: Transaction): void {
   write(transaction, 'recovery', '', { recoveredAt: now })
 }
 
-/** Of a list of ids, the decisions that are there, as somebody wants them. */
-const findDecisions =
-  (isWanted: (row: GlobalRow) => boolean): Run =>
-  (transaction, _, [ids]) => {
-    assertHome(transaction, transaction.database.databaseId)
-    const found = listOf(ids).filter((id) => {
-      const row = read(transaction, 'global', id)
-      return row !== undefined && isWanted(row)
-    })
-    return select(...found.map((id) => ({ id })))
+/** sql/recovery/ask.sql */
+export function* ask(transaction: Transaction, text: string): Generator<Pause, string[]> {
+  const { database } = transaction
+  const request = JSON.parse(text) as Request
+  const rows: object[] = [{ id: database.databaseId }]
+  for (const step of request.steps) {
+    rows.push(...(step === 'finish' ? askToFinish(database, request) : askFor(transaction, step, request)))
+    yield pause(transaction)
   }
+  if (request.recoverer !== undefined) stampRecovery(transaction)
+  return rows.map((row) => JSON.stringify(row))
+}
 
-/** Each runs inside the transaction that is open, or in one of its own. */
-export const recoveryTexts: Record<string, readonly [Kind, Run]> = {
-  [`select d.gid, d.transaction_id::text as id, d.home::text as home, d.home_xid as xid, d.owner,
-           case when d.owner <> current_user and not r.rolsuper then d.owner end as role, d.can_finish as allowed
-      from once.branch d join pg_catalog.pg_roles r on r.rolname = current_user
-     where (d.ours or d.owner is null and d.transaction_id is not null) and d.age >= $1::int * interval '1 millisecond'
-     order by d.prepared_at`]: [
-    'list in doubt',
-    ({ database }, { role }, [settle]) =>
-      select(
-        ...branchesOf(database)
-          .filter(({ at }) => database.server.now() - at >= Number(settle))
-          .sort((one, other) => one.at - other.at)
-          .map(({ gid, id, home, xid, owner }) => ({
-            gid,
-            id,
-            home,
-            xid,
-            owner,
-            role: owner !== role && role !== superuser ? owner : null,
-            allowed: true,
-          })),
-      ),
-  ],
-  [`select i.id, i.xid, once.branch_outcome($1::uuid, i.id::uuid, i.xid::xid8) as outcome
-      from unnest($2::text::text[], $3::text::text[]) i (id, xid)`]: [
-    'branch outcome',
-    function* (transaction, _, [home, ids, xids]) {
-      const rows = []
-      const xid = listOf(xids)
-      for (const [index, id] of listOf(ids).entries()) {
-        const asked = xid[index] as string
-        rows.push({ id, xid: asked, outcome: yield* branchOutcome(transaction, String(home), id, asked) })
-        yield pause(transaction)
+function askToFinish(database: SimulatedDatabase, request: Request): object[] {
+  const { page } = database.server.settings
+  const { databaseId: asking } = database
+  const settle = milliseconds(request.settle, 0)
+  const age = ({ at }: { at: number }) => database.server.now() - at
+  const branches = branchesOf(database).filter(({ gid }) => gid > (request.after?.gid ?? ''))
+  const listed = branches
+    .filter((branch) => age(branch) >= settle)
+    .sort((one, other) => (one.gid < other.gid ? -1 : 1))
+    .slice(0, page)
+  const rows: object[] = [...Map.groupBy(listed, ({ home }) => home)].map(([home, some]) => ({
+    batch: `finish ${home}`,
+    to: home,
+    gids: some.map(({ gid }) => gid),
+    question: {
+      step: 'finish',
+      asking,
+      asked: home,
+      ids: some.map(({ id }) => id),
+      xids: some.map(({ xid }) => xid),
+    },
+  }))
+  if (branches.some((branch) => age(branch) < settle)) rows.push({ again: true })
+  if (listed.length === page)
+    rows.push({ next: { ...request, steps: ['finish'], after: { gid: listed.at(-1)?.gid } } })
+  return rows
+}
+
+function askFor(transaction: Transaction, step: string, request: Request): object[] {
+  const { databaseId: asking, server } = transaction.database
+  const { page } = server.settings
+  const { at = '-Infinity', id = '' } = request.after ?? {}
+  const items = itemsOf(transaction, step, server.now() - milliseconds(request.keep, 600_000) / 2)
+    .filter((item) => step === 'judge' || item.at > Number(at) || (item.at === Number(at) && item.id > id))
+    .sort((one, other) => one.at - other.at || (one.id < other.id ? -1 : 1))
+    .slice(0, step === 'judge' ? undefined : page)
+  const asked = items.flatMap((item) =>
+    (item.asked.length === 0 ? [asking] : item.asked).map((to) => ({ ...item, to })),
+  )
+  const rows: object[] = [...Map.groupBy(asked, ({ to }) => to)].map(([to, some]) => ({
+    batch: step === 'audit' || step === 'judge' ? `${step} ${to}` : step,
+    to,
+    question: {
+      step,
+      asking,
+      asked: to,
+      ids: some.map((item) => item.id),
+      xids: some.flatMap(({ xid }) => xid ?? []),
+    },
+  }))
+  const last = items.at(-1)
+  if (step !== 'judge' && last !== undefined && items.length === page)
+    rows.push({ next: { ...request, steps: [step], after: { at: String(last.at), id: last.id } } })
+  return rows
+}
+
+/** @param before what was proven or confirmed by then */
+function itemsOf(transaction: Transaction, step: string, before: number): Item[] {
+  const itemOf = (row: GlobalRow, at: number | undefined): Item => ({
+    at: at ?? 0,
+    id: row.id,
+    asked: row.databaseIds,
+  })
+  switch (step) {
+    case 'prove':
+      return scan(transaction, 'global')
+        .filter(isUnproven)
+        .map((row) => itemOf(row, row.decidedAt))
+    case 'confirm':
+      return scan(transaction, 'global')
+        .filter((row) => isUnconfirmed(row) && Number(row.provenAt) <= before)
+        .map((row) => itemOf(row, row.provenAt))
+    case 'purge':
+      return scan(transaction, 'global')
+        .filter(({ confirmedAt }) => confirmedAt !== undefined && confirmedAt <= before)
+        .map((row) => itemOf(row, row.confirmedAt))
+    case 'audit':
+      return scan(transaction, 'evidence').map(({ id, home }) => ({ at: -Infinity, id, asked: [home] }))
+    case 'judge':
+      return scan(transaction, 'heuristic')
+        .filter(({ done }) => done === undefined)
+        .map(({ id, home, xid }) => ({ at: -Infinity, id, asked: [home], xid }))
+    default:
+      throw refuse('ONARG', 'not a request of a recoverer')
+  }
+}
+
+/** sql/recovery/answer.sql */
+export function* answer(transaction: Transaction, text: string): Generator<Pause, string> {
+  const { database } = transaction
+  const { step, asking, asked, ids, xids = [] } = JSON.parse(text) as Message
+  assertHome(transaction, asked)
+  const header = { step, asking, asked }
+  if (step === 'finish' || step === 'judge') {
+    const outcomes = []
+    for (const [index, id] of ids.entries()) {
+      outcomes.push(yield* branchOutcome(transaction, asked, id, xids[index] as string))
+      yield pause(transaction)
+    }
+    return JSON.stringify({ ...header, ids, xids, outcomes })
+  }
+  if (step === 'prove' || step === 'confirm') {
+    const prepared = new Set(branchesOf(database).map(({ id }) => id))
+    yield pause(transaction)
+    const evident = evidentOf(transaction, ids)
+    const missing = ids.filter((id) => !prepared.has(id) && !evident.includes(id))
+    return JSON.stringify({ ...header, ids, evident, missing })
+  }
+  if (step === 'purge') {
+    yield* deleteEvidence(transaction, asking, ids)
+    return JSON.stringify({ ...header, ids })
+  }
+  if (step === 'audit') {
+    const missing = ids.filter((id) => read(transaction, 'global', id) === undefined)
+    return JSON.stringify({ ...header, ids, missing })
+  }
+  throw refuse('ONARG', `unknown question: ${step}`)
+}
+
+function evidentOf(transaction: Transaction, ids: readonly string[]): string[] {
+  const { database } = transaction
+  return ids.filter((id) => {
+    if (read(transaction, 'evidence', id) === undefined) return false
+    database.server.observer.seen(database, id)
+    return true
+  })
+}
+
+/** sql/recovery/apply.sql */
+export function* apply(
+  transaction: Transaction,
+  session: SessionState,
+  text: string,
+): Generator<Pause, string[]> {
+  const { database } = transaction
+  const answers = JSON.parse(text) as Message[]
+  const rows: object[] = []
+  for (const answered of answers) {
+    const { step, asking, asked, ids, xids = [], outcomes = [], missing = [] } = answered
+    assertHome(transaction, asking)
+    if (step === 'finish') rows.push(...finishStatements(database, session, answered))
+    else if (step === 'judge') {
+      for (const [index, id] of ids.entries()) {
+        const known = scan(transaction, 'heuristic').some(
+          (row) => row.id === id && row.home === asked && row.xid === xids[index],
+        )
+        if (known) yield* judgeHeuristic(transaction, id, String(outcomes[index]))
       }
-      return select(...rows)
-    },
-  ],
-  [`select d.transaction_id::text as id, array_to_string(d.participants, ',') as names,
-           array_to_string(d.database_ids, ',') as ids, to_json(d.decided_at) #>> '{}' as at
-      from once.unproven($1::int, coalesce($2::text::timestamptz, '-infinity'),
-                         coalesce($3::text::uuid, '00000000-0000-0000-0000-000000000000')) d`]: [
-    'unproven',
-    (transaction, _, page) =>
-      select(...pageBy('decidedAt', scan(transaction, 'global').filter(isUnproven), page)),
-  ],
-  'select d.transaction_id::text as id from once.branch d where d.transaction_id is not null': [
-    'list prepared',
-    ({ database }) => select(...branchesOf(database).map(({ id }) => ({ id }))),
-  ],
-  'select e::text as id from once.find_evidence($1::text::uuid[]) e': [
-    'find evidence',
-    (transaction, _, [ids]) =>
-      select(
-        ...listOf(ids)
-          .filter((id) => {
-            if (read(transaction, 'evidence', id) === undefined) return false
-            transaction.database.server.observer.seen(transaction.database, id)
-            return true
-          })
-          .map((id) => ({ id })),
-      ),
-  ],
-  'select once.mark_proven($1::text::uuid[])::text as n': [
-    'mark proven',
-    function* (transaction, _, [ids]) {
-      return select({ n: String(yield* markProven(transaction, listOf(ids))) })
-    },
-  ],
-  'select d.transaction_id::text as id from once.find_decisions($1::text::uuid[]) d where not d.proven': [
-    'find decisions',
-    findDecisions(isUnproven),
-  ],
-  'select d.transaction_id::text as id from once.find_decisions($1::text::uuid[]) d': [
-    'find decisions',
-    findDecisions(() => true),
-  ],
-  'select once.record_loss($1::uuid, $2, $3::uuid, $4) as new': [
-    'record loss',
-    function* (transaction, _, values) {
-      return select({ new: yield* recordLoss(transaction, values as string[]) })
-    },
-  ],
-  [`select d.transaction_id::text as id, array_to_string(d.participants, ',') as names,
-           array_to_string(d.database_ids, ',') as ids, to_json(d.proven_at) #>> '{}' as at
-      from once.proven($1::int, $4::int * interval '1 millisecond', coalesce($2::text::timestamptz, '-infinity'),
-                       coalesce($3::text::uuid, '00000000-0000-0000-0000-000000000000')) d`]: [
-    'proven',
-    (transaction, _, [size, at, id, keep]) =>
-      select(
-        ...pageBy(
-          'provenAt',
-          scan(transaction, 'global').filter(
-            (row) =>
-              isUnconfirmed(row) && Number(row.provenAt) <= transaction.database.server.now() - Number(keep),
-          ),
-          [size, at, id],
-        ),
-      ),
-  ],
-  'select once.mark_confirmed($1::text::uuid[])::text as n': [
-    'mark confirmed',
-    function* (transaction, _, [ids]) {
-      return select({ n: String(yield* markConfirmed(transaction, listOf(ids))) })
-    },
-  ],
-  'select d.transaction_id::text as id from once.find_decisions($1::text::uuid[]) d where not d.confirmed': [
-    'find decisions',
-    findDecisions(({ confirmedAt }) => confirmedAt === undefined),
-  ],
-  [`select d.transaction_id::text as id, array_to_string(d.participants, ',') as names,
-           array_to_string(d.database_ids, ',') as ids, to_json(d.confirmed_at) #>> '{}' as at
-      from once.confirmed($1::int, $4::int * interval '1 millisecond', coalesce($2::text::timestamptz, '-infinity'),
-                          coalesce($3::text::uuid, '00000000-0000-0000-0000-000000000000')) d`]: [
-    'confirmed',
-    (transaction, _, [size, at, id, keep]) =>
-      select(
-        ...pageBy(
-          'confirmedAt',
-          scan(transaction, 'global').filter(
-            ({ confirmedAt }) =>
-              confirmedAt !== undefined && confirmedAt <= transaction.database.server.now() - Number(keep),
-          ),
-          [size, at, id],
-        ),
-      ),
-  ],
-  'select once.delete_evidence($2::uuid, $1::text::uuid[])::text as n': [
-    'delete evidence',
-    function* (transaction, _, [ids, home]) {
-      return select({ n: String(yield* deleteEvidence(transaction, String(home), listOf(ids))) })
-    },
-  ],
-  'select once.purge($1::text::uuid[])::text as n': [
-    'purge',
-    function* (transaction, _, [ids]) {
-      return select({ n: String(yield* purge(transaction, listOf(ids))) })
-    },
-  ],
-  "select once.stamp_recovery('pgonce')": [
-    'stamp recovery',
-    (transaction) => {
-      stampRecovery(transaction)
-      return select({ stamp_recovery: '' })
-    },
-  ],
-  [`select e.transaction_id::text as id, e.home::text as home, e.participant
-      from once.evidence_page($1::int, coalesce($2::text::uuid, '00000000-0000-0000-0000-000000000000')) e`]:
-    [
-      'page evidence',
-      (transaction, _, [size, after]) =>
-        select(
-          ...scan(transaction, 'evidence')
-            .filter(({ id }) => after === null || id > String(after))
-            .sort((one: EvidenceRow, other: EvidenceRow) => (one.id < other.id ? -1 : 1))
-            .slice(0, Number(size))
-            .map(({ id, home, participant }) => ({ id, home, participant })),
-        ),
-    ],
-  [`select h.transaction_id::text as id, h.home::text as home, h.home_xid::text as xid
-      from once.heuristic h where h.judged_at is null limit $1::int`]: [
-    'list heuristics',
-    (transaction, _, [size]) =>
-      select(
-        ...scan(transaction, 'heuristic')
-          .filter(({ done }) => done === undefined)
-          .slice(0, Number(size))
-          .map(({ id, home, xid }) => ({ id, home, xid })),
-      ),
-  ],
-  'select once.branch_outcome($1::uuid, $2::uuid, $3::text::xid8) as outcome': [
-    'ask about a heuristic',
-    function* (transaction, _, [home, id, xid]) {
-      return select({ outcome: yield* branchOutcome(transaction, String(home), String(id), String(xid)) })
-    },
-  ],
-  'select once.judge_heuristic($1::uuid, $2)': [
-    'judge heuristic',
-    function* (transaction, _, [id, decided]) {
-      const judged = yield* judgeHeuristic(transaction, String(id), String(decided))
-      return select({ judge_heuristic: String(judged) })
-    },
-  ],
+    } else if (step === 'audit') {
+      const still = missing.flatMap((id) => read(transaction, 'evidence', id) ?? [])
+      for (const { id, participant } of still) {
+        if (yield* recordLoss(transaction, [id, participant, asked, 'lost decision']))
+          rows.push({ action: 'lost decision', subject: id, participant, home: asked, detail: '' })
+      }
+    }
+  }
+  const [first] = answers
+  if (first && ['prove', 'confirm', 'purge'].includes(first.step))
+    rows.push(...(yield* markAndRecord(transaction, first.step, answers)))
+  return rows.map((row) => JSON.stringify(row))
+}
+
+/** Those that every participant has answered for are marked; what is missing and unmarked after that is lost. */
+function* markAndRecord(
+  transaction: Transaction,
+  step: string,
+  answers: readonly Message[],
+): Generator<Pause, object[]> {
+  const self = transaction.database.databaseId
+  const rows: object[] = []
+  const given = new Set(
+    answers.flatMap(({ asked, ids, evident = [] }) =>
+      (step === 'purge' ? ids : evident).map((id) => `${asked} ${id}`),
+    ),
+  )
+  const complete = [...new Set(answers.flatMap(({ ids }) => ids))].filter((id) =>
+    read(transaction, 'global', id)?.databaseIds.every((one) => given.has(`${one} ${id}`)),
+  )
+  yield pause(transaction)
+  const mark = { prove: markProven, confirm: markConfirmed, purge }[step as 'prove' | 'confirm' | 'purge']
+  const count = yield* mark(transaction, complete)
+  if (count > 0 && step !== 'confirm') rows.push({ action: step === 'prove' ? 'proven' : 'purged', count })
+  yield pause(transaction)
+  for (const { asked, missing = [] } of answers) {
+    for (const id of missing) {
+      const row = read(transaction, 'global', id)
+      if (row === undefined || (step === 'prove' ? !isUnproven(row) : row.confirmedAt !== undefined)) continue
+      for (const [index, participant] of row.participants.entries()) {
+        if (row.databaseIds[index] !== asked) continue
+        if (yield* recordLoss(transaction, [id, participant, self, 'lost branch']))
+          rows.push({ action: 'lost branch', subject: id, participant, home: self, detail: '' })
+      }
+    }
+  }
+  return rows
+}
+
+/** sql/recovery/finish_statements.sql */
+function finishStatements(
+  database: SimulatedDatabase,
+  { role }: SessionState,
+  { asked, ids, xids = [], outcomes = [] }: Message,
+): object[] {
+  const said = new Map(ids.map((id, index) => [`${id} ${xids[index]}`, outcomes[index]]))
+  return branchesOf(database)
+    .filter(({ home }) => home === asked)
+    .sort((one, other) => one.at - other.at)
+    .flatMap(({ gid, id, xid, owner }): object[] => {
+      const outcome = said.get(`${id} ${xid}`)
+      if (outcome === undefined) return []
+      if (outcome === 'pending')
+        return [{ action: 'pending', subject: gid, detail: "the home's transaction still runs" }]
+      return [
+        {
+          action: 'run',
+          statement: `${outcome === 'committed' ? 'commit' : 'rollback'} prepared '${gid}'`,
+          role: owner !== role && role !== superuser ? owner : null,
+          gid,
+          id,
+          outcome,
+        },
+      ]
+    })
 }

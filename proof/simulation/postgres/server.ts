@@ -111,6 +111,8 @@ export interface SessionSettings {
   readonly role: string
   readonly synchronousCommit: string | undefined
   readonly defaultReadOnly: boolean | undefined
+  /** There is a temporary table. */
+  readonly temp: boolean
 }
 
 export interface Prepared {
@@ -149,6 +151,8 @@ interface ServerSettings {
   readonly isolation: string
   /** How many xids back `pg_xact_status` still knows. */
   readonly statusReach: number
+  /** Milliseconds. */
+  readonly lockTimeout?: number
   /** How many rows `once.ask` lists at once: few, so that there is a next page. */
   readonly page: number
 }
@@ -314,7 +318,7 @@ export function beginTransaction(
     mark: '',
     probe: undefined,
     synchronousCommit: session?.synchronousCommit ?? settings.synchronousCommit,
-    lockTimeout: 0,
+    lockTimeout: settings.lockTimeout ?? 0,
     idleTimeout: 0,
     deferred: undefined,
     softens: false,

@@ -28,6 +28,8 @@ export interface SessionState extends Mutable<SessionSettings> {
   implicit: boolean
   /** Advisory locks of the session. */
   advisory: number
+  /** A pooler gives it to one client of ours after another. */
+  readonly isPooled: boolean
 }
 
 type Mutable<T> = { -readonly [Key in keyof T]: T[Key] }
@@ -170,16 +172,12 @@ export const savepoint: Run = ({ implicit }) => {
   return tag('SAVEPOINT')
 }
 
-/** Outside of a block there is nothing to prepare, and Postgres only warns. */
+/** The implicit block of a text of several commands is prepared like any other. */
 export function prepare(gid: (values: Values) => string): Run {
   const run: Run = function* (session, values, flushed) {
     const transaction = session.transaction as Transaction
-    if (session.implicit || transaction.failed) {
-      if (session.implicit) yield* end(session, flushed)
-      else leave(session)
-      return tag('ROLLBACK')
-    }
     leave(session)
+    if (transaction.failed) return tag('ROLLBACK')
     try {
       yield* prepareTransaction(transaction, gid(values), session.role, flushed)
     } catch (error) {
@@ -206,13 +204,19 @@ export function* finish(
 /** What is carried out in a failed block, too. */
 const ending = new Set<Run>([commit, rollback])
 
+/** @returns the same, which is asked in a failed block, too, and refuses that itself */
+export function alsoInFailed(run: Run): Run {
+  ending.add(run)
+  return run
+}
+
 // ---------------------------------------------------------------------------------------------------
 // What a session has set
 
 /** For longer than the transaction, if that commits. */
 export function set(session: SessionState, settings: Partial<SessionSettings>): void {
-  const { transaction, role, synchronousCommit, defaultReadOnly } = session
-  if (transaction) transaction.before ??= { role, synchronousCommit, defaultReadOnly }
+  const { transaction, role, synchronousCommit, defaultReadOnly, temp } = session
+  if (transaction) transaction.before ??= { role, synchronousCommit, defaultReadOnly, temp }
   Object.assign(session, settings)
   if (transaction && 'synchronousCommit' in settings)
     transaction.synchronousCommit =
@@ -224,7 +228,7 @@ export function resetAll(session: SessionState): Answer {
   set(session, { synchronousCommit: undefined, defaultReadOnly: undefined })
   const transaction = session.transaction as Transaction
   transaction.mark = ''
-  transaction.lockTimeout = 0
+  transaction.lockTimeout = session.database.server.settings.lockTimeout ?? 0
   transaction.idleTimeout = 0
   return tag('RESET')
 }

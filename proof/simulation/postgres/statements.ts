@@ -7,7 +7,6 @@ import type { Statement as Said } from '../../../src/statements.ts'
 import type { Kind } from '../points.ts'
 import {
   assertBranch,
-  assertHome,
   beginGlobal,
   claimSequence,
   insertDecision,
@@ -18,13 +17,15 @@ import {
   seal,
   vote,
 } from './once.ts'
-import { recoveryTexts } from './recovery.ts'
-import { assignXid, read, refuse, type Transaction } from './server.ts'
+import { answer, apply, ask } from './recovery.ts'
+import { assignXid, read, refuse, refuseReadOnly, type Transaction } from './server.ts'
 import {
+  alsoInFailed,
   begin,
   type Command,
   commit,
   finish,
+  inFailed,
   isReadOnly,
   prepare,
   type Run,
@@ -38,7 +39,7 @@ import {
   tag,
   type Values,
 } from './session.ts'
-import { cursorTexts, ended, endings, smuggle, smuggled, workTexts } from './workload.ts'
+import { addEffect, cursorTexts, ended, endings, smuggle, smuggled, workTexts } from './workload.ts'
 
 /** What a backend gets: which purpose it has in the flow, and how it runs. */
 export interface Statement {
@@ -69,33 +70,40 @@ const unlockAll = command('select pg_catalog.pg_advisory_unlock_all()', (session
   return select('')
 })
 
-const settle: readonly Command[] = [
-  command('set constraints all immediate', setConstraints),
+const constraints = command('set constraints all immediate', setConstraints)
+const reset: readonly Command[] = [
   command('reset session authorization', (session) => {
     set(session, { role: session.login })
     return tag('RESET')
   }),
   command('reset all', resetAll),
-  command('set default_transaction_read_only = on', (session) => {
-    set(session, { defaultReadOnly: true })
-    return tag('SET')
-  }),
   unlockAll,
 ]
+const setNet = command('set default_transaction_read_only = on', (session) => {
+  set(session, { defaultReadOnly: true })
+  return tag('SET')
+})
+
+const settle = [constraints, ...reset, setNet]
 
 const tidy: readonly Command[] = [
   command('close all', (session) => {
     transactionOf(session).cursors?.clear()
     return tag('CLOSE CURSOR ALL')
   }),
-  command('discard temp', () => tag('DISCARD TEMP')),
+  command('discard temp', (session) => {
+    if (session.temp) set(session, { temp: false })
+    return tag('DISCARD TEMP')
+  }),
   command('unlisten *', () => tag('UNLISTEN')),
 ]
 
-const durable = setLocal('synchronous_commit', (transaction, [level]) => {
-  transaction.synchronousCommit =
-    level === 'local' || level === 'remote_write' || level === 'remote_apply' ? level : 'on'
-})
+const durable = (place: number) =>
+  setLocal('synchronous_commit', (transaction, values) => {
+    const level = values[place]
+    transaction.synchronousCommit =
+      level === 'local' || level === 'remote_write' || level === 'remote_apply' ? level : 'on'
+  })
 const decisive = setLocal('synchronous_commit', (transaction) => {
   transaction.synchronousCommit = 'on'
 })
@@ -115,18 +123,42 @@ function refuseElsewhere(isHere: boolean): void {
     })
 }
 
-/** A session that begins a transaction must be as a new one is, whatever the handler before has left. */
-const beginDirect = command('begin', (session, [, , isolation]) => {
-  const { role, login, synchronousCommit, defaultReadOnly, advisory, implicit, database } = session
+const sealed = command('select once.seal(', (session, [id]) => {
+  seal(transactionOf(session), session, String(id))
+  return select('')
+})
+const voted = command('select once.vote(', function* (session, [id, home, , name, databaseId]) {
+  yield* vote(transactionOf(session), session, String(id), String(home), String(name), String(databaseId))
+  return select('t')
+})
+const begunGlobal = command('select once.begin_global(', function* (session, [id, home, xid, names, ids]) {
+  yield* beginGlobal(transactionOf(session), session, String(id), listOf(names), listOf(ids), String(home))
+  return select(xid ?? null)
+})
+
+/** A session of ours that begins a transaction must be as a new one is, whatever the handler before has left. */
+function lookForTraces(session: SessionState): void {
+  const { role, login, synchronousCommit, advisory, temp, implicit, database } = session
   const { tainted } = database.server.observer
   if (!implicit) tainted('a transaction is begun within another')
   else if (role !== login) tainted(`role ${role} is left`)
   else if (synchronousCommit !== undefined) tainted(`synchronous_commit ${synchronousCommit} is left`)
   else if (advisory > 0) tainted('an advisory lock is left')
-  else if (defaultReadOnly !== true) tainted('the second net is not up')
-  transactionOf(session).begunAt = database.server.now()
-  return begin(session, isolation, true)
-})
+  else if (temp) tainted('a temporary table is left')
+}
+
+const beginDirect = command(
+  'begin',
+  alsoInFailed((session, [, , isolation]) => {
+    const { database, defaultReadOnly } = session
+    lookForTraces(session)
+    if (defaultReadOnly !== true) database.server.observer.tainted('the second net is not up')
+    const transaction = transactionOf(session)
+    if (transaction.failed) throw inFailed()
+    transaction.begunAt = database.server.now()
+    return begin(session, isolation, true)
+  }),
+)
 
 // ---------------------------------------------------------------------------------------------------
 // By name
@@ -142,13 +174,12 @@ const named: Readonly<Record<string, Named>> = {
     arity: 0,
     commands: [
       command('select pg_catalog.json_build_array(', (session) => {
-        const { pid, synchronousCommit, database } = session
-        const durability = synchronousCommit ?? database.server.settings.synchronousCommit
-        return select(JSON.stringify([pid, isReadOnly(session) ? 'on' : 'off', durability, null]))
+        const { synchronousCommit: durability } = transactionOf(session)
+        return select(JSON.stringify([session.pid, isReadOnly(session) ? 'on' : 'off', durability, null]))
       }),
     ],
   },
-  second_net: { arity: 0, commands: [settle[3] as Command] },
+  second_net: { arity: 0, commands: [setNet] },
   fence: {
     arity: 0,
     commands: [
@@ -179,7 +210,7 @@ const named: Readonly<Record<string, Named>> = {
     arity: 0,
     commands: [
       command('select pg_catalog.json_build_array(', ({ database }) =>
-        select(JSON.stringify([1, database.databaseId, false])),
+        select(`[1, "${database.databaseId}", false]`),
       ),
     ],
   },
@@ -206,15 +237,6 @@ const named: Readonly<Record<string, Named>> = {
       command('begin isolation level read committed', (session) => begin(session, 'read committed', true)),
     ],
   },
-  assert_home: {
-    arity: 1,
-    commands: [
-      command('select once.assert_home(', (session, [home]) => {
-        assertHome(transactionOf(session), String(home))
-        return select('')
-      }),
-    ],
-  },
   end: { arity: 0, commands: [command('commit', commit)] },
   open_direct: {
     arity: 3,
@@ -230,7 +252,12 @@ const named: Readonly<Record<string, Named>> = {
   },
   begin: {
     arity: 1,
-    commands: [command('begin', (session, [isolation]) => begin(session, isolation, false))],
+    commands: [
+      command('begin', (session, [isolation]) => {
+        if (session.isPooled) lookForTraces(session)
+        return begin(session, isolation, false)
+      }),
+    ],
   },
   open: {
     arity: 3,
@@ -250,17 +277,11 @@ const named: Readonly<Record<string, Named>> = {
       }),
     ],
   },
-  commit_direct: { arity: 1, commands: [...settle, ...tidy, durable, ...commitNow] },
-  commit: {
-    arity: 1,
-    commands: [
-      settle[0] as Command,
-      command('select once.seal(', (session, [id]) => {
-        seal(transactionOf(session), session, String(id))
-        return select('')
-      }),
-      command('commit', commit),
-    ],
+  commit_direct: { arity: 1, commands: [...settle, ...tidy, durable(0), ...commitNow] },
+  commit: { arity: 1, commands: [constraints, sealed, command('commit', commit)] },
+  commit_shared: {
+    arity: 2,
+    commands: [constraints, sealed, ...reset, ...tidy, durable(1), command('commit', commit)],
   },
   prepare_direct: {
     arity: 6,
@@ -269,6 +290,7 @@ const named: Readonly<Record<string, Named>> = {
       decisive,
       command('insert into once.evidence ', function* (session, [id, home, , name, databaseId]) {
         const transaction = transactionOf(session)
+        refuseReadOnly(transaction)
         refuseElsewhere(session.database.databaseId === databaseId)
         yield* insertEvidence(transaction, String(id), String(home), String(name))
         return tag('INSERT')
@@ -276,24 +298,8 @@ const named: Readonly<Record<string, Named>> = {
       prepareNow,
     ],
   },
-  prepare: {
-    arity: 6,
-    commands: [
-      settle[0] as Command,
-      command('select once.vote(', function* (session, [id, home, , name, databaseId]) {
-        yield* vote(
-          transactionOf(session),
-          session,
-          String(id),
-          String(home),
-          String(name),
-          String(databaseId),
-        )
-        return select('t')
-      }),
-      prepareNow,
-    ],
-  },
+  prepare: { arity: 6, commands: [constraints, voted, prepareNow] },
+  prepare_shared: { arity: 7, commands: [constraints, voted, ...reset, decisive, prepareNow] },
   decide_direct: {
     arity: 5,
     commands: [
@@ -303,6 +309,7 @@ const named: Readonly<Record<string, Named>> = {
       command('insert into once.global_transaction ', function* (session, [id, home, xid, names, ids]) {
         const transaction = transactionOf(session)
         const isHome = session.database.databaseId === home
+        refuseReadOnly(transaction)
         refuseElsewhere(isHome)
         refuseElsewhere(String(assignXid(transaction)) === xid)
         yield* insertDecision(transaction, String(id), listOf(names), listOf(ids))
@@ -311,23 +318,10 @@ const named: Readonly<Record<string, Named>> = {
       ...commitNow,
     ],
   },
-  decide: {
-    arity: 5,
-    commands: [
-      settle[0] as Command,
-      command('select once.begin_global(', function* (session, [id, home, xid, names, ids]) {
-        yield* beginGlobal(
-          transactionOf(session),
-          session,
-          String(id),
-          listOf(names),
-          listOf(ids),
-          String(home),
-        )
-        return select(xid ?? null)
-      }),
-      command('commit', commit),
-    ],
+  decide: { arity: 5, commands: [constraints, begunGlobal, command('commit', commit)] },
+  decide_shared: {
+    arity: 6,
+    commands: [constraints, begunGlobal, ...reset, ...tidy, decisive, command('commit', commit)],
   },
   rollback_direct: { arity: 0, commands: [command('rollback', rollback), unlockAll] },
   rollback: { arity: 0, commands: [command('rollback', rollback)] },
@@ -348,8 +342,44 @@ const named: Readonly<Record<string, Named>> = {
       }),
     ],
   },
+  ask: {
+    arity: 1,
+    commands: [
+      command('select once.ask(', function* (session, [request]) {
+        return select(...(yield* ask(transactionOf(session), String(request))))
+      }),
+    ],
+  },
+  answer: {
+    arity: 1,
+    commands: [
+      command('select once.answer(', function* (session, [question]) {
+        return select(yield* answer(transactionOf(session), String(question)))
+      }),
+    ],
+  },
+  apply: {
+    arity: 1,
+    commands: [
+      command('select once.apply(', function* (session, [answers]) {
+        return select(...(yield* apply(transactionOf(session), session, String(answers))))
+      }),
+    ],
+  },
+  claim_sequence_with_effects: {
+    arity: 6,
+    commands: [
+      command('select once.take_effect(', function* (session, [producer, sequence, , , , effects]) {
+        const transaction = transactionOf(session)
+        const isNew = yield* claimSequence(transaction, String(producer), String(sequence))
+        for (const [, id] of isNew ? String(effects).matchAll(/values \((\d+)\)/g) : [])
+          yield* addEffect(transaction, id)
+        return select(isNew ? 'claimed' : 'duplicate')
+      }),
+    ],
+  },
   claim_sequence: {
-    arity: 4,
+    arity: 5,
     commands: [
       command('select once.claim(', function* (session, [producer, sequence]) {
         const isNew = yield* claimSequence(transactionOf(session), String(producer), String(sequence))
@@ -393,12 +423,21 @@ for (const [name, { arity, commands }] of Object.entries(named)) {
 }
 for (const [name] of without) if (!byName.has(name)) throw new Error(`There is no statement ${name}`)
 
+/** What a message is about is said in it. */
+function kindOf(name: string, first: string): Kind {
+  if (name === 'finish') return `finish ${first}` as Kind
+  const step = /"steps?":\[?"([a-z]+)"/.exec(first)
+  return (messages.has(name) && step ? `${name} ${step[1]}` : name) as Kind
+}
+
+const messages = new Set(['ask', 'answer', 'apply'])
+
 /** @throws UnknownStatement */
 export function statementOf({ name, values }: Pick<Said<unknown>, 'name' | 'values'>): Statement {
   const known = byName.get(name)
   if (known === undefined || (values.length !== known.arity && values.length !== known.arity + 1))
     throw new UnknownStatement(`The simulated Postgres does not know ${name} with ${values.length} values`)
-  const kind = (name === 'finish' ? `finish ${values[0]}` : name) as Kind
+  const kind = kindOf(name, values[0] ?? '')
   const isGuarded = values.length > known.arity
   return { kind, commands: isGuarded ? known.guarded : known.commands, values, told: kind }
 }
@@ -420,11 +459,6 @@ const single = (kind: Kind, text: string, run: Run): Text => ({ kind, commands: 
 const normal = (text: string) => text.replace(/\s+/g, ' ').trim()
 
 const texts = new Map<string, Text>()
-for (const [text, [kind, run]] of Object.entries(recoveryTexts))
-  texts.set(
-    normal(text),
-    single(kind, text, (session, values) => run(transactionOf(session), session, values)),
-  )
 for (const [text, run] of Object.entries(workTexts)) texts.set(text, single('work', text, run))
 for (const text of endings) texts.set(text, single('work', text, ended))
 texts.set(smuggled, single('work', smuggled, smuggle))

@@ -18,7 +18,7 @@ import { type Run, rollback, type SessionState, select, set, tag } from './sessi
 
 const transactionOf = (session: SessionState) => session.transaction as Transaction
 
-function* addEffect(transaction: Transaction, id: unknown): Generator<Pause, void> {
+export function* addEffect(transaction: Transaction, id: unknown): Generator<Pause, void> {
   const key = String(id)
   yield* lock(transaction, 'effect', key)
   if (read(transaction, 'effect', key)) throw refuse('23505', 'duplicate key value violates effect_pkey')
@@ -74,8 +74,10 @@ export const workTexts: Readonly<Record<string, Run>> = {
   'create temp table scratch ()': (session) => {
     const transaction = transactionOf(session)
     refuseReadOnly(transaction)
+    if (session.temp) throw refuse('42P07', 'relation "scratch" already exists')
     assignXid(transaction)
     transaction.unpreparable = true
+    set(session, { temp: true })
     return tag('CREATE TABLE')
   },
   // What conflicts under serializable shows at the end.
@@ -135,6 +137,7 @@ export const cursorTexts: readonly (readonly [RegExp, Run])[] = [
   [
     /^declare (pgonce_\w+) no scroll cursor for select id from effect$/,
     (session, [name]) => {
+      if (session.implicit) throw refuse('25P01', 'DECLARE CURSOR can only be used in transaction blocks')
       const transaction = transactionOf(session)
       transaction.cursors ??= new Map()
       if (transaction.cursors.has(String(name))) throw refuse('42P03', 'cursor already exists')

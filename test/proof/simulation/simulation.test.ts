@@ -6,6 +6,7 @@ import { edited } from '../../../proof/rig/mutants.ts'
 import { mutants, search, withSimulation } from '../../../proof/simulation/mutants.ts'
 import { type Plan, planOf } from '../../../proof/simulation/plan.ts'
 import { type Kind, kinds } from '../../../proof/simulation/points.ts'
+import { commandsOf } from '../../../proof/simulation/postgres/statements.ts'
 import { runSeeds, simulate } from '../../../proof/simulation/run.ts'
 
 const schedules = Number(process.env.PGONCE_SIMULATION_SCHEDULES ?? 1500)
@@ -53,7 +54,15 @@ test.serial('A schedule that fails is shrunk to a small one that fails in the sa
 
 test('Every mutant still fits its place in the code', async (t) => {
   t.true(mutants.length >= 15)
-  for (const mutant of mutants) await t.notThrowsAsync(edited(mutant.edits), mutant.name)
+  for (const { name, edits = [], without = [] } of mutants) {
+    await t.notThrowsAsync(edited(edits), name)
+    for (const [statement, command] of without)
+      t.true(
+        commandsOf(statement).some((text) => text.startsWith(command)),
+        name,
+      )
+    t.true(edits.length + without.length > 0, name)
+  }
 })
 
 for (const name of ['lost answer is an abort', 'pending is aborted', 'commit before the decision']) {
