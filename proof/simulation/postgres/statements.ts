@@ -234,7 +234,7 @@ const named: Readonly<Record<string, Named>> = {
   begin_read_committed: {
     arity: 0,
     commands: [
-      command('begin isolation level read committed', (session) => begin(session, 'read committed', true)),
+      command('begin isolation level read committed', (session) => begin(session, 'read committed', false)),
     ],
   },
   end: { arity: 0, commands: [command('commit', commit)] },
