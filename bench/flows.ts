@@ -32,6 +32,8 @@ export const targetNames = Object.keys(targets) as Target[]
 
 const write = (trx: Transaction<Tables>) =>
   trx.insertInto('inbox').values({ source: 'flow', id: randomUUID() }).execute()
+const insertInto = (once: Once) =>
+  once.builder('a').insertInto('inbox').values({ source: 'flow', id: randomUUID() })
 const read = (trx: Transaction<Tables>) => trx.selectFrom('inbox').select('id').limit(1).execute()
 
 /** Does it for the so manieth time, from 0; what is a duplicate is new the first time. */
@@ -52,6 +54,10 @@ function makeFlows() {
     process_sequence_duplicate: (once) => once.process('a', { producer, sequence: 0 }, write),
     process_key: (once, time) => once.process('a', { scope, key: `${time}`, occurredAt }, write),
     process_key_duplicate: (once) => once.process('a', { scope, key: '0', occurredAt }, write),
+    process_queries: (once, time) =>
+      once.process('a', { scope, key: `query-${time}`, occurredAt }, [insertInto(once)]),
+    process_queries_duplicate: (once) =>
+      once.process('a', { scope, key: 'query-0', occurredAt }, [insertInto(once)]),
     process_key_keep_result: (once, time) =>
       once.process('a', { scope, key: `kept-${time}`, occurredAt, keepResult: true }, async (trx) => {
         await write(trx)

@@ -8,9 +8,8 @@
  * Exit code 1: a message took effect not once. Exit code 2: the command line or the input is wrong.
  */
 import { Command } from 'commander'
-import yoctoSpinner from 'yocto-spinner'
 import { wholeNumber } from '../scripts/command.ts'
-import { count, paint, print, printable, printJson } from '../src/cli/output.ts'
+import { count, paint, print, printable, printJson, progress } from '../src/cli/output.ts'
 import { run } from '../src/cli/run.ts'
 import { interruption } from '../src/cli/signals.ts'
 import { type DemoProgress, type DemoReport, runDemo } from './driver.ts'
@@ -94,7 +93,7 @@ function summary(report: DemoReport): string {
 
 /** On stderr: a line that stays at the bottom of a terminal, and lines above it; elsewhere one for each tenth. */
 function display() {
-  const spinner = yoctoSpinner({ stream: process.stderr, handleSignals: false })
+  const bar = progress()
   const began = performance.now()
   let tenth = -1
   return {
@@ -106,10 +105,9 @@ function display() {
       const reached = Math.floor((10 * now.done) / now.deliveries)
       if (!process.stderr.isTTY && reached === tenth) return
       tenth = reached
-      if (spinner.isSpinning) spinner.text = line(now)
-      else spinner.start(line(now))
+      bar.say(line(now))
     },
-    end: () => void spinner.stop(),
+    end: bar.end,
   }
 }
 

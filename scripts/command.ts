@@ -1,6 +1,8 @@
 /** The command lines of this repository's own tools: a mistake in one ends with a line that says so, and exit status 2. */
 import { Command, InvalidArgumentError } from 'commander'
 
+export { several, wholeNumber } from '../src/cli/arguments.ts'
+
 /** @param name of the npm script */
 export function tool(name: string, description: string): Command {
   return new Command(`npm run ${name} --`)
@@ -25,21 +27,6 @@ export function number(least: number): (text: string) => number {
     if (text.trim() !== '' && Number.isFinite(value) && value >= least) return value
     throw new InvalidArgumentError(`Expected a number from ${least} on.`)
   }
-}
-
-/** Reads an option that is a whole number. */
-export function wholeNumber(least: number, most = Number.MAX_SAFE_INTEGER): (text: string) => number {
-  return (text) => {
-    const value = Number(text)
-    if (/^\d+$/.test(text) && value >= least && value <= most) return value
-    const range = most === Number.MAX_SAFE_INTEGER ? 'on' : `to ${most}`
-    throw new InvalidArgumentError(`Expected a whole number from ${least} ${range}.`)
-  }
-}
-
-/** Reads an option that may be given several times. */
-export function several(text: string, before: readonly string[] = []): readonly string[] {
-  return [...before, text]
 }
 
 /** Reads a list of known words, separated by commas, or `all`. */

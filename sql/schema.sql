@@ -84,9 +84,8 @@
 --!include recovery/stamp_recovery.sql
 --!include recovery/dblink_schema.sql
 --!include recovery/remote.sql
---!include recovery/remote_exec.sql
 --!include recovery/disconnect.sql
---!include recovery/prepare_connection.sql
+--!include recovery/open_connection.sql
 --!include recovery/quote_conninfo.sql
 --!include recovery/connect.sql
 --!include recovery/add_peer.sql

@@ -54,13 +54,13 @@ import type { Statement } from './statements.ts'
 /** What the client is made of. `Databases` maps each name to its Kysely table types. */
 export interface PgonceOptions<Databases> {
   /**
-   * Each database by URL, by a postgres.js instance, or by a Kysely instance of any Postgres dialect. Names
-   * (1 to 63 of `A-Z a-z 0-9 . _ -`) stand in gids, so keep them stable.
+   * Each database by URL, by options or an instance of postgres.js, or by a Kysely instance of any Postgres dialect.
+   * Names (1 to 63 of `A-Z a-z 0-9 . _ -`) stand in gids, so keep them stable.
    */
   readonly databases: { readonly [Name in keyof Databases]: DatabaseTarget<Databases[Name]> }
   /**
-   * How many connections at once: the pool's size for a database given by URL; for a Kysely instance, how many
-   * of its pool are ours. A postgres.js instance tells its own. @defaultValue 10
+   * How many connections at once: the size of a pool of ours, unless options of postgres.js say `max`; for a Kysely
+   * instance, how many of its pool are ours, unless it comes as `{ kysely, maxConnections }`. @defaultValue 10
    */
   readonly maxConnections?: number
   /** Milliseconds to wait for a connection, and for a database to say who it is. @defaultValue 10000 */

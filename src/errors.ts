@@ -189,7 +189,7 @@ export function fromOwn(database: string, error: unknown): unknown {
         'NO_STATEMENT',
         `A prepared statement is gone in database ${database}: ${message}`,
         {
-          hint: 'A pooler in transaction mode is in between: give the instance `prepare: false`',
+          hint: 'Is a pooler in transaction mode in between? Switch prepared statements off in the driver of your instance',
           cause: error,
         },
       )

@@ -220,8 +220,14 @@ export const tellRole = () => script('tell_role', ["select pg_catalog.current_se
 export const setRole = (role: string) =>
   query('set_role', "select pg_catalog.set_config('role', $1, false)", [role], nothing)
 
-export const beginReadCommitted = () =>
-  script('begin_read_committed', ['begin isolation level read committed read write'], [], nothing)
+/** @param isDirect whether the session reads only unless it says otherwise; an operator's fence stays in force */
+export const beginReadCommitted = (isDirect: boolean) =>
+  script(
+    'begin_read_committed',
+    [`begin isolation level read committed${isDirect ? ' read write' : ''}`],
+    [isDirect ? 'read write' : null],
+    nothing,
+  )
 
 export const setLockTimeout = (milliseconds: number) =>
   script('set_lock_timeout', [`set local lock_timeout = '${milliseconds}'`], [String(milliseconds)], nothing)
@@ -436,7 +442,7 @@ export const decide = (global: GlobalId, participants: readonly Participant[], s
   )
 }
 
-/** Session-level advisory locks outlive a rollback; all else that a handler set goes with it. */
+/** Link-level advisory locks outlive a rollback; all else that a handler set goes with it. */
 export const rollbackDirect = () =>
   script('rollback_direct', ['rollback', 'select pg_catalog.pg_advisory_unlock_all()'], [], nothing)
 

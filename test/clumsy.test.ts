@@ -54,7 +54,7 @@ clumsiness(
     const [finding] = await audit(orders)
     t.is(finding?.finding, 'lost branch')
     t.true(finding?.to_do.includes(`once.acknowledge('${transactionId}'`))
-    t.is(await doctorSays('orders', 'losses', { orders, billing }), 'critical')
+    t.is(await doctorSays('orders', 'unacknowledged_losses', { orders, billing }), 'critical')
 
     await orders.sql`select once.acknowledge(${transactionId}, 'paid by hand')`
     t.is(await health(orders, 'unacknowledged_losses'), 'ok')
@@ -81,7 +81,7 @@ clumsiness(
       ['lost decision'],
     )
     t.is(await health(billing, 'unacknowledged_losses'), 'critical')
-    t.is(await doctorSays('billing', 'losses', { orders, billing }), 'critical')
+    t.is(await doctorSays('billing', 'unacknowledged_losses', { orders, billing }), 'critical')
     t.deepEqual(
       (await audit(billing)).map(({ finding }) => finding),
       ['lost decision'],
@@ -98,7 +98,7 @@ clumsiness(
     const { server, orders, billing } = await oneCluster(t, { max_prepared_transactions: 2 })
     await pay(orders, billing, 'committed')
     await pay(orders, billing, 'aborted')
-    t.is(await doctorSays('billing', 'prepared transactions', { orders, billing }), 'critical', 'full')
+    t.is(await doctorSays('billing', 'prepared_slots_used_ratio', { orders, billing }), 'critical', 'full')
     await server.stop('fast')
     await t.throwsAsync(server.start({ max_prepared_transactions: 1 }), {
       message: /maximum number of prepared transactions reached/,
@@ -137,7 +137,7 @@ clumsiness(
       [['lost decision', transactionId]],
     )
     t.is(await health(billing, 'unacknowledged_losses'), 'critical')
-    t.is(await doctorSays('billing', 'losses', { orders, billing }), 'critical')
+    t.is(await doctorSays('billing', 'unacknowledged_losses', { orders, billing }), 'critical')
     t.deepEqual(
       (await audit(billing)).map(({ finding }) => finding),
       ['lost decision'],
@@ -192,7 +192,7 @@ clumsiness(
     const [finding] = await audit(billing)
     t.is(finding?.finding, 'branch without an owner')
     t.is(finding?.transaction_id, transactionId)
-    t.is(await doctorSays('billing', 'strangers', { orders, billing }), 'warn')
+    t.is(await doctorSays('billing', 'foreign_with_our_prefix', { orders, billing }), 'warn')
     const { trouble, report } = await recover(orders, billing)
     t.true(trouble)
     const [left] = report.unfinished
@@ -222,7 +222,7 @@ clumsiness(
     await billing.sql.unsafe('revoke all on schema once from app')
     const { report } = await recover(orders, billing)
     t.is(report.committed, 0)
-    t.is(await doctorSays('billing', 'strangers', { orders, billing }), 'warn')
+    t.is(await doctorSays('billing', 'foreign_with_our_prefix', { orders, billing }), 'warn')
     await age(orders)
     t.is(await health(orders, 'decided_unfinished_seconds'), 'critical')
     t.is(await health(orders, 'missing_evidence_seconds'), 'critical')

@@ -14,6 +14,8 @@ const expected: Record<FlowName, Record<Target, string>> = {
   process_sequence_duplicate: { url: '2/3', postgres_js: '2/3', kysely_on_pg: '4/4' },
   process_key: { url: '3/4', postgres_js: '3/4', kysely_on_pg: '5/5' },
   process_key_duplicate: { url: '2/3', postgres_js: '2/3', kysely_on_pg: '4/4' },
+  process_queries: { url: '1/3', postgres_js: '1/3', kysely_on_pg: '4/4' },
+  process_queries_duplicate: { url: '1/3', postgres_js: '1/3', kysely_on_pg: '4/4' },
   process_key_keep_result: { url: '3/5', postgres_js: '3/5', kysely_on_pg: '6/6' },
   process_position: { url: '3/5', postgres_js: '3/5', kysely_on_pg: '6/6' },
   process_2: { url: '7/11', postgres_js: '7/11', kysely_on_pg: '12/13' },

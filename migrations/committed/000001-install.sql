@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:fd76630a0c4df1c8e4e473829cbb96bce43adb15
+--! Hash: sha1:e8fdaca30bf9e71e1d4bee663d49c312c0602433
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -260,7 +260,7 @@ end
 $$;
 
 comment on function once.database_id() is
-  'The id of this database as it stands in gids; raises ONCPY in a copied database.';
+  'The id of this database as it stands in gids; raises ONCPY in a copied database, ONRLS where the row is hidden.';
 call once.allow('app, recover, monitor', 'database_id');
 --! EndIncluded database/database_id.sql
 --! Included ledger/ensure_durable.sql
@@ -3049,8 +3049,9 @@ comment on function once.dblink_schema() is 'Internal: the schema of the extensi
 call once.allow('recover', 'dblink_schema');
 --! EndIncluded recovery/dblink_schema.sql
 --! Included recovery/remote.sql
--- Internal: runs a query over a dblink connection. It must return one column of type text, so that one
--- function serves all. Each call is a transaction of its own over there, with a snapshot of its own.
+-- Internal: runs a text over a dblink connection: a query with one column of type text, or commands, of which
+-- the tag comes back. Each call is a transaction of its own over there, with a snapshot of its own; a command
+-- alone is in no transaction block, so it may be COMMIT PREPARED.
 --
 -- What the statement_timeout over there has cancelled arrives as query_canceled, which `when others` does not
 -- catch, since it must let pass that somebody cancels us. Only the context tells the two apart: it names the
@@ -3076,36 +3077,9 @@ end
 $$;
 
 comment on function once.remote(text, text) is
-  'Internal: a query with one column of type text over a dblink connection.';
+  'Internal: a query with one column of type text, or commands, over a dblink connection.';
 call once.allow('recover', 'remote');
 --! EndIncluded recovery/remote.sql
---! Included recovery/remote_exec.sql
--- Internal: runs a statement over a dblink connection, in no transaction block: so it may be COMMIT PREPARED.
-create function once.remote_exec(connection text, statement text) returns text
-language plpgsql volatile
-set search_path = ''
-as $$
-declare
-  v_tag text;
-  v_context text;
-begin
-  execute format('select %s.dblink_exec($1, $2)', once.dblink_schema())
-    into v_tag using remote_exec.connection, remote_exec.statement;
-  return v_tag;
-exception when query_canceled then
-  -- As once.remote.
-  get stacked diagnostics v_context = pg_exception_context;
-  if position(remote_exec.connection in v_context) = 0 then
-    raise;
-  end if;
-  raise exception 'no answer in time' using
-    errcode = 'ONPER', detail = sqlerrm, hint = 'Look there for what it waits for: select * from pg_stat_activity;';
-end
-$$;
-
-comment on function once.remote_exec(text, text) is 'Internal: a statement over a dblink connection; returns its command tag.';
-call once.allow('recover', 'remote_exec');
---! EndIncluded recovery/remote_exec.sql
 --! Included recovery/disconnect.sql
 -- Internal: closes a dblink connection if it is open.
 create function once.disconnect(connection text) returns void
@@ -3126,30 +3100,29 @@ $$;
 comment on function once.disconnect(text) is 'Internal: closes a dblink connection if it is open.';
 call once.allow('recover', 'disconnect');
 --! EndIncluded recovery/disconnect.sql
---! Included recovery/prepare_connection.sql
--- Internal: what every connection of ours begins with. Names mean what they mean here; each statement sees what
--- is committed by then; times come as text that means the same everywhere (an IST of Dublin's is read as one of
--- Israel's); and nobody waits for a server that hangs for longer than ten seconds, other than for COMMIT PREPARED: see
--- once.finish_remote.
-create function once.prepare_connection(connection text) returns void
+--! Included recovery/open_connection.sql
+-- Internal: opens a dblink connection anew, since one outlives a transaction that failed. In it names mean what they
+-- mean here; each statement sees what is committed by then; and nobody waits for a server that hangs for longer
+-- than ten seconds, other than for COMMIT PREPARED: see once.finish_remote.
+create function once.open_connection(connection text, target text) returns void
 language plpgsql volatile
 set search_path = ''
 as $$
 begin
-  perform once.remote_exec(prepare_connection.connection, s)
-     from unnest(array[
-       'set search_path = pg_catalog, pg_temp',
-       'set application_name = ''pgonce recovery''',
-       'set default_transaction_isolation = ''read committed''',
-       'set default_transaction_read_only = off',
-       'set datestyle = ''ISO''',
-       'set statement_timeout = ''10s''']) s;
+  perform once.disconnect(open_connection.connection);
+  execute format('select %s.dblink_connect($1, $2)', once.dblink_schema())
+    using open_connection.connection, open_connection.target;
+  perform once.remote(open_connection.connection,
+    'set search_path = pg_catalog, pg_temp; set application_name = ''pgonce recovery''; '
+    'set default_transaction_isolation = ''read committed''; set default_transaction_read_only = off; '
+    'set statement_timeout = ''10s''');
 end
 $$;
 
-comment on function once.prepare_connection(text) is 'Internal: session settings of a dblink connection.';
-call once.allow('recover', 'prepare_connection');
---! EndIncluded recovery/prepare_connection.sql
+comment on function once.open_connection(text, text) is
+  'Internal: opens a dblink connection to a foreign server, or by a connection string, with settings of ours.';
+call once.allow('recover', 'open_connection');
+--! EndIncluded recovery/open_connection.sql
 --! Included recovery/quote_conninfo.sql
 -- Internal: quotes a value for a libpq connection string. No backslash is written as such: in a literal it means
 -- what the caller's standard_conforming_strings says.
@@ -3176,7 +3149,6 @@ language plpgsql volatile
 set search_path = ''
 as $$
 declare
-  v_dblink text := once.dblink_schema();
   v_name text := 'once ' || connect.database_id;
   v_server name;
   v_database name;
@@ -3187,19 +3159,17 @@ declare
   v_message text;
   v_detail text;
 begin
+  perform once.dblink_schema();
   select p.server, exists (select from pg_catalog.pg_foreign_server s where s.srvname = p.server)
     into v_server, v_there
     from once.peer p where p.database_id = connect.database_id;
-  -- Connections outlive a transaction that failed.
-  perform once.disconnect(v_name);
   if v_server is not null then
     begin
       -- dblink would take the name for a connection string.
       if not v_there then
         raise undefined_object using message = 'there is no such server any more';
       end if;
-      execute format('select %s.dblink_connect($1, $2)', v_dblink) using v_name, v_server;
-      perform once.prepare_connection(v_name);
+      perform once.open_connection(v_name, v_server);
       select r into v_found from once.remote(v_name, 'select once.database_id()::text') r;
     exception when others then
       get stacked diagnostics v_message = message_text, v_detail = pg_exception_detail;
@@ -3234,9 +3204,7 @@ begin
        order by d.datname
     loop
       begin
-        execute format('select %s.dblink_connect($1, $2)', v_dblink)
-          using v_name, v_local || ' dbname=' || once.quote_conninfo(v_database);
-        perform once.prepare_connection(v_name);
+        perform once.open_connection(v_name, v_local || ' dbname=' || once.quote_conninfo(v_database));
         if exists (
           select from once.remote(v_name, format($q$
             select '' from pg_catalog.pg_namespace n
@@ -3290,12 +3258,12 @@ language plpgsql volatile
 set search_path = ''
 as $$
 declare
-  v_dblink text := once.dblink_schema();
   v_name constant text := 'once new peer';
   v_id uuid;
   v_message text;
   v_detail text;
 begin
+  perform once.dblink_schema();
   -- Else dblink would take the name for a connection string.
   if not exists (select from pg_catalog.pg_foreign_server s where s.srvname = add_peer.server) then
     raise exception 'no foreign server named %', coalesce(quote_literal(add_peer.server), 'null')
@@ -3303,10 +3271,8 @@ begin
             hint = 'create server billing foreign data wrapper dblink_fdw options (host ''...'', dbname ''billing''); '
                    'create user mapping for current_user server billing options (user ''...'', password ''...'');';
   end if;
-  perform once.disconnect(v_name);
   begin
-    execute format('select %s.dblink_connect($1, $2)', v_dblink) using v_name, add_peer.server;
-    perform once.prepare_connection(v_name);
+    perform once.open_connection(v_name, add_peer.server);
     select r into v_id from once.remote(v_name, 'select once.database_id()::text') r;
     perform once.disconnect(v_name);
   exception when others then
@@ -3347,14 +3313,14 @@ declare
   v_problem text := 'busy: somebody else is finishing it';
 begin
   begin
-    perform once.remote_exec(finish_remote.connection,
+    perform once.remote(finish_remote.connection,
               'set statement_timeout = 0' || coalesce('; set role ' || quote_ident(finish_remote.role), ''));
   exception when others then
     return format('%s (%s)', sqlerrm, sqlstate);
   end;
   for v_try in 1 .. 100 loop
     begin
-      perform once.remote_exec(finish_remote.connection, finish_remote.statement);
+      perform once.remote(finish_remote.connection, finish_remote.statement);
       v_problem := null;
       exit;
     exception
@@ -3370,7 +3336,7 @@ begin
     end;
   end loop;
   begin
-    perform once.remote_exec(finish_remote.connection, 'reset role; set statement_timeout = ''10s''');
+    perform once.remote(finish_remote.connection, 'reset role; set statement_timeout = ''10s''');
   exception when others then
     -- What comes next over it would be done as somebody else, or wait for ever.
     perform once.connect(once.database_id());
@@ -3808,7 +3774,7 @@ begin
   -- prepared when the decision was made; what leaves the list of prepared transactions by committing has left
   -- its evidence before; and evidence goes only after the decision is marked. Hence the order of readings.
   for v_loss in
-    select d.transaction_id as id, p.name, a.asked
+    select d.transaction_id as id, coalesce(p.name, '') as name, a.asked
       from once.read_messages(apply.answers) a
      cross join lateral unnest(a.missing) m (id)
       join once.find_decisions(array(select unnest(o.missing) from once.read_messages(apply.answers) o)) d
@@ -3959,21 +3925,23 @@ begin
       v_answers := '{}';
       foreach v_question in array v_batch loop
         continue when v_question ? 'action';
-        begin
-          if v_question ->> 'to' = any (v_down) then
-            raise exception 'not asked again';
-          end if;
-          v_answers := v_answers || array(
-            select a from once.remote(v_me, format('select once.carry(%L)', v_question -> 'question')) a);
-        exception when others then
-          v_down := v_down || (v_question ->> 'to');
-          return query
-          select 'unfinished', 1::bigint, g, sqlerrm from jsonb_array_elements_text(v_question -> 'gids') g
-          union all
-          select 'unreachable', jsonb_array_length(v_question #> '{question,ids}'), v_question ->> 'to',
-                 sqlerrm
-           where not v_question ? 'gids';
-        end;
+        v_problem := case when v_question ->> 'to' = any (v_down) then 'not asked again' end;
+        if v_problem is null then
+          begin
+            v_answers := v_answers || array(
+              select a from once.remote(v_me, format('select once.carry(%L)', v_question -> 'question')) a);
+            continue;
+          exception when others then
+            v_problem := sqlerrm;
+            v_down := v_down || (v_question ->> 'to');
+          end;
+        end if;
+        return query
+        select 'unfinished', 1::bigint, g, v_problem from jsonb_array_elements_text(v_question -> 'gids') g
+        union all
+        select 'unreachable', jsonb_array_length(v_question #> '{question,ids}'), v_question ->> 'to',
+               v_problem
+         where not v_question ? 'gids';
       end loop;
       for v_result in
         select r from unnest(v_batch) r where r ? 'action'
@@ -4434,14 +4402,23 @@ comment on view once.heuristics is
 call once.allow('recover, monitor', 'heuristics', 'select');
 --! EndIncluded operator/heuristics.sql
 --! Included operator/audit.sql
--- What does not add up, with what it means and what to do. Losses that recovery has recorded, forced branches,
--- and what can be found now by asking the other databases: this one's evidence is compared with the decisions
--- at its homes, and its decisions with the evidence at their participants. Those are reached through dblink;
--- who cannot be reached is a finding of its own, so that silence is never taken for health.
+-- What does not add up, with what it means and what to do. Losses that recovery has recorded, forced
+-- branches, and what can be found now by asking the other databases: this one's evidence is compared with the
+-- decisions at its homes, and its decisions with the evidence at their participants. Those are reached
+-- through dblink; who cannot be reached is a finding of its own, so that silence is never taken for health.
 --
--- Its pages are long, and a generic plan would compare each id with each: with the arrays known, they are hashed.
+-- Its pages are long, and a generic plan would compare each id with each: with the arrays known, they are
+-- hashed.
 create function once.audit()
-returns table (finding text, transaction_id uuid, participant text, home uuid, since timestamptz, meaning text, to_do text)
+returns table (
+  finding text,
+  transaction_id uuid,
+  participant text,
+  home uuid,
+  since timestamptz,
+  meaning text,
+  to_do text
+)
 language plpgsql volatile
 set search_path = ''
 set plan_cache_mode = force_custom_plan
@@ -4452,14 +4429,21 @@ declare
   v_other record;
   v_answer record;
   v_page constant integer := 100000;
+  v_repair constant text := 'compare the data of both, repair by hand; '
+                            'then select once.acknowledge(%L, ''<what you did>'')';
+  v_to_do constant text := 'pgonce recover (or once.recover()) records it; then compare the data of both and '
+                           'repair by hand';
 begin
   perform once.assert_home(v_self);
 
   return query
   select l.kind, l.transaction_id, l.participant, l.home, l.found_at,
-         case l.kind when 'lost branch' then format('the home committed, participant %s did not: it has lost its prepared branch', l.participant)
-                     else format('participant %s committed, the home has no decision: it has lost it', l.participant) end,
-         format('compare the data of both, repair by hand; then select once.acknowledge(%L, ''<what you did>'')', l.transaction_id)
+         format(case l.kind
+                  when 'lost branch'
+                    then 'the home committed, participant %s did not: it has lost its prepared branch'
+                  else 'participant %s committed, the home has no decision: it has lost it' end,
+                l.participant),
+         format(v_repair, l.transaction_id)
     from once.loss l
    where l.acknowledged_at is null
    order by l.found_at;
@@ -4468,121 +4452,117 @@ begin
   perform once.consult('judge');
   return query
   select o.outcome, o.transaction_id, o.participant, o.home, o.forced_at,
-         case o.outcome
-           when 'hazard' then format('forced to %s by %s (%s); what the home decided is not known', o.forced, o.forced_by, o.reason)
-           when 'mixed' then format('forced by %s (%s): this branch %s, the home %s', o.forced_by, o.reason, o.done, o.decided)
-           else format('forced by %s (%s), and the home decided the same', o.forced_by, o.reason) end,
-         case o.outcome
-           when 'hazard' then case when b.gid is not null then 'the line was not typed: type it, or select once.resolve() if the home is back'
-                                   else format('wait for the home; if it never comes back: select once.acknowledge(%L, ''<why>'')', o.transaction_id) end
-           when 'mixed' then format('compare the data of both, repair by hand; then select once.acknowledge(%L, ''<what you did>'')', o.transaction_id)
-           else format('nothing: select once.acknowledge(%L, ''as decided'')', o.transaction_id) end
+         format(case o.outcome
+                  when 'hazard' then 'forced to %1$s by %2$s (%3$s); what the home decided is not known'
+                  when 'mixed' then 'forced by %2$s (%3$s): this branch %4$s, the home %5$s'
+                  else 'forced by %2$s (%3$s), and the home decided the same' end,
+                o.forced, o.forced_by, o.reason, o.done, o.decided),
+         format(case
+                  when o.outcome = 'mixed' then v_repair
+                  when o.outcome <> 'hazard' then 'nothing: select once.acknowledge(%L, ''as decided'')'
+                  when b.gid is not null
+                    then 'the line was not typed: type it, or select once.resolve() if the home is back'
+                  else 'wait for the home; if it never comes: select once.acknowledge(%L, ''<why>'')' end,
+                o.transaction_id)
     from once.heuristics o
     left join once.branch b on b.gid = o.gid
    where o.acknowledged_at is null
    order by o.forced_at;
 
-  -- Evidence here, decisions there. A decision goes only after its evidence: so evidence that is still there
-  -- after its decision was not, has none. Hence the second look.
+  -- Each of the other databases is asked what a recoverer would ask it:
+  --   evidence here, decisions there. A decision goes only after its evidence: so evidence that is still
+  --     there after its decision was not, has none.
+  --   decisions here, branches there: first what is prepared, then what is evident, then whether it is
+  --     confirmed meanwhile, for then evidence goes. Those first that are not proven: the others are many.
+  --   branches here whose transaction somebody has acknowledged at its home: it would now be called aborted.
   for v_other in
-    select e.home, array_agg(e.transaction_id) as ids, count(*) as n, min(e.recorded_at) as since
+    select 'audit' as step, e.home as asked, array_agg(e.transaction_id) as ids, min(e.recorded_at) as since,
+           'branches that committed here could not be compared with their home' as problem
       from (select e.* from once.evidence e
              where e.recorded_at < clock_timestamp() - v_patience
-               and not exists (select from once.loss l where l.transaction_id = e.transaction_id and l.kind = 'lost decision')
-               and not exists (select from once.heuristic f where f.transaction_id = e.transaction_id
-                                                           and f.decided is distinct from 'committed')
+               and not exists (select from once.loss l
+                                where l.transaction_id = e.transaction_id and l.kind = 'lost decision')
+               and not exists (select from once.heuristic f
+                                where f.transaction_id = e.transaction_id
+                                  and f.decided is distinct from 'committed')
              limit v_page) e
      group by e.home
-  loop
-    begin
-      select a.* into v_answer from once.read_messages(once.carry(jsonb_build_object(
-        'step', 'audit', 'asking', v_self, 'asked', v_other.home, 'ids', v_other.ids)::text)) a;
-      return query
-      select 'evidence without home row', e.transaction_id, e.participant, e.home, e.recorded_at,
-             'this branch committed, its home has no decision: the home lost it (a failover, a restored backup)',
-             'pgonce recover (or once.recover()) records it; then compare the data of both and repair by hand'
-        from once.evidence e
-       where e.transaction_id = any (v_answer.missing);
-    exception when others then
-      return query
-      select 'not compared', null::uuid, null::text, v_other.home, v_other.since,
-             format('%s branches that committed here could not be compared with their home: %s', v_other.n, sqlerrm),
-             'reach it: select once.add_peer(''server''); or audit from outside: npx pgonce recover';
-    end;
-  end loop;
-
-  -- Decisions here, branches there: first what is prepared, then what is evident, then whether it is confirmed
-  -- meanwhile, for then evidence goes. Those first of which nothing is proven: of the others there are many, those
-  -- of the last ten minutes.
-  for v_other in
-    select p.database_id, array_agg(g.transaction_id) as ids, array_agg(p.name) as names, array_agg(g.decided_at) as decided,
-           count(*) as n, min(g.decided_at) as since
+    union all
+    select 'prove', p.id, array_agg(g.transaction_id), min(g.decided_at),
+           'decisions made here could not be compared with this participant'
       from (select g.* from once.global_transaction g
              where g.confirmed_at is null and g.decided_at < clock_timestamp() - v_patience
              order by g.proven_at nulls first, g.decided_at limit v_page) g
-     cross join lateral unnest(g.participants, g.database_ids) p (name, database_id)
-     group by p.database_id
-  loop
-    begin
-      select a.* into v_answer from once.read_messages(once.carry(jsonb_build_object(
-        'step', 'prove', 'asking', v_self, 'asked', v_other.database_id, 'ids', v_other.ids)::text)) a;
-      return query
-      select case when i.lost then 'home row without evidence' else 'decided, not finished' end, i.id, i.name, v_self, i.decided_at,
-             case when i.lost then 'committed here, and the participant has neither the prepared branch nor evidence: it lost it '
-                                   '(a failover, a restored backup, a manual ROLLBACK PREPARED)'
-                  else 'decided to commit here, and still prepared at the participant' end,
-             case when i.lost then 'pgonce recover (or once.recover()) records it; then compare the data of both and repair by hand'
-                  else 'run recovery there: select once.recover() or select once.resolve() \gexec' end
-        from (select o.*, o.id = any (v_answer.missing) as lost
-                from unnest(v_other.ids, v_other.names, v_other.decided) o (id, name, decided_at)) i
-        join once.global_transaction g on g.transaction_id = i.id and g.confirmed_at is null
-       where i.id <> all (v_answer.evident)
-         and not exists (select from once.loss l where l.transaction_id = i.id and l.participant = i.name and l.kind = 'lost branch');
-    exception when others then
-      return query
-      select 'not compared', null::uuid, null::text, v_other.database_id, v_other.since,
-             format('%s decisions made here could not be compared with this participant: %s', v_other.n, sqlerrm),
-             'reach it: select once.add_peer(''server''); or audit from outside: npx pgonce recover';
-    end;
-  end loop;
-
-  -- Branches here whose transaction somebody has acknowledged at its home: it would now be called aborted.
-  for v_other in
-    select b.home, array_agg(b.transaction_id) as ids
-      from once.branch b
-     where b.ours
+     cross join lateral unnest(g.database_ids) p (id)
+     group by p.id
+    union all
+    select 'acknowledge', b.home, array_agg(b.transaction_id), null,
+           'branches in doubt here could not be compared with their home'
+      from once.branch b where b.ours
      group by b.home
   loop
     begin
       select a.* into v_answer from once.read_messages(once.carry(jsonb_build_object(
-        'step', 'acknowledge', 'asking', v_self, 'asked', v_other.home, 'ids', v_other.ids)::text)) a;
-      return query
-      select 'branch of an acknowledged transaction', b.transaction_id, b.participant, b.home, b.prepared_at,
-             'prepared here, while its transaction was acknowledged as lost at its home: it came back from a '
-             'backup or a standby. Recovery would roll it back',
-             'read once.intervention at the home: what was repaired there by hand must not be done twice; then finish it by hand'
-        from once.branch b
-       where b.ours and b.transaction_id = any (v_answer.ids);
+        'step', v_other.step, 'asking', v_self, 'asked', v_other.asked, 'ids', v_other.ids)::text)) a;
     exception when others then
       return query
-      select 'not compared', null::uuid, null::text, v_other.home, null::timestamptz,
-             format('%s branches in doubt here could not be compared with their home: %s', cardinality(v_other.ids), sqlerrm),
-             'reach it: select once.add_peer(''server''); or recover from outside: npx pgonce recover';
+      select 'not compared', null::uuid, null::text, v_other.asked, v_other.since,
+             format('%s %s: %s', cardinality(v_other.ids), v_other.problem, sqlerrm),
+             'reach it: select once.add_peer(''server''); or from outside: npx pgonce recover';
+      continue;
     end;
+    if v_other.step = 'audit' then
+      return query
+      select 'evidence without home row', e.transaction_id, e.participant, e.home, e.recorded_at,
+             'this branch committed, its home has no decision: it lost it (a failover, a restored backup)',
+             v_to_do
+        from once.evidence e
+       where e.transaction_id = any (v_answer.missing);
+    elsif v_other.step = 'prove' then
+      return query
+      select case when i.lost then 'home row without evidence' else 'decided, not finished' end,
+             g.transaction_id, p.name, v_self, g.decided_at,
+             case when i.lost
+                  then 'committed here, and the participant has neither the prepared branch nor evidence: '
+                       'it lost it (a failover, a restored backup, a manual ROLLBACK PREPARED)'
+                  else 'decided to commit here, and still prepared at the participant' end,
+             case when i.lost then v_to_do
+                  else 'run recovery there: select once.recover() or select once.resolve() \gexec' end
+        from (select u.id, u.id = any (v_answer.missing) as lost from unnest(v_answer.ids) u (id)
+               where u.id <> all (v_answer.evident)) i
+        join once.global_transaction g on g.transaction_id = i.id and g.confirmed_at is null
+       cross join lateral unnest(g.participants, g.database_ids) p (name, id)
+       where p.id = v_other.asked
+         and not exists (select from once.loss l
+                          where l.transaction_id = i.id and l.participant = p.name
+                            and l.kind = 'lost branch');
+    else
+      return query
+      select 'branch of an acknowledged transaction', b.transaction_id, b.participant, b.home, b.prepared_at,
+             'prepared here, while its transaction was acknowledged as lost at its home: it came back '
+             'from a backup or a standby. Recovery would roll it back',
+             'read once.intervention at the home: what was repaired there by hand must not be done twice; '
+             'then finish it by hand'
+        from once.branch b
+       where b.ours and b.transaction_id = any (v_answer.ids);
+    end if;
   end loop;
 
-  -- Branches whose owner was dropped: nothing proves any more that they are ours, so nobody offers to finish them.
+  -- Branches whose owner was dropped: nothing proves any more that they are ours, so nobody offers to finish
+  -- them.
   return query
   select 'branch without an owner', b.transaction_id, b.participant, b.home, b.prepared_at,
-         'prepared by a role that was dropped: nothing proves any more that it is ours, so recovery leaves it, with its locks',
-         format('at its home: select once.gid_outcome(%1$L); then here, as a superuser: commit prepared %1$L, or rollback', b.gid)
+         'prepared by a role that was dropped: nothing proves any more that it is ours, so recovery leaves '
+         'it, with its locks',
+         format('at its home: select once.gid_outcome(%1$L); then here, as a superuser: '
+                'commit prepared %1$L, or rollback', b.gid)
     from once.branch b
    where b.owner is null and b.transaction_id is not null;
 end
 $$;
 
 comment on function once.audit() is
-  'What does not add up: losses, forced branches, evidence without decision, decisions without evidence; each with its meaning and what to do.';
+  'What does not add up: losses, forced branches, evidence without decision or the reverse; and what to do.';
 call once.allow('recover', 'audit');
 --! EndIncluded operator/audit.sql
 --! Included operator/health.sql
@@ -4595,7 +4575,7 @@ with prepared as materialized (
 ), branch as materialized (
   select b.gid, b.age, b.ours from once.branch b
 ), stranger as materialized (
-  select p.age from prepared p
+  select p.gid, p.age from prepared p
    where p.here and not exists (select from branch b where b.gid = p.gid and b.ours)
 ), decision as materialized (
   select g.transaction_id, g.decided_at from once.global_transaction g
@@ -4609,7 +4589,11 @@ with prepared as materialized (
     join decision d on d.transaction_id = g.transaction_id
    where g.home = (select i.id from once.database i)
 ), finding (name, value, warn, critical, hint) as (
-  select 'in_doubt', count(*)::double precision, null::double precision, null::double precision, null
+  select 'row_security_tables', count(*)::double precision, 1::double precision, 1::double precision,
+         'rows of schema once are hidden from applications: alter table once.<table> disable row level security'
+    from pg_catalog.pg_class c where c.relnamespace = 'once'::regnamespace and c.relrowsecurity
+  union all
+  select 'in_doubt', count(*), null, null, null
     from branch b where b.ours
   union all
   select 'oldest_in_doubt_seconds', extract(epoch from max(b.age)), 30, 300,
@@ -4631,6 +4615,10 @@ with prepared as materialized (
     from prepared p where not p.here
   union all
   select 'foreign_prepared', count(*), null, null, null from stranger
+  union all
+  select 'foreign_with_our_prefix', count(*), 1, null,
+         'they begin like ours and are not, so they are left alone: select gid, owner from once.in_doubt where not ours'
+    from stranger s where s.gid like 'once:%'
   union all
   select 'foreign_oldest_seconds', extract(epoch from max(s.age)), 300, 3600,
          'select gid, manager, age, locks from once.in_doubt where not ours; ask their manager, pgonce leaves them alone'
@@ -4699,6 +4687,10 @@ with prepared as materialized (
   union all
   select 'position_stalled_seconds', extract(epoch from max(l.idle) filter (where l.lag > 0)), 60, 600,
          'select * from once.lag where lag > 0 order by idle desc; is the consumer running?'
+    from once.lag l
+  union all
+  select 'positions_past_end', count(*) filter (where l.end_position < l."position"), 1, null,
+         'select * from once.lag where end_position < "position"; is it the right topic?'
     from once.lag l
 )
 select f.name,

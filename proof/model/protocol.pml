@@ -1,16 +1,17 @@
 /*
  * pgonce's commit protocol, for Spin: one global transaction, its home and its branches, the coordinator, two
- * recoverers, and everything that can go wrong with them. `npm run model` checks it; README.md maps it to the
+ * couriers, and everything that can go wrong with them. `npm run model` checks it; README.md maps it to the
  * code. Every atomic block is one statement as its server carries it out; between two of them anything else may
  * happen.
  *
  * Parts, by flag:
  *   BRANCHES=n      participants besides the home (2 or 3)
  *   CRASHES=n       crashes of the home's server; what else may fail is not counted, see below
+ *   COURIERS=n      answers that may be under way at once (2); what was said before is heard by all of them anyway
  *   SQUAT           a stranger may insert a decision row under our id, with an xid of his own
- *   PURGING      recoverers prove, purge and audit
+ *   PURGING         couriers carry what proves, purges and audits
  *   FAILOVERS=n     an asynchronous standby of any server takes over and has lost the newest transactions
- *   LIVE            recoverers do everything in turn, as src/recovery/recovery.ts, for the liveness check
+ *   LIVE            couriers do everything in turn, as src/recovery/recovery.ts, for the liveness check
  *   MUTANT_…        a bug
  *   WITNESS_…       asks whether a state can be reached at all
  *   LIMIT_…         drops an assumption, to show that it is needed
@@ -18,8 +19,9 @@
  * Why so little state is enough. What may happen at any time at no cost need not be remembered:
  *
  * - A lost acknowledgement. Whoever waits for an answer may go on without it, always.
- * - A coordinator or recoverer that dies. The coordinator may stop before each statement, a recoverer may begin
- *   anew. What it had sent but was not carried out yet is the same process being slow: it stops after it instead.
+ * - A coordinator or courier that dies. The coordinator may stop before each statement; a courier carries nothing of
+ *   its own, so its death is an answer that nobody hears. What either had sent but was not carried out yet is the same
+ *   process being slow: it stops after it instead.
  * - A crash of a participant's server. It ends open sessions, which may end anyway (a branch that is not prepared
  *   may be refused at any time). PREPARE, COMMIT PREPARED and ROLLBACK PREPARED are flushed before anybody sees
  *   their effect, so nothing that was seen is lost. One that crashed between flush and effect, or that is down
@@ -29,8 +31,8 @@
  *   before it is visible it looks like not done (somebody else is "busy", and waits), and a crash then makes it
  *   visible. Only the home's COMMIT is more: there the moments "durable", "row visible" and "not in progress" are
  *   told apart, in that order. Postgres joins the last two; the protocol does not need that.
- * - The list of prepared transactions that a recovery begins with. A recoverer here tries any branch that is
- *   prepared now, which includes those that were listed then.
+ * - The questions about outcomes. A home here answers at any time, also what nobody has asked; and what it said is
+ *   tried on any branch that is prepared now, which includes those that were listed then.
  * - 55000 (busy) and 42704 (does not exist): the statement had no effect; what the code concludes from it, asks
  *   for evidence, is no more than it may do at any time.
  */
@@ -43,6 +45,9 @@
 #endif
 #ifndef FAILOVERS
 #define FAILOVERS 0
+#endif
+#ifndef COURIERS
+#define COURIERS 2
 #endif
 
 /* The properties, as they are called in the results. */
@@ -572,7 +577,7 @@ byte unknown;       /* the home's answers: there is no such decision */
 /* once.ask of the home. */
 #define ASK(n) atomic { ADD(asked, n); printf("%d: the home asks %d\n", _pid, n) }
 
-active [2] proctype Courier() {
+active [COURIERS] proctype Courier() {
   byte which;
   bit look;
   bit listed;
@@ -859,7 +864,7 @@ end:
 #ifdef LIVE
 /*
  * No orphan remains once faults stop: they are finitely many, and whoever can run does, some time (pan -f). The
- * recoverers can always run, so no behaviour ends, and none is missed because it does.
+ * couriers can always run, so no behaviour ends, and none is missed because it does.
  */
 ltl settles { <>[] IS_QUIET }
 #else

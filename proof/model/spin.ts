@@ -114,8 +114,8 @@ function outcomeOf({ kind, liveness }: Check, output: string, replay: string): O
 /** The process numbers that Spin gives out, in the order of the model. */
 const processes: ReadonlyMap<string, string> = new Map([
   ['2', 'coordinator'],
-  ['3', 'recoverer A'],
-  ['4', 'recoverer B'],
+  ['3', 'courier A'],
+  ['4', 'courier B'],
 ])
 
 /** Only what the model says, with the names of those who say it. */

@@ -598,7 +598,7 @@ const seeded: readonly (Pick<Mutant, 'name' | 'what'> & Partial<SimulationMutant
         file: 'proof/simulation/inside.ts',
         find: '    await inTime(here, process, send(here, wire, statementOf(say.end())))\n',
         replace:
-          "    if (name !== 'apply') await inTime(here, process, send(here, wire, statementOf(say.end())))\n",
+          "    if (name === 'answer') await inTime(here, process, send(here, wire, statementOf(say.end())))\n",
       },
     ],
   },
@@ -619,8 +619,8 @@ const seeded: readonly (Pick<Mutant, 'name' | 'what'> & Partial<SimulationMutant
     edits: [
       {
         file: 'src/recovery/courier.ts',
-        find: 'next: rows.flatMap(({ next }) => next ?? [])',
-        replace: 'next: rows.flatMap(({ next }) => (next ? [] : []))',
+        find: 'next: isFirst ? rows.flatMap(',
+        replace: 'next: isFirst && rows.length < 0 ? rows.flatMap(',
       },
     ],
   },

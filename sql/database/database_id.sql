@@ -33,5 +33,5 @@ end
 $$;
 
 comment on function once.database_id() is
-  'The id of this database as it stands in gids; raises ONCPY in a copied database.';
+  'The id of this database as it stands in gids; raises ONCPY in a copied database, ONRLS where the row is hidden.';
 call once.allow('app, recover, monitor', 'database_id');

@@ -7,7 +7,7 @@ with prepared as materialized (
 ), branch as materialized (
   select b.gid, b.age, b.ours from once.branch b
 ), stranger as materialized (
-  select p.age from prepared p
+  select p.gid, p.age from prepared p
    where p.here and not exists (select from branch b where b.gid = p.gid and b.ours)
 ), decision as materialized (
   select g.transaction_id, g.decided_at from once.global_transaction g
@@ -21,7 +21,11 @@ with prepared as materialized (
     join decision d on d.transaction_id = g.transaction_id
    where g.home = (select i.id from once.database i)
 ), finding (name, value, warn, critical, hint) as (
-  select 'in_doubt', count(*)::double precision, null::double precision, null::double precision, null
+  select 'row_security_tables', count(*)::double precision, 1::double precision, 1::double precision,
+         'rows of schema once are hidden from applications: alter table once.<table> disable row level security'
+    from pg_catalog.pg_class c where c.relnamespace = 'once'::regnamespace and c.relrowsecurity
+  union all
+  select 'in_doubt', count(*), null, null, null
     from branch b where b.ours
   union all
   select 'oldest_in_doubt_seconds', extract(epoch from max(b.age)), 30, 300,
@@ -43,6 +47,10 @@ with prepared as materialized (
     from prepared p where not p.here
   union all
   select 'foreign_prepared', count(*), null, null, null from stranger
+  union all
+  select 'foreign_with_our_prefix', count(*), 1, null,
+         'they begin like ours and are not, so they are left alone: select gid, owner from once.in_doubt where not ours'
+    from stranger s where s.gid like 'once:%'
   union all
   select 'foreign_oldest_seconds', extract(epoch from max(s.age)), 300, 3600,
          'select gid, manager, age, locks from once.in_doubt where not ours; ask their manager, pgonce leaves them alone'
@@ -111,6 +119,10 @@ with prepared as materialized (
   union all
   select 'position_stalled_seconds', extract(epoch from max(l.idle) filter (where l.lag > 0)), 60, 600,
          'select * from once.lag where lag > 0 order by idle desc; is the consumer running?'
+    from once.lag l
+  union all
+  select 'positions_past_end', count(*) filter (where l.end_position < l."position"), 1, null,
+         'select * from once.lag where end_position < "position"; is it the right topic?'
     from once.lag l
 )
 select f.name,

@@ -4,12 +4,12 @@ language plpgsql volatile
 set search_path = ''
 as $$
 declare
-  v_dblink text := once.dblink_schema();
   v_name constant text := 'once new peer';
   v_id uuid;
   v_message text;
   v_detail text;
 begin
+  perform once.dblink_schema();
   -- Else dblink would take the name for a connection string.
   if not exists (select from pg_catalog.pg_foreign_server s where s.srvname = add_peer.server) then
     raise exception 'no foreign server named %', coalesce(quote_literal(add_peer.server), 'null')
@@ -17,10 +17,8 @@ begin
             hint = 'create server billing foreign data wrapper dblink_fdw options (host ''...'', dbname ''billing''); '
                    'create user mapping for current_user server billing options (user ''...'', password ''...'');';
   end if;
-  perform once.disconnect(v_name);
   begin
-    execute format('select %s.dblink_connect($1, $2)', v_dblink) using v_name, add_peer.server;
-    perform once.prepare_connection(v_name);
+    perform once.open_connection(v_name, add_peer.server);
     select r into v_id from once.remote(v_name, 'select once.database_id()::text') r;
     perform once.disconnect(v_name);
   exception when others then

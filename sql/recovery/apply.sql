@@ -82,7 +82,7 @@ begin
   -- prepared when the decision was made; what leaves the list of prepared transactions by committing has left
   -- its evidence before; and evidence goes only after the decision is marked. Hence the order of readings.
   for v_loss in
-    select d.transaction_id as id, p.name, a.asked
+    select d.transaction_id as id, coalesce(p.name, '') as name, a.asked
       from once.read_messages(apply.answers) a
      cross join lateral unnest(a.missing) m (id)
       join once.find_decisions(array(select unnest(o.missing) from once.read_messages(apply.answers) o)) d

@@ -10,7 +10,6 @@ language plpgsql volatile
 set search_path = ''
 as $$
 declare
-  v_dblink text := once.dblink_schema();
   v_name text := 'once ' || connect.database_id;
   v_server name;
   v_database name;
@@ -21,19 +20,17 @@ declare
   v_message text;
   v_detail text;
 begin
+  perform once.dblink_schema();
   select p.server, exists (select from pg_catalog.pg_foreign_server s where s.srvname = p.server)
     into v_server, v_there
     from once.peer p where p.database_id = connect.database_id;
-  -- Connections outlive a transaction that failed.
-  perform once.disconnect(v_name);
   if v_server is not null then
     begin
       -- dblink would take the name for a connection string.
       if not v_there then
         raise undefined_object using message = 'there is no such server any more';
       end if;
-      execute format('select %s.dblink_connect($1, $2)', v_dblink) using v_name, v_server;
-      perform once.prepare_connection(v_name);
+      perform once.open_connection(v_name, v_server);
       select r into v_found from once.remote(v_name, 'select once.database_id()::text') r;
     exception when others then
       get stacked diagnostics v_message = message_text, v_detail = pg_exception_detail;
@@ -68,9 +65,7 @@ begin
        order by d.datname
     loop
       begin
-        execute format('select %s.dblink_connect($1, $2)', v_dblink)
-          using v_name, v_local || ' dbname=' || once.quote_conninfo(v_database);
-        perform once.prepare_connection(v_name);
+        perform once.open_connection(v_name, v_local || ' dbname=' || once.quote_conninfo(v_database));
         if exists (
           select from once.remote(v_name, format($q$
             select '' from pg_catalog.pg_namespace n

@@ -13,14 +13,14 @@ declare
   v_problem text := 'busy: somebody else is finishing it';
 begin
   begin
-    perform once.remote_exec(finish_remote.connection,
+    perform once.remote(finish_remote.connection,
               'set statement_timeout = 0' || coalesce('; set role ' || quote_ident(finish_remote.role), ''));
   exception when others then
     return format('%s (%s)', sqlerrm, sqlstate);
   end;
   for v_try in 1 .. 100 loop
     begin
-      perform once.remote_exec(finish_remote.connection, finish_remote.statement);
+      perform once.remote(finish_remote.connection, finish_remote.statement);
       v_problem := null;
       exit;
     exception
@@ -36,7 +36,7 @@ begin
     end;
   end loop;
   begin
-    perform once.remote_exec(finish_remote.connection, 'reset role; set statement_timeout = ''10s''');
+    perform once.remote(finish_remote.connection, 'reset role; set statement_timeout = ''10s''');
   exception when others then
     -- What comes next over it would be done as somebody else, or wait for ever.
     perform once.connect(once.database_id());

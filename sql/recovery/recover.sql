@@ -45,21 +45,23 @@ begin
       v_answers := '{}';
       foreach v_question in array v_batch loop
         continue when v_question ? 'action';
-        begin
-          if v_question ->> 'to' = any (v_down) then
-            raise exception 'not asked again';
-          end if;
-          v_answers := v_answers || array(
-            select a from once.remote(v_me, format('select once.carry(%L)', v_question -> 'question')) a);
-        exception when others then
-          v_down := v_down || (v_question ->> 'to');
-          return query
-          select 'unfinished', 1::bigint, g, sqlerrm from jsonb_array_elements_text(v_question -> 'gids') g
-          union all
-          select 'unreachable', jsonb_array_length(v_question #> '{question,ids}'), v_question ->> 'to',
-                 sqlerrm
-           where not v_question ? 'gids';
-        end;
+        v_problem := case when v_question ->> 'to' = any (v_down) then 'not asked again' end;
+        if v_problem is null then
+          begin
+            v_answers := v_answers || array(
+              select a from once.remote(v_me, format('select once.carry(%L)', v_question -> 'question')) a);
+            continue;
+          exception when others then
+            v_problem := sqlerrm;
+            v_down := v_down || (v_question ->> 'to');
+          end;
+        end if;
+        return query
+        select 'unfinished', 1::bigint, g, v_problem from jsonb_array_elements_text(v_question -> 'gids') g
+        union all
+        select 'unreachable', jsonb_array_length(v_question #> '{question,ids}'), v_question ->> 'to',
+               v_problem
+         where not v_question ? 'gids';
       end loop;
       for v_result in
         select r from unnest(v_batch) r where r ? 'action'

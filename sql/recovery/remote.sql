@@ -1,5 +1,6 @@
--- Internal: runs a query over a dblink connection. It must return one column of type text, so that one
--- function serves all. Each call is a transaction of its own over there, with a snapshot of its own.
+-- Internal: runs a text over a dblink connection: a query with one column of type text, or commands, of which
+-- the tag comes back. Each call is a transaction of its own over there, with a snapshot of its own; a command
+-- alone is in no transaction block, so it may be COMMIT PREPARED.
 --
 -- What the statement_timeout over there has cancelled arrives as query_canceled, which `when others` does not
 -- catch, since it must let pass that somebody cancels us. Only the context tells the two apart: it names the
@@ -25,5 +26,5 @@ end
 $$;
 
 comment on function once.remote(text, text) is
-  'Internal: a query with one column of type text over a dblink connection.';
+  'Internal: a query with one column of type text, or commands, over a dblink connection.';
 call once.allow('recover', 'remote');

@@ -7,6 +7,7 @@ import { checkDatabaseName, show } from '../check.ts'
 import { createDatabase, type Database } from '../connection/database.ts'
 import { checkUrl, describeTarget } from '../connection/url.ts'
 import { InvalidInputError } from '../errors.ts'
+import { several } from './arguments.ts'
 
 /** The variable that is read if the command line names no database. */
 export const databasesVariable = 'PGONCE_DATABASES'
@@ -32,7 +33,7 @@ export function withDatabases(command: Command): Command {
     .option(
       '--database <name=URL>',
       `a database by name, may be repeated; without any, ${databasesVariable} has them all`,
-      (value: string, before: readonly string[] = []) => [...before, value],
+      several,
     )
 }
 

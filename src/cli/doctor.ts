@@ -1,23 +1,22 @@
 /**
- * `pgonce doctor`: looks at every database and says what is wrong with it, and what to type.
+ * `pgonce doctor`: looks at every database and says what is wrong with it, and what to type: `once.health`, and what
+ * SQL cannot ask.
  */
-
-import { type Command, InvalidArgumentError } from 'commander'
+import type { Command } from 'commander'
 import { type Database, withLink } from '../connection/database.ts'
+import type { Link } from '../connection/link.ts'
 import { describeTarget } from '../connection/url.ts'
+import { codeOf } from '../errors.ts'
+import { wholeNumber } from './arguments.ts'
 import {
   type Add,
   type CheckStatus,
   checkDatabaseId,
-  checkInDoubt,
-  checkLedger,
-  checkLosses,
-  checkPositions,
   checkPrivileges,
-  checkRecovery,
   checkSchema,
   checkServer,
   type Finding,
+  grantLine,
 } from './checks.ts'
 import {
   type ChosenDatabase,
@@ -26,7 +25,8 @@ import {
   withDatabases,
   withEach,
 } from './databases.ts'
-import { count, paint, print, printJson, type Row, type Style, table } from './output.ts'
+import { readHealth, sayHealth } from './health.ts'
+import { count, paint, print, printJson, type Row, table } from './output.ts'
 
 /** One thing that was looked at. */
 export interface Check extends Required<Finding> {
@@ -34,7 +34,6 @@ export interface Check extends Required<Finding> {
 }
 
 interface DoctorFlags extends DatabaseFlags {
-  readonly orphanAge: number
   readonly maxConnections: number
   readonly json?: boolean
 }
@@ -43,11 +42,10 @@ interface DoctorFlags extends DatabaseFlags {
 export function doctorCommand(program: Command): void {
   withDatabases(program.command('doctor'))
     .description('check every database, and say what to type where something is wrong (then exit 1)')
-    .option('--orphan-age <seconds>', 'branches in doubt for longer are orphans', wholeNumber, 30)
     .option(
       '--max-connections <n>',
       'transactions that your clients run at once, all together',
-      wholeNumber,
+      wholeNumber(0),
       10,
     )
     .option('--json', 'print one JSON object')
@@ -62,16 +60,15 @@ async function runDoctor(urls: readonly string[], flags: DoctorFlags): Promise<v
   if (critical > 0) process.exitCode = 1
   if (flags.json) return printJson({ ok: critical === 0, critical, warnings, checks })
 
-  const styles = { ok: 'green', warn: 'yellow', critical: 'red', skipped: 'dim' } as const satisfies Record<
-    CheckStatus,
-    Style
-  >
-  const rows = checks.map(
-    ({ database, check, status, found, hint }): Row => ({
-      cells: [database, check, { text: status, style: styles[status] }, found],
-      ...(hint === null ? {} : { notes: hint.split('\n').map((line) => `→ ${line}`) }),
-    }),
-  )
+  const styles = { ok: 'green', warn: 'yellow', critical: 'red', skipped: 'dim' } as const
+  const rows = checks
+    .filter(({ found }) => found !== nothing)
+    .map(
+      ({ database, check, status, found, hint }): Row => ({
+        cells: [database, check, { text: status, style: styles[status] }, found],
+        ...(hint === null ? {} : { notes: hint.split('\n').map((line) => `→ ${line}`) }),
+      }),
+    )
   print(table(['database', 'check', 'status', 'found'], rows))
   print()
   const well = number('skipped') > 0 ? 'Nothing is wrong in what the role may look at, in' : 'All is well in'
@@ -91,8 +88,8 @@ interface Examined {
   readonly database: ChosenDatabase
   readonly checks: Check[]
   /** As in once.database; undefined if it could not be read or is a copy's. */
-  databaseId?: string | undefined
-  /** The homes of its orphans. */
+  id?: string | undefined
+  /** The homes of what is in doubt in it. */
   homes?: readonly string[]
 }
 
@@ -101,26 +98,17 @@ async function examineAll(chosen: readonly ChosenDatabase[], flags: DoctorFlags)
     Promise.all(
       databases.map(async (database, index) => {
         const one: Examined = { database: chosen[index] as ChosenDatabase, checks: [] }
-        await examine(database, one, chosen, flags)
+        await examine(database, one, flags)
         return one
       }),
     ),
   )
-  for (const one of examined) {
-    checkDistinct(one, examined)
-    sayMissingHomes(one, examined)
-  }
+  for (const one of examined) compare(one, examined)
   return examined.flatMap(({ checks }) => checks)
 }
 
-async function examine(
-  database: Database,
-  one: Examined,
-  chosen: readonly ChosenDatabase[],
-  flags: DoctorFlags,
-): Promise<void> {
-  const add: Add = ({ check, status, found, hint = null }) =>
-    void one.checks.push({ database: database.name, check, status, found, hint })
+async function examine(database: Database, one: Examined, flags: DoctorFlags): Promise<void> {
+  const add = adding(one)
   let connected = false
   try {
     await withLink(
@@ -133,14 +121,11 @@ async function examine(
         add({ check: 'reachable', status: 'ok', found: `answers in ${took} ms` })
         const server = await checkServer(session, add, flags.maxConnections)
         if (!(await checkSchema(session, server, add, one.database))) return
-        one.databaseId = await checkDatabaseId(session, add)
+        one.id = await checkDatabaseId(session, add)
         if (server.standby) return
         await checkPrivileges(session, server, add)
-        one.homes = await checkInDoubt(session, server, add, chosen, flags.orphanAge)
-        await checkRecovery(session, add, chosen)
-        await checkLosses(session, add)
-        await checkLedger(session, add)
-        await checkPositions(session, add)
+        await checkHealth(session, add, server.login)
+        one.homes = await homesInDoubt(session)
       },
       patience,
     )
@@ -155,38 +140,55 @@ async function examine(
   }
 }
 
-/** Says who it is, unless another of the given databases says the same. */
-function checkDistinct({ database, checks, databaseId }: Examined, all: readonly Examined[]): void {
-  if (databaseId === undefined) return
-  const same = all.filter((one) => one.databaseId === databaseId && one.database !== database)
-  const check: Check =
-    same.length === 0
-      ? { database: database.name, check: 'database id', status: 'ok', found: databaseId, hint: null }
-      : {
-          database: database.name,
-          check: 'database id',
-          status: 'critical',
-          found: `the same database as ${same.map((one) => one.database.name).join(', ')} (${databaseId})`,
-          hint: 'give each database one name only: both halves of a transaction would wait for each other',
-        }
-  const after = checks.findIndex((one) => one.check === 'schema')
-  checks.splice(after + 1, 0, check)
+function adding({ database, checks }: Examined): Add {
+  return ({ check, status, found, hint = null }) =>
+    void checks.push({ database: database.name, check, status, found, hint })
 }
 
-/** Recovery finishes nothing whose home it cannot ask, so what is to be typed must name that too. */
-function sayMissingHomes({ checks, homes = [] }: Examined, all: readonly Examined[]): void {
-  const missing = homes.filter((home) => !all.some(({ databaseId }) => databaseId === home))
-  const index = checks.findIndex(({ check, status }) => check === 'in doubt' && status === 'critical')
-  const check = checks[index]
-  if (missing.length === 0 || check === undefined) return
-  const lines = missing.map(
-    (home) =>
-      `# first name the home too: no database given here answers ${home} to "select once.database_id()"`,
+/** What the table for people leaves out. */
+const nothing = 'nothing to look at'
+
+async function checkHealth(session: Link, add: Add, login: string): Promise<void> {
+  try {
+    for (const row of await readHealth(session)) {
+      const { name, status, value, hint } = row
+      add({ check: name, status, found: value === null ? nothing : sayHealth({ ...row, value }), hint })
+    }
+  } catch (error) {
+    if (codeOf(error) !== '42501') throw error
+    const found = 'not looked at: this role may not'
+    add({ check: 'health', status: 'skipped', found, hint: grantLine('monitor', login) })
+  }
+}
+
+async function homesInDoubt(session: Link): Promise<readonly string[]> {
+  const { rows } = await session.query<{ home: string }>(
+    'select distinct b.home::text as home from once.branch b where b.ours',
   )
-  checks[index] = { ...check, hint: [...lines, check.hint].join('\n') }
+  return rows.map(({ home }) => home)
 }
 
-function wholeNumber(text: string): number {
-  if (/^\d{1,9}$/.test(text)) return Number(text)
-  throw new InvalidArgumentError('Expected a whole number.')
+/** What no database knows of the others: whether they are one, and whether the homes of its branches are among them. */
+function compare(one: Examined, all: readonly Examined[]): void {
+  const { database, id, homes = [] } = one
+  const add = adding(one)
+  const same = all.filter((other) => id !== undefined && other.id === id && other.database !== database)
+  if (same.length > 0) {
+    add({
+      check: 'database id',
+      status: 'critical',
+      found: `the same database as ${same.map((other) => other.database.name).join(', ')} (${id})`,
+      hint: 'give each database one name only: both halves of a transaction would wait for each other',
+    })
+  } else if (id !== undefined) add({ check: 'database id', status: 'ok', found: id })
+  const missing = homes.filter((home) => !all.some((other) => other.id === home))
+  if (missing.length === 0) return
+  add({
+    check: 'homes',
+    status: 'warn',
+    found: 'branches are in doubt here whose home is none of the databases given',
+    hint: missing
+      .map((home) => `name the one too that answers ${home} to: select once.database_id();`)
+      .join('\n'),
+  })
 }

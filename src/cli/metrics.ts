@@ -9,6 +9,7 @@ import type { Gauge } from 'prom-client'
 import { type Database, withLink } from '../connection/database.ts'
 import { fromSql, withHint } from '../errors.ts'
 import { chooseDatabases, type DatabaseFlags, withDatabases, withEach } from './databases.ts'
+import { type HealthRow, readHealth } from './health.ts'
 import { print } from './output.ts'
 import { aborted, interruption } from './signals.ts'
 
@@ -19,12 +20,6 @@ interface MetricsFlags extends DatabaseFlags {
 interface Address {
   readonly host: string
   readonly port: number
-}
-
-interface HealthRow {
-  readonly name: string
-  readonly status: 'ok' | 'warn' | 'critical'
-  readonly value: number | null
 }
 
 /** Adds the command to the program. */
@@ -101,13 +96,7 @@ async function collect(
 
 async function look(database: Database, failures: string[]): Promise<readonly HealthRow[] | undefined> {
   try {
-    const { rows } = await withLink(
-      database.connect(patience),
-      (session) =>
-        session.query<HealthRow>('select h.name, h.status, h.value::float8 as value from once.health h'),
-      patience,
-    )
-    return rows
+    return await withLink(database.connect(patience), readHealth, patience)
   } catch (error) {
     failures.push(`${database.name}: ${withHint(fromSql(error))}`)
     return undefined

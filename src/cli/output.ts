@@ -1,62 +1,41 @@
-/**
- * What the commands print: tables for people on stdout, JSON for programs on stdout, progress on stderr.
- */
-import { stripVTControlCharacters, styleText } from 'node:util'
+/** What the commands print: tables for people and JSON for programs on stdout, progress on stderr. */
+import { styleText } from 'node:util'
+import yoctoSpinner from 'yocto-spinner'
 
-export type Style = 'red' | 'green' | 'yellow' | 'cyan' | 'dim' | 'bold'
+export type Style = 'red' | 'green' | 'yellow' | 'cyan' | 'dim'
 
 /** A cell: plain text, or text with a style that shows on a terminal only. */
 export type Cell = string | { readonly text: string; readonly style: Style }
 
 export interface Row {
   readonly cells: readonly Cell[]
-  /** Lines below the row, indented and never wrapped: what to type must survive copying. */
+  /** Lines below the row, indented. */
   readonly notes?: readonly string[]
-}
-
-export interface TableOptions {
-  /** Columns available; undefined: as many as it takes. @defaultValue the terminal's, if stdout is one */
-  readonly width?: number | undefined
-  /** @defaultValue whether stdout is a terminal that shows colors */
-  readonly color?: boolean
 }
 
 /** Two spaces between columns: names may contain one, hardly ever two. */
 const gap = '  '
 
-/** The last column keeps within the terminal's width, unless that would leave less than this of it. */
-const leastLast = 20
-
 /**
- * An aligned table. The last column takes what is left of the terminal's width and goes on in lines below;
- * where stdout is no terminal every row is one line, and nothing is colored.
+ * An aligned table. Nothing is wrapped or cut: ids and lines to type must survive copying.
+ *
+ * @param color by default whether stdout shows colors
  */
-export function table(headings: readonly string[], rows: readonly Row[], options: TableOptions = {}): string {
-  const width = 'width' in options ? options.width : process.stdout.isTTY ? process.stdout.columns : undefined
-  const head: Row = {
-    cells: headings.map((heading) => ({ text: heading.toUpperCase(), style: 'dim' as const })),
-  }
-  const last = headings.length - 1
-  const widths = headings.map((heading, column) =>
-    Math.max(heading.length, ...rows.map(({ cells }) => widthOf(plain(cells[column] ?? '')))),
+export function table(headings: readonly string[], rows: readonly Row[], color?: boolean): string {
+  const head: Row = { cells: headings.map((text) => ({ text: text.toUpperCase(), style: 'dim' })) }
+  const plain = (cell: Cell = '') => printable(typeof cell === 'string' ? cell : cell.text)
+  const widthOf = (text: string) => [...text].length
+  const widths = headings.map((_, column) =>
+    Math.max(...[head, ...rows].map(({ cells }) => widthOf(plain(cells[column])))),
   )
-  const before = widths.slice(0, last).reduce((sum, one) => sum + one + gap.length, 0)
-  const room = width === undefined ? Number.POSITIVE_INFINITY : Math.max(width - before, leastLast)
   const lines = ({ cells, notes = [] }: Row) => {
-    const styled = (column: number, text: string) => {
-      const cell = cells[column] ?? ''
-      return paint(text, typeof cell === 'string' ? undefined : cell.style, options.color)
-    }
-    const first = headings.slice(0, last).map((_, column) => {
-      const text = plain(cells[column] ?? '')
-      return styled(column, text) + ' '.repeat((widths[column] ?? 0) - widthOf(text))
+    const padded = widths.map((width, column) => {
+      const cell = cells[column]
+      const text = plain(cell)
+      const style = typeof cell === 'object' ? cell.style : undefined
+      return paint(text, style, color) + ' '.repeat(width - widthOf(text))
     })
-    const [start = '', ...rest] = wrap(plain(cells[last] ?? ''), room)
-    return [
-      [...first, styled(last, start)].join(gap).trimEnd(),
-      ...rest.map((text) => ' '.repeat(before) + styled(last, text)),
-      ...notes.map((note) => `${gap}${gap}${printable(note)}`),
-    ]
+    return [padded.join(gap).trimEnd(), ...notes.map((note) => `${gap}${gap}${printable(note)}`)]
   }
   return [head, ...rows].flatMap(lines).join('\n')
 }
@@ -81,31 +60,6 @@ export function printable(text: string): string {
   )
 }
 
-function plain(cell: Cell): string {
-  return printable(typeof cell === 'string' ? cell : cell.text)
-}
-
-function widthOf(text: string): number {
-  return [...stripVTControlCharacters(text)].length
-}
-
-/** Between words only: what is longer than a line is an id, and must survive copying. */
-function wrap(text: string, room: number): string[] {
-  const lines: string[] = []
-  for (const word of text.split(' ')) {
-    const line = lines.at(-1)
-    if (line !== undefined && widthOf(line) + 1 + widthOf(word) <= room)
-      lines[lines.length - 1] = `${line} ${word}`
-    else lines.push(word)
-  }
-  return lines
-}
-
-function cut(text: string, room: number): string {
-  const characters = [...text]
-  return characters.length <= room ? text : `${characters.slice(0, room - 1).join('')}…`
-}
-
 /** One line for people. */
 export function print(text = ''): void {
   process.stdout.write(`${text}\n`)
@@ -122,32 +76,20 @@ export function printJson(value: unknown): void {
 }
 
 export interface Progress {
-  /** Says where we are; on a terminal in place of what was said before. */
+  /** Says where we are: on a terminal in place of what was said before, elsewhere on a line of its own. */
   say(text: string): void
   /** Leaves a clean line behind. */
   end(): void
 }
 
-/** Progress on stderr: one line that changes on a terminal, elsewhere one line a second at most. */
 export function progress(): Progress {
-  const { stderr } = process
-  let shown = false
-  let last = 0
+  const spinner = yoctoSpinner({ handleSignals: false })
   return {
     say(text) {
-      const now = performance.now()
-      if (stderr.isTTY) {
-        stderr.write(`\r\u001b[2K${cut(printable(text), (stderr.columns ?? 80) - 1)}`)
-        shown = true
-      } else if (last === 0 || now - last >= 1_000) {
-        stderr.write(`${printable(text)}\n`)
-        last = now
-      }
+      if (spinner.isSpinning) spinner.text = printable(text)
+      else spinner.start(printable(text))
     },
-    end() {
-      if (shown) stderr.write('\r\u001b[2K')
-      shown = false
-    },
+    end: () => void spinner.stop(),
   }
 }
 

@@ -3,12 +3,13 @@
  */
 
 import { tracingChannel } from 'node:diagnostics_channel'
-import { type Command, InvalidArgumentError } from 'commander'
+import type { Command } from 'commander'
 import { maxInt32 } from '../check.ts'
 import { pgonce } from '../client.ts'
 import type { StepEvent } from '../commit/channels.ts'
 import type { Recovery } from '../recovery/recovery.ts'
 import type { Loss, RecoveryReport } from '../recovery/report.ts'
+import { wholeNumber } from './arguments.ts'
 import { chooseDatabases, type DatabaseFlags, soon, withDatabases } from './databases.ts'
 import { count, paint, print, printJson } from './output.ts'
 import { aborted, interruption } from './signals.ts'
@@ -27,7 +28,7 @@ export function recoverCommand(program: Command): void {
     .option(
       '--keep <ms>',
       'purge decisions that are proven for longer (default: 600000, ten minutes)',
-      milliseconds,
+      wholeNumber(0, Number(maxInt32)),
     )
     .option('--json', 'print one JSON object; with --watch one a line, whenever there is something to say')
     .action(runRecover)
@@ -153,9 +154,4 @@ function summary({ committed, rolledBack, unfinished, proven, purged, losses }: 
 
 function keepOf({ keep }: RecoverFlags): { keep?: number } {
   return keep === undefined ? {} : { keep }
-}
-
-function milliseconds(text: string): number {
-  if (/^\d{1,10}$/.test(text) && BigInt(text) <= maxInt32) return Number(text)
-  throw new InvalidArgumentError(`Expected milliseconds, 0 to ${maxInt32}.`)
 }

@@ -215,6 +215,7 @@ class OpenBranch implements Branch {
       this.failure = undefined
       return result
     } catch (error) {
+      if (this.#progress.isForsaken) return await new Promise<never>(() => {})
       throw await this.#failed(error)
     } finally {
       this.#progress.running.delete(entry)

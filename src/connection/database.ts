@@ -159,7 +159,7 @@ export async function withReadCommitted<T>(
   return await withLink(
     connecting,
     async (link) => {
-      await link.send(say.beginReadCommitted())
+      await link.send(say.beginReadCommitted(link.isDirect))
       try {
         const result = await task(link)
         await link.send(say.end())

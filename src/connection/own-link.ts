@@ -6,6 +6,7 @@
  */
 import type { CompiledQuery, QueryResult } from 'kysely'
 import type postgres from 'postgres'
+import { environment } from '../environment.ts'
 import { AbortedError, isErrorAnswer } from '../errors.ts'
 import { type Hello, hello, type Statement, secondNet } from '../statements.ts'
 import { type Answer, type Link, neverSent } from './link.ts'
@@ -49,6 +50,9 @@ interface Pending {
 /** Characters of the texts that one connection may have prepared; some ten times that in the backend's memory. */
 const mostPrepared = 500_000
 
+/** Milliseconds that a connection is used which was opened under an operator's fence. */
+const fenceTime = 1_000
+
 /** Characters up to which a text is prepared when it comes for the first time. */
 const short = 2_000
 
@@ -65,6 +69,8 @@ export class OwnLink implements Link {
   readonly #pending = new Set<Pending>()
   readonly #prepared = new Set<string>()
   #prepares = 0
+  /** When what it found of the server has to be looked at again. */
+  #staleAt = Number.POSITIVE_INFINITY
   /** Whether the backend is our own: a prepared statement is there the next time, too. */
   #isUnpooled = false
   #pid: number | undefined
@@ -81,6 +87,7 @@ export class OwnLink implements Link {
     return (
       (this.#lost === undefined || this.#lost === givenBack) &&
       this.#generation === this.#owner.generation &&
+      environment.now() < this.#staleAt &&
       this.#prepares < mostPrepared
     )
   }
@@ -93,6 +100,7 @@ export class OwnLink implements Link {
     const greeting = await this.send(hello(wantsArrays))
     this.durability = greeting.durability
     this.#isUnpooled = greeting.pid === this.#pid
+    if (greeting.isFenced) this.#staleAt = environment.now() + fenceTime
     if (wantsNet && this.#isUnpooled && !greeting.isFenced) {
       await this.send(secondNet())
       this.isDirect = true

@@ -14,12 +14,14 @@ import { environment } from '../environment.ts'
 import { codeOf, isServerError } from '../errors.ts'
 import * as say from '../statements.ts'
 import { type Asked, type Question, readApplied, readAsked, type Statement, unexpected } from './messages.ts'
-import { sayWhy, type Tally } from './report.ts'
+import { merged, newTally, sayWhy, type Tally } from './report.ts'
 
 /** What to ask for, in the order in which it is done. */
 export type Step = 'finish' | 'prove' | 'confirm' | 'purge' | 'audit' | 'judge'
 
 export interface Look {
+  /** What came of it, and of earlier looks since the last one. */
+  readonly report: Tally
   /** There is more: requests for it. */
   readonly next: readonly string[]
   /** There will be more soon. */
@@ -27,10 +29,15 @@ export interface Look {
 }
 
 export interface Courier {
-  /** Asks a database, and settles what it asks. What cannot be done is reported, and fails nothing. */
-  look(database: Database, request: string, report: Tally): Promise<Look>
+  /**
+   * Asks a database, and settles what it asks. What cannot be done is reported, and fails nothing. What is not settled
+   * after `grace` milliseconds goes on, and is not begun again before it has ended.
+   */
+  look(database: Database, request: string, grace?: number): Promise<Look>
   /** Whether it did not answer when it was asked last. */
   isSilent(database: Database): boolean
+  /** Waits for what still goes on. */
+  settled(): Promise<void>
 }
 
 /** Milliseconds after which a database that does not answer is passed over. */
@@ -51,6 +58,9 @@ export function courierAmong(databases: readonly Database[]): Courier {
   const silent = new Set<Database>()
   /** Those that are being asked. */
   const asking = new Map<Database, Promise<unknown>>()
+  /** What is being settled, and what came of it that nobody was told yet. */
+  const underWay = new Map<string, Promise<void>>()
+  const untold = new Map<Database, Tally>()
   const find = (id: string) => databases.find((database) => ids.get(database) === id)
 
   /** Runs a step on a database; one that fails is reported and passed over. */
@@ -118,7 +128,13 @@ export function courierAmong(databases: readonly Database[]): Courier {
     return undefined
   }
 
-  async function settle(database: Database, batch: readonly Question[], report: Tally): Promise<void> {
+  async function settle(database: Database, batch: readonly Question[]): Promise<void> {
+    const report = newTally()
+    await settleInto(report, database, batch)
+    untold.set(database, merged(untold.get(database), report))
+  }
+
+  async function settleInto(report: Tally, database: Database, batch: readonly Question[]): Promise<void> {
     const answers = await Promise.all(batch.map((question) => answerTo(question, database, report)))
     const given = answers.filter((answer) => answer !== undefined)
     if (given.length === 0) return
@@ -136,21 +152,36 @@ export function courierAmong(databases: readonly Database[]): Courier {
 
   return {
     isSilent: (database) => silent.has(database),
-    async look(database, request, report) {
+    async settled() {
+      await Promise.all(underWay.values())
+    },
+    async look(database, request, grace) {
+      const report = newTally()
       const asked = attempt(report, database, () => ask(database, request))
       asking.set(database, asked)
       const rows = (await asked) ?? []
       asking.delete(database)
       // Under two names it is looked after once.
-      if (find(ids.get(database) ?? '') !== database) return { next: [], again: false }
-      for (const { told } of rows) if (told !== undefined) tell(told, database, report)
-      const questions = rows.flatMap(({ question }) => question ?? [])
-      await Promise.all(
-        [...Map.groupBy(questions, ({ batch }) => batch).values()].map((batch) =>
-          settle(database, batch, report),
-        ),
-      )
-      return { next: rows.flatMap(({ next }) => next ?? []), again: rows.some(({ again }) => again) }
+      const isFirst = find(ids.get(database) ?? '') === database
+      const questions = isFirst ? rows.flatMap(({ question }) => question ?? []) : []
+      const settling = [...Map.groupBy(questions, ({ batch }) => batch)].map(([name, batch]) => {
+        const key = `${database.name} ${name} ${request}`
+        const before = underWay.get(key)
+        if (before !== undefined) return before
+        const begun = settle(database, batch).finally(() => underWay.delete(key))
+        underWay.set(key, begun)
+        return begun
+      })
+      const all = Promise.all(settling)
+      await (grace === undefined ? all : inTime(grace, all).catch(() => {}))
+      for (const { told } of rows) if (told !== undefined && isFirst) tell(told, database, report)
+      const came = untold.get(database)
+      untold.delete(database)
+      return {
+        report: merged(came, report),
+        next: isFirst ? rows.flatMap(({ next }) => next ?? []) : [],
+        again: rows.some(({ again }) => again),
+      }
     },
   }
 }

@@ -16,7 +16,7 @@ import { checkBoolean, checkFunction, checkMilliseconds, checkObject } from '../
 import type { Database } from '../connection/database.ts'
 import { environment } from '../environment.ts'
 import { type Courier, courierAmong, requestOf, type Step } from './courier.ts'
-import { type Loss, newTally, type RecoveryReport, type Tally } from './report.ts'
+import { type Loss, merged, newTally, type RecoveryReport, type Tally } from './report.ts'
 
 export interface RunOptions {
   /** Leave branches alone that are younger (milliseconds): their coordinator is probably at them. @defaultValue 0 */
@@ -68,6 +68,8 @@ const defaults = { settle: 0, keep: 600_000, interval: 1_000 } as const
 const runningSettle = 150
 const purgeEvery = 2_000
 const auditEvery = 60_000
+/** So long a look waits for those who have been asked. */
+const grace = 1_000
 
 /** Looks once: finishes what is in doubt, then proves and purges. What does not answer is reported and passed over. */
 export async function runRecovery(
@@ -96,7 +98,7 @@ async function runSteps(
   steps: readonly Step[],
   times: { readonly settle: number; readonly keep: number },
 ): Promise<RecoveryReport> {
-  const report = newTally()
+  let report = newTally()
   const courier = courierAmong(databases)
   for (const step of steps) {
     await Promise.all(
@@ -104,7 +106,9 @@ async function runSteps(
         const requests = [requestOf([step], times)]
         for (let request = requests.shift(); request !== undefined; request = requests.shift()) {
           if (courier.isSilent(database)) return
-          requests.push(...(await courier.look(database, request, report)).next)
+          const look = await courier.look(database, request)
+          report = merged(report, look.report)
+          requests.push(...look.next)
         }
       }),
     )
@@ -127,6 +131,7 @@ export function startRecovery(databases: readonly Database[], options: StartOpti
   const loops = databases.map((database) => startLoop(courier, database, { interval, keep }, say))
   const stop = async () => {
     await Promise.all(loops.map((loop) => loop.stop()))
+    await courier.settled()
   }
   return {
     poke: () => {
@@ -162,13 +167,17 @@ function startLoop(
       audited = now
       steps.push('audit', 'judge')
     }
-    const report = newTally()
     const more = rest.shift()
-    const { next, again } = await courier.look(database, requestOf(steps, times), report)
-    rest.push(...next)
-    if (more !== undefined) rest.push(...(await courier.look(database, more, report)).next)
+    const first = await courier.look(database, requestOf(steps, times), grace)
+    rest.push(...first.next)
+    let { report } = first
+    if (more !== undefined) {
+      const second = await courier.look(database, more, grace)
+      rest.push(...second.next)
+      report = merged(report, second.report)
+    }
     say(database, report)
-    return { soon: again || report.pending > 0 }
+    return { soon: first.again || report.pending > 0 }
   }
   const loop = (async () => {
     while (!stopped) {
@@ -197,16 +206,11 @@ function reporter(
   let hadNews = false
   return (database, report) => {
     last.set(database, report)
-    const all = [...last.values()]
-    const unreachable = new Map(all.flatMap((one) => one.unreachable).map((one) => [one.database, one]))
-    const merged: RecoveryReport = {
-      ...report,
-      unfinished: all.flatMap(({ unfinished }) => unfinished),
-      unreachable: [...unreachable.values()],
-    }
-    const news = isNews(merged)
+    const { unfinished, unreachable } = [...last.values()].reduce(merged)
+    const told = { ...report, unfinished, unreachable }
+    const news = isNews(told)
     // What the listener does wrong must neither leave branches in doubt nor end the process.
-    if (news || hadNews) new Promise((resolve) => resolve(onReport(merged))).catch(warn)
+    if (news || hadNews) new Promise((resolve) => resolve(onReport(told))).catch(warn)
     hadNews = news
   }
 }

@@ -58,6 +58,23 @@ export function newTally(): Tally {
   }
 }
 
+/** Both in one: each database that was passed over once. */
+export function merged(one: Tally = newTally(), other: Tally): Tally {
+  const unreachable = new Map(
+    [...one.unreachable, ...other.unreachable].map((passed) => [passed.database, passed]),
+  )
+  return {
+    committed: one.committed + other.committed,
+    rolledBack: one.rolledBack + other.rolledBack,
+    pending: one.pending + other.pending,
+    unfinished: [...one.unfinished, ...other.unfinished],
+    unreachable: [...unreachable.values()],
+    proven: one.proven + other.proven,
+    purged: one.purged + other.purged,
+    losses: [...one.losses, ...other.losses],
+  }
+}
+
 export function sayWhy(error: unknown): string {
   const { message } = error as Error
   if (codeOf(error) === '42501')

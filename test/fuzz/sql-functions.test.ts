@@ -15,10 +15,9 @@ import { knownTypes, nastyTexts, type Value, valuesOf } from './values.ts'
 const exempt: Readonly<Record<string, string>> = {
   'once.remote(text,text)':
     'runs a statement of the caller over a connection of the caller: anything may come of it',
-  'once.remote_exec(text,text)': 'as once.remote',
-  'once.prepare_connection(text)':
-    'takes the name of a dblink connection, or else, as dblink does, a connection string',
-  'once.finish_remote(text,text,name)': 'as once.prepare_connection; its callers are called here',
+  'once.open_connection(text,text)':
+    'takes the name of a foreign server, or else, as dblink does, a connection string',
+  'once.finish_remote(text,text,name)': 'as once.remote; its callers are called here',
   'once.allow(text,text,text)':
     'for the installation alone: takes the name of a routine that it has just made',
   'once.recover(interval,interval)': 'works outside of the caller’s transaction: has a test of its own below',

@@ -232,9 +232,11 @@ const named: Readonly<Record<string, Named>> = {
     ],
   },
   begin_read_committed: {
-    arity: 0,
+    arity: 1,
     commands: [
-      command('begin isolation level read committed', (session) => begin(session, 'read committed', true)),
+      command('begin isolation level read committed', (session, [mode]) =>
+        begin(session, 'read committed', mode === 'read write'),
+      ),
     ],
   },
   end: { arity: 0, commands: [command('commit', commit)] },
