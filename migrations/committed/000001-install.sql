@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:6b26fee1767f93e26bf88c25f0513f7a0e069901
+--! Hash: sha1:79934faaf5a58acd5ab54dc6bf36a800ab214c1b
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -808,14 +808,14 @@ create table once.scope (
   scope text not null unique check (length(scope) between 1 and 200),
   retention interval check (retention >= interval '0'),
   horizon timestamptz,
-  -- Of keys without occurred_at: which times that they carry (once.message_time) count; null: none.
-  key_times tstzmultirange,
+  -- Whether the time that a key carries (once.message_time) counts where occurred_at is not given. Never changes.
+  key_times boolean not null default false,
   -- The horizon's day when deleting began last, see once.expire: never after the horizon.
   delete_before date
 );
 
 comment on table once.scope is
-  'Scopes of the key ledger: retention (null: for ever), horizon (older is expired), key times that count.';
+  'Scopes of the key ledger: retention (null: for ever), horizon (older is expired), whether key times count.';
 call once.allow('app', 'scope', 'select, insert (scope)');
 call once.allow('recover, monitor', 'scope', 'select');
 --! EndIncluded ledger/scope.sql
@@ -894,7 +894,7 @@ call once.allow('recover, monitor', 'expired_claims', 'select');
 -- The time that a key itself carries: a UUIDv7 (RFC 9562, 5.7) says so in its version bits; a ULID is 26
 -- characters of Crockford base32 with 48 bits of milliseconds first. Other keys of 26 such characters
 -- exist, so a ULID counts only with a time between 2010 and 2100. The answer depends on nothing but the
--- key: if it depended on the clock, one key could land in two partitions.
+-- key: if it depended on the clock, one key could be kept in two places.
 create function once.message_time(key text) returns timestamptz
 language plpgsql immutable strict parallel safe
 set search_path = ''
@@ -1011,8 +1011,7 @@ begin
   if found and v_bad.own then
     raise exception 'bad time in key %: %', quote_literal(left(v_bad.key, 100)), v_bad.at
       using errcode = 'ONARG', detail = format('Expected a time from %s to two days from now.', v_least),
-            hint = 'Is the sender''s clock right? For keys of anybody''s making: '
-                   'select once.set_key_times(''scope'', false).';
+            hint = 'Is the sender''s clock right? Keys of anybody''s making want a scope without key times.';
   elsif found then
     raise exception 'bad occurred_at: %', v_bad.at
       using errcode = 'ONARG', detail = format('Expected a time from %s to two days from now.', v_least),
@@ -1126,10 +1125,9 @@ begin
   if not found then
     v_scope := once.open_scope(claim_keys.scope);
   end if;
-  if v_scope.key_times is not null then
-    v_times := array(select coalesce(i.at, case when o.at <@ v_scope.key_times then o.at end)
+  if v_scope.key_times then
+    v_times := array(select coalesce(i.at, once.message_time(i.key))
                        from unnest(claim_keys.keys, claim_keys.occurred_at) with ordinality i (key, at, n)
-                      cross join lateral once.message_time(i.key) o (at)
                       order by i.n);
   else
     v_times := claim_keys.occurred_at;
@@ -1239,7 +1237,7 @@ begin
     select v_digest, s.scope_id, (now() at time zone 'UTC')::date, claim_key.payload_hash
       from once.scope s
      where s.scope = claim_key.scope
-       and s.key_times is null
+       and not s.key_times
        and claim_key.key <> ''
        and current_setting('synchronous_commit') <> 'off'
     on conflict do nothing;
@@ -1311,7 +1309,7 @@ begin
     from once.scope s
    where s.scope = keep_result.scope
      and m.digest = once.message_digest(keep_result.scope, keep_result.key,
-           coalesce(keep_result.occurred_at, case when v_own <@ s.key_times then v_own end))
+           coalesce(keep_result.occurred_at, case when s.key_times then v_own end))
      and m.result is null;
   if not found then
     raise exception 'no claim of key % in scope % waits for a result',
@@ -1376,18 +1374,15 @@ comment on function once.set_retention(text, interval) is
 call once.allow('owner', 'set_retention');
 --! EndIncluded ledger/set_retention.sql
 --! Included ledger/set_key_times.sql
--- Whether keys without occurred_at bring their own time, if they are UUIDv7s or ULIDs. Off at first: who
--- chooses such a key chooses its time, and may not be anybody to believe.
+-- Whether keys without occurred_at bring their own time, if they are UUIDv7s or ULIDs. Off unless this is called:
+-- who chooses such a key chooses its time, and may not be anybody to believe.
 --
--- For a new scope it counts at once. In one that may have claims it counts for keys made two days from now
--- on, and the answer is that moment: where a key is kept must never change, or it would be claimed again, and
--- no key that was claimed so far is that new.
-create function once.set_key_times(scope text, enabled boolean) returns timestamptz
+-- It is decided with the scope's row and never changes: where a key is kept follows from this, and a key that is
+-- looked for somewhere else would be claimed again. So a scope that is there keeps what it has.
+create function once.set_key_times(scope text, enabled boolean) returns void
 language plpgsql volatile
 set search_path = ''
 as $$
-declare
-  v_from timestamptz := now() + interval '2 days';
 begin
   perform once.check_name('scope', set_key_times.scope);
   if set_key_times.enabled is null then
@@ -1395,21 +1390,22 @@ begin
       using errcode = 'ONARG', detail = 'Expected true or false.',
             hint = 'For example: select once.set_key_times(''orders'', true).';
   end if;
-  insert into once.scope (scope) values (set_key_times.scope) on conflict do nothing;
-  if found then
-    v_from := '-infinity';
+  insert into once.scope (scope, key_times) values (set_key_times.scope, set_key_times.enabled)
+  on conflict do nothing;
+  perform from once.scope s where s.scope = set_key_times.scope and s.key_times = set_key_times.enabled;
+  if not found then
+    raise exception 'scope % is there already, with key times %',
+        quote_literal(set_key_times.scope), case when set_key_times.enabled then 'off' else 'on' end
+      using errcode = 'ONARG',
+            detail = 'Where a key is kept must not change, or it could be claimed again.',
+            hint = 'Call this before the first claim and before once.set_retention. Else take a new scope, '
+                   'or give occurred_at with every claim.';
   end if;
-  update once.scope s
-     set key_times = case when set_key_times.enabled
-                          then coalesce(s.key_times, '{}') + tstzmultirange(tstzrange(v_from, null))
-                          else s.key_times - tstzmultirange(tstzrange(v_from, null)) end
-   where s.scope = set_key_times.scope;
-  return v_from;
 end
 $$;
 
 comment on function once.set_key_times(text, boolean) is
-  'Whether UUIDv7s and ULIDs without occurred_at bring their own time; answers from which key time on.';
+  'Whether UUIDv7s and ULIDs without occurred_at bring their own time; only before a scope is used.';
 call once.allow('owner', 'set_key_times');
 --! EndIncluded ledger/set_key_times.sql
 --! Included ledger/await_claims.sql

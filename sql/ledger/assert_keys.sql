@@ -37,8 +37,7 @@ begin
   if found and v_bad.own then
     raise exception 'bad time in key %: %', quote_literal(left(v_bad.key, 100)), v_bad.at
       using errcode = 'ONARG', detail = format('Expected a time from %s to two days from now.', v_least),
-            hint = 'Is the sender''s clock right? For keys of anybody''s making: '
-                   'select once.set_key_times(''scope'', false).';
+            hint = 'Is the sender''s clock right? Keys of anybody''s making want a scope without key times.';
   elsif found then
     raise exception 'bad occurred_at: %', v_bad.at
       using errcode = 'ONARG', detail = format('Expected a time from %s to two days from now.', v_least),

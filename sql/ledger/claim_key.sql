@@ -30,7 +30,7 @@ begin
     select v_digest, s.scope_id, (now() at time zone 'UTC')::date, claim_key.payload_hash
       from once.scope s
      where s.scope = claim_key.scope
-       and s.key_times is null
+       and not s.key_times
        and claim_key.key <> ''
        and current_setting('synchronous_commit') <> 'off'
     on conflict do nothing;

@@ -28,10 +28,9 @@ begin
   if not found then
     v_scope := once.open_scope(claim_keys.scope);
   end if;
-  if v_scope.key_times is not null then
-    v_times := array(select coalesce(i.at, case when o.at <@ v_scope.key_times then o.at end)
+  if v_scope.key_times then
+    v_times := array(select coalesce(i.at, once.message_time(i.key))
                        from unnest(claim_keys.keys, claim_keys.occurred_at) with ordinality i (key, at, n)
-                      cross join lateral once.message_time(i.key) o (at)
                       order by i.n);
   else
     v_times := claim_keys.occurred_at;

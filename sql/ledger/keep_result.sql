@@ -14,7 +14,7 @@ begin
     from once.scope s
    where s.scope = keep_result.scope
      and m.digest = once.message_digest(keep_result.scope, keep_result.key,
-           coalesce(keep_result.occurred_at, case when v_own <@ s.key_times then v_own end))
+           coalesce(keep_result.occurred_at, case when s.key_times then v_own end))
      and m.result is null;
   if not found then
     raise exception 'no claim of key % in scope % waits for a result',

@@ -1,7 +1,7 @@
 -- The time that a key itself carries: a UUIDv7 (RFC 9562, 5.7) says so in its version bits; a ULID is 26
 -- characters of Crockford base32 with 48 bits of milliseconds first. Other keys of 26 such characters
 -- exist, so a ULID counts only with a time between 2010 and 2100. The answer depends on nothing but the
--- key: if it depended on the clock, one key could land in two partitions.
+-- key: if it depended on the clock, one key could be kept in two places.
 create function once.message_time(key text) returns timestamptz
 language plpgsql immutable strict parallel safe
 set search_path = ''

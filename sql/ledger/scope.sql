@@ -5,13 +5,13 @@ create table once.scope (
   scope text not null unique check (length(scope) between 1 and 200),
   retention interval check (retention >= interval '0'),
   horizon timestamptz,
-  -- Of keys without occurred_at: which times that they carry (once.message_time) count; null: none.
-  key_times tstzmultirange,
+  -- Whether the time that a key carries (once.message_time) counts where occurred_at is not given. Never changes.
+  key_times boolean not null default false,
   -- The horizon's day when deleting began last, see once.expire: never after the horizon.
   delete_before date
 );
 
 comment on table once.scope is
-  'Scopes of the key ledger: retention (null: for ever), horizon (older is expired), key times that count.';
+  'Scopes of the key ledger: retention (null: for ever), horizon (older is expired), whether key times count.';
 call once.allow('app', 'scope', 'select, insert (scope)');
 call once.allow('recover, monitor', 'scope', 'select');

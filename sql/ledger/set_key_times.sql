@@ -1,15 +1,12 @@
--- Whether keys without occurred_at bring their own time, if they are UUIDv7s or ULIDs. Off at first: who
--- chooses such a key chooses its time, and may not be anybody to believe.
+-- Whether keys without occurred_at bring their own time, if they are UUIDv7s or ULIDs. Off unless this is called:
+-- who chooses such a key chooses its time, and may not be anybody to believe.
 --
--- For a new scope it counts at once. In one that may have claims it counts for keys made two days from now
--- on, and the answer is that moment: where a key is kept must never change, or it would be claimed again, and
--- no key that was claimed so far is that new.
-create function once.set_key_times(scope text, enabled boolean) returns timestamptz
+-- It is decided with the scope's row and never changes: where a key is kept follows from this, and a key that is
+-- looked for somewhere else would be claimed again. So a scope that is there keeps what it has.
+create function once.set_key_times(scope text, enabled boolean) returns void
 language plpgsql volatile
 set search_path = ''
 as $$
-declare
-  v_from timestamptz := now() + interval '2 days';
 begin
   perform once.check_name('scope', set_key_times.scope);
   if set_key_times.enabled is null then
@@ -17,19 +14,20 @@ begin
       using errcode = 'ONARG', detail = 'Expected true or false.',
             hint = 'For example: select once.set_key_times(''orders'', true).';
   end if;
-  insert into once.scope (scope) values (set_key_times.scope) on conflict do nothing;
-  if found then
-    v_from := '-infinity';
+  insert into once.scope (scope, key_times) values (set_key_times.scope, set_key_times.enabled)
+  on conflict do nothing;
+  perform from once.scope s where s.scope = set_key_times.scope and s.key_times = set_key_times.enabled;
+  if not found then
+    raise exception 'scope % is there already, with key times %',
+        quote_literal(set_key_times.scope), case when set_key_times.enabled then 'off' else 'on' end
+      using errcode = 'ONARG',
+            detail = 'Where a key is kept must not change, or it could be claimed again.',
+            hint = 'Call this before the first claim and before once.set_retention. Else take a new scope, '
+                   'or give occurred_at with every claim.';
   end if;
-  update once.scope s
-     set key_times = case when set_key_times.enabled
-                          then coalesce(s.key_times, '{}') + tstzmultirange(tstzrange(v_from, null))
-                          else s.key_times - tstzmultirange(tstzrange(v_from, null)) end
-   where s.scope = set_key_times.scope;
-  return v_from;
 end
 $$;
 
 comment on function once.set_key_times(text, boolean) is
-  'Whether UUIDv7s and ULIDs without occurred_at bring their own time; answers from which key time on.';
+  'Whether UUIDv7s and ULIDs without occurred_at bring their own time; only before a scope is used.';
 call once.allow('owner', 'set_key_times');

@@ -179,7 +179,7 @@ test('grant_app is enough to be the home of a global transaction, and a branch o
   t.deepEqual(await a.rows('select ours, can_finish from once.in_doubt'), [[true, true]])
   await a.rows(`commit prepared '${gid}'`)
   t.deepEqual(await a.rows(`select * from once.find_evidence('{${other}}')`), [[other]])
-  t.is(await oneValue(database.sql, 'select count(*)::int from once.evidence'), 1)
+  t.is(await oneValue(database.sql, 'select count(*)::int from once.evidence'), 2)
 })
 
 test('grant_app gives no way to take back a key, to touch decisions, or to overrule the protocol', async (t) => {
@@ -210,9 +210,9 @@ test('grant_app gives no way to take back a key, to touch decisions, or to overr
     `update once.scope set horizon = null`,
     `update once.scope set retention = '0'`,
     `insert into once.scope (scope, retention) values ('x', '0')`,
-    `update once.scope set key_times = null`,
+    `update once.scope set key_times = true`,
     `update once.scope set delete_before = '2000-01-01'`,
-    `insert into once.scope (scope, key_times) values ('x', '{}')`,
+    `insert into once.scope (scope, key_times) values ('x', true)`,
     `update once.expiry set next_block = 0`,
     `select once.set_key_times('s', true)`,
     `select once.await_claims()`,
