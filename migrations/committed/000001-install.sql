@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:5449726c63ef08d22e8f5ec6659766cf92f3618d
+--! Hash: sha1:ed5784f197c36f8895b1b7e9a4f058d4ff8990fb
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -206,9 +206,7 @@ begin
         quote_ident(current_database()), quote_ident(current_user)
       using errcode = 'ONRLS',
             detail = 'Row level security was switched on for once.database, which has no policy that shows its row.',
-            hint = 'Switch it off for every table of schema once, as its owner: '
-                   'alter table once.database disable row level security; '
-                   'access to the schema is by once.grant_app() and the like.';
+            hint = 'alter table once.database disable row level security;   -- likewise the other tables of schema once';
   end if;
   raise exception 'database % has no id: the row of once.database is missing', quote_ident(current_database())
     using errcode = 'ONCPY',

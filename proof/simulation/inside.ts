@@ -92,7 +92,7 @@ async function callOver(
 ): Promise<Row[]> {
   const process = wire.process as Running
   try {
-    await inTime(here, process, send(here, wire, statementOf(say.beginReadCommitted())))
+    await inTime(here, process, send(here, wire, statementOf(say.beginReadCommitted(false))))
     const { rows } = await inTime(here, process, send(here, wire, statementOf(messageOf[name](message))))
     await inTime(here, process, send(here, wire, statementOf(say.end())))
     return rows.map((row) => JSON.parse(String(row)) as Row)

@@ -598,7 +598,7 @@ const seeded: readonly (Pick<Mutant, 'name' | 'what'> & Partial<SimulationMutant
         file: 'proof/simulation/inside.ts',
         find: '    await inTime(here, process, send(here, wire, statementOf(say.end())))\n',
         replace:
-          "    if (name !== 'apply') await inTime(here, process, send(here, wire, statementOf(say.end())))\n",
+          "    if (name === 'answer') await inTime(here, process, send(here, wire, statementOf(say.end())))\n",
       },
     ],
   },

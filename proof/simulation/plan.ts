@@ -246,6 +246,8 @@ const ofCommits: readonly Provocation[] = [
   },
   { kinds: ['begin', 'open', 'prepare', 'decide'], drivers: [...foreign, reopening, 'pooled'] },
   { kinds: ['hello', 'second_net', 'open_direct'], does: ['insert', 'stream'], transactions: 2 },
+  { kinds: ['prepare_shared', 'decide_shared'], drivers: ['pooled'] },
+  { kinds: ['commit_shared'], does: ['insert'], drivers: ['pooled'] },
   // A connection is lost, and opened again without a word, while others are asked.
   {
     kinds: ['prepare', 'note_xid'],

@@ -248,7 +248,7 @@ function namedWords(
     identify: say.identify(),
     tell_role: say.tellRole(),
     set_role: say.setRole(dice.pick(['none', 'keeper'])),
-    begin_read_committed: say.beginReadCommitted(),
+    begin_read_committed: say.beginReadCommitted(dice.chance(0.5)),
     ask: say.ask(JSON.stringify({ steps: ['finish'], keep: '0 ms' })),
     answer: say.answer(JSON.stringify({ step: 'prove', asking: home, asked: own, ids })),
     apply: say.apply(JSON.stringify([{ step: 'prove', asking: own, asked: home, ids, evident: [] }])),
