@@ -68,7 +68,7 @@ export class HandlerError extends PgonceError {}
  * A database cannot do what it is asked.
  *
  * - We do not get in: there is none of this name (`NO_DATABASE`), it refuses user or password (`LOGIN_REFUSED`), the
- *   role may not (`NO_PRIVILEGE`), or, for `migrate`, whatever the reason (`UNREACHABLE`).
+ *   role may not (`NO_PRIVILEGE`).
  * - It is not the right one: too old (`SERVER_VERSION`), a standby (`ONSTB`), a copy (`ONCPY`), hidden by row level security (`ONRLS`), not the home (`ONIDN`),
  *   under two names (`SAME_DATABASE`).
  * - It is not set up: no schema once (`NOT_INSTALLED`), one of another version (`SCHEMA_VERSION`) or of somebody else

@@ -1,7 +1,8 @@
 /**
- * Makes a plan that fails smaller for as long as it still breaks the same invariant: fewer faults, transactions,
- * recoverers, operations, and plainer ones.
+ * Makes a plan that fails smaller for as long as it still breaks the same invariant. What a plan could do without is a
+ * list of parts, by name, and fast-check searches for the fewest that are needed.
  */
+import fc from 'fast-check'
 import type { Operation, Plan, TransactionPlan } from './plan.ts'
 import { simulate } from './run.ts'
 
@@ -9,122 +10,108 @@ import { simulate } from './run.ts'
 const patience = 2_000
 
 export async function shrink(plan: Plan, invariant: string): Promise<{ plan: Plan; tries: number }> {
-  let best = plan
+  const parts = partsOf(plan)
   let tries = 0
-  const fails = async (candidate: Plan) => {
+  const holds = async (kept: readonly string[]) => {
+    if (tries >= patience) return true
     tries += 1
     try {
-      const { violations } = await simulate(candidate)
-      return violations.some((violation) => violation.invariant === invariant)
+      const { violations } = await simulate(only(plan, new Set(kept)))
+      return !violations.some((violation) => violation.invariant === invariant)
     } catch {
-      return false
+      return true
     }
   }
-  for (let smaller = true; smaller && tries < patience; ) {
-    smaller = false
-    for (const candidate of simpler(best)) {
-      if (tries >= patience || !(await fails(candidate))) continue
-      best = candidate
-      smaller = true
-      break
-    }
-  }
-  return { plan: best, tries }
+  const { counterexample } = await fc.check(fc.asyncProperty(fc.subarray(parts), holds), {
+    numRuns: 1,
+    examples: [[parts]],
+  })
+  return { plan: only(plan, new Set(counterexample?.[0] ?? parts)), tries }
 }
 
-/** What is one step plainer, the greatest steps first. */
-function* simpler(plan: Plan): Generator<Plan> {
-  for (const what of ['transactions', 'recoverers', 'faults'] as const) {
-    for (const list of without(plan[what] as readonly unknown[])) yield { ...plan, [what]: list }
-  }
-  if (plan.processes.length > 1) {
-    const used = new Set(plan.transactions.map(({ process }) => process))
-    if (used.size <= 1) {
-      const [only = 0] = used
-      yield {
-        ...plan,
-        processes: plan.processes.filter((_, index) => index === only),
-        transactions: plan.transactions.map((transaction) => ({ ...transaction, process: 0 })),
-      }
-    }
-  }
-  for (const [index, transaction] of plan.transactions.entries()) {
-    for (const plainer of plainerTransactions(transaction))
-      yield { ...plan, transactions: plan.transactions.with(index, plainer) }
-  }
-  for (const [index, process] of plan.processes.entries()) {
-    if (process.recovers)
-      yield { ...plan, processes: plan.processes.with(index, { ...process, recovers: false }) }
-    if (process.drivers.some((driver) => driver !== 'own'))
-      yield {
-        ...plan,
-        processes: plan.processes.with(index, {
-          ...process,
-          drivers: process.drivers.map(() => 'own' as const),
-        }),
-      }
-  }
-  for (const [index, recoverer] of plan.recoverers.entries()) {
-    if (recoverer.runs > 1)
-      yield { ...plan, recoverers: plan.recoverers.with(index, { ...recoverer, runs: 1 }) }
-    if (recoverer.inside)
-      yield { ...plan, recoverers: plan.recoverers.with(index, { ...recoverer, inside: false }) }
-    if (recoverer.audits)
-      yield { ...plan, recoverers: plan.recoverers.with(index, { ...recoverer, audits: false }) }
-  }
-  const usual = { maxPrepared: 64, synchronousCommit: 'on', isolation: 'read committed', statusReach: 1000 }
-  for (const [index, server] of plan.servers.entries()) {
-    if (JSON.stringify(server) !== JSON.stringify(usual))
-      yield { ...plan, servers: plan.servers.with(index, usual) }
-  }
-  const last = plan.databases.length - 1
-  const isUsed = plan.transactions.some(({ operations }) =>
-    operations.some(({ database }) => database === last),
-  )
-  if (last > 0 && !isUsed)
-    yield {
-      ...plan,
-      databases: plan.databases.slice(0, -1),
-      servers: plan.servers.slice(0, Math.max(...plan.databases.slice(0, -1)) + 1),
-    }
+/** What it could do without, the greatest parts first. */
+function partsOf(plan: Plan): string[] {
+  const parts = new Set<string>()
+  only(plan, { has: (part) => parts.add(part) !== undefined })
+  const depth = (part: string) => part.split('.').length
+  return [...parts].sort((one, other) => depth(one) - depth(other))
 }
 
-function* plainerTransactions(transaction: TransactionPlan): Generator<TransactionPlan> {
-  const { abortAt, ...never } = transaction
-  if (abortAt !== undefined) yield never
-  const { claim, ...plain } = transaction
-  if (claim !== undefined) yield plain
-  for (const operations of without(transaction.operations))
-    if (operations.length > 0) yield { ...transaction, operations }
-  for (const [index, { database, does, aside }] of transaction.operations.entries()) {
-    const instead = (operation: Operation) => ({
-      ...transaction,
-      operations: transaction.operations.with(index, operation),
-    })
-    if (aside) yield instead({ database, does })
-    if (does !== 'insert') yield instead({ database, does: 'insert', ...(aside ? { aside } : {}) })
-  }
-  for (const option of Object.keys(transaction.options)) {
-    if (option === 'timeout') {
-      if (transaction.options.timeout !== 60_000)
-        yield { ...transaction, options: { ...transaction.options, timeout: 60_000 } }
-      continue
+/** Whether a part is kept. */
+interface Kept {
+  has(part: string): boolean
+}
+
+const usual = { maxPrepared: 64, synchronousCommit: 'on', isolation: 'read committed', statusReach: 1000 }
+
+/** The plan with these parts only; what is left out, and is needed, is as plain as can be. */
+function only(plan: Plan, kept: Kept): Plan {
+  const filter = <T>(what: string, list: readonly T[]) =>
+    list.filter((_, index) => kept.has(`${what}${index}`))
+  const transactions = plan.transactions.flatMap((transaction, index) => {
+    const name = `transaction${index}`
+    return kept.has(name) ? [onlyTransaction(transaction, name, kept)] : []
+  })
+  const recoverers = filter('recoverer', plan.recoverers).map((recoverer) => {
+    const name = `recoverer${plan.recoverers.indexOf(recoverer)}`
+    return {
+      ...recoverer,
+      runs: kept.has(`${name}.runs`) ? recoverer.runs : 1,
+      inside: kept.has(`${name}.inside`) && recoverer.inside,
+      audits: kept.has(`${name}.audits`) && recoverer.audits,
     }
-    yield {
-      ...transaction,
-      options: Object.fromEntries(
-        Object.entries(transaction.options).filter(([name]) => name !== option),
-      ) as TransactionPlan['options'],
-    }
+  })
+  const processes = plan.processes.map((process, index) => ({
+    ...process,
+    recovers: kept.has(`process${index}.recovers`) && process.recovers,
+    drivers: kept.has(`process${index}.drivers`)
+      ? process.drivers
+      : process.drivers.map(() => 'own' as const),
+  }))
+  const servers = plan.servers.map((server, index) => (kept.has(`server${index}.settings`) ? server : usual))
+  const faults = filter('fault', plan.faults)
+  return withoutUnused({ ...plan, transactions, recoverers, processes, servers, faults }, kept)
+}
+
+function onlyTransaction(transaction: TransactionPlan, name: string, kept: Kept): TransactionPlan {
+  const { abortAt, claim, operations: all, options, ...rest } = transaction
+  const keeps = (part: string) => kept.has(`${name}.${part}`)
+  const operations = all.flatMap(({ database, does, aside }, index): Operation[] => {
+    if (!keeps(`operation${index}`)) return []
+    const isAside = aside !== undefined && keeps(`operation${index}.aside`)
+    return [
+      { database, does: keeps(`operation${index}.does`) ? does : 'insert', ...(isAside ? { aside } : {}) },
+    ]
+  })
+  const { timeout, ...others } = options
+  const chosen = Object.entries(others).filter(([option]) => keeps(option))
+  return {
+    ...rest,
+    operations: operations.length > 0 ? operations : all.slice(0, 1),
+    options: { timeout: keeps('timeout') ? timeout : 60_000, ...Object.fromEntries(chosen) },
+    ...(abortAt !== undefined && keeps('abortAt') ? { abortAt } : {}),
+    ...(claim !== undefined && keeps('claim') ? { claim } : {}),
   }
 }
 
-/** Without half of them, then without each. */
-function* without<T>(list: readonly T[]): Generator<T[]> {
-  if (list.length > 2) {
-    const half = list.length >> 1
-    yield list.slice(half)
-    yield list.slice(0, half)
+/** Processes without transactions, and the last databases, may go if nobody uses them. */
+function withoutUnused(plan: Plan, kept: Kept): Plan {
+  const { transactions, databases } = plan
+  const used = new Set(transactions.map(({ process }) => process))
+  const [single = 0] = used
+  const alone = !kept.has('processes') && used.size <= 1
+  const touched = transactions.flatMap(({ operations, claim }) => [
+    ...operations.map(({ database }) => database),
+    ...(claim === undefined ? [] : [claim.database]),
+  ])
+  const count = kept.has('databases') ? databases.length : Math.max(1, ...touched.map((one) => one + 1))
+  return {
+    ...plan,
+    ...(alone && {
+      processes: plan.processes.filter((_, index) => index === single),
+      transactions: transactions.map((transaction) => ({ ...transaction, process: 0 })),
+    }),
+    databases: databases.slice(0, count),
+    servers: plan.servers.slice(0, Math.max(...databases.slice(0, count)) + 1),
   }
-  for (let index = 0; index < list.length; index += 1) yield list.toSpliced(index, 1)
 }

@@ -269,10 +269,11 @@ function notIdentified(name: string, timeout: number, cause: unknown): unknown {
 }
 
 /** A refusal of the server's meets whoever tries again, other than a server or a network that is down. */
-function unreachable(name: string, cause: unknown): PgonceError {
+export function unreachable(name: string, cause: unknown): PgonceError {
   if (cause instanceof PgonceError && cause.code !== 'CONNECTION_LOST' && cause.code !== 'ABORTED')
     return cause
-  const { message } = cause as Error
+  // Where several addresses were tried, only the code says something.
+  const message = (cause as Error).message || codeOf(cause)
   switch (codeOf(cause)) {
     case '3D000':
       return new DatabaseError('NO_DATABASE', `Database ${name} does not exist: ${message}`, {
@@ -297,6 +298,9 @@ function unreachable(name: string, cause: unknown): PgonceError {
       })
     default:
       return new AbortedError('CONNECTION_LOST', `Database ${name} could not be reached: ${message}`, {
+        hint: isServerError(cause)
+          ? undefined
+          : 'Check host and port, and that a Postgres server is up there',
         cause,
       })
   }

@@ -10,10 +10,11 @@
  */
 import { type Kysely, sql } from 'kysely'
 import { checkBoolean, checkFunction, checkMilliseconds, checkObject } from '../check.ts'
+import { inTime, unreachable } from '../connection/database.ts'
 import { identifier, literal } from '../connection/quote.ts'
 import { type DatabaseTarget, open } from '../connection/target.ts'
 import { checkUrl, databaseIn, describeTarget } from '../connection/url.ts'
-import { AbortedError, codeOf, DatabaseError, InvalidInputError, LimitError, PgonceError } from '../errors.ts'
+import { codeOf, DatabaseError, InvalidInputError, LimitError, PgonceError } from '../errors.ts'
 import { installationOf, type MigrationFile, packageVersion, readMigrations, versionOf } from './migration.ts'
 
 /** `installed` now, `present` before, or `pending` (only with `dryRun`). */
@@ -88,8 +89,9 @@ const installerLock = '2087155398171459377'
  * @throws InvalidInputError `ONARG`: what was given is no database, a URL that names none, or a timeout no number
  *   of milliseconds
  * @throws LimitError `LOCK_TIMEOUT` a lock was not to be had in time. As below, the migration at hand left no trace
+ * @throws AbortedError `CONNECTION_LOST` nobody answered
  * @throws DatabaseError
- *   `UNREACHABLE` no answer, or not let in; `SERVER_VERSION` older than Postgres 15; `ONSTB` a standby;
+ *   `NO_DATABASE`, `LOGIN_REFUSED` we do not get in; `SERVER_VERSION` older than Postgres 15; `ONSTB` a standby;
  *   `SCHEMA_VERSION` the schema is newer than this package; `FOREIGN_SCHEMA` a schema once of somebody else;
  *   `NO_PRIVILEGE` not allowed to; `MIGRATION_FAILED` anything else, `cause` has it
  */
@@ -111,7 +113,8 @@ export async function migrate<DB = unknown>(
   const db = opened.db.withoutPlugins()
   const place: Place = { label: describeTarget(target) }
   try {
-    const found = await (isUrl ? inTime(look(db, place), place, connectTimeout) : look(db, place))
+    // Where something else than Postgres takes the connection, it may never answer.
+    const found = await (isUrl ? inTime(connectTimeout, look(db, place)) : look(db, place))
     checkServer(found)
     await refuseNewer(found.database, found.installed, migrations)
     const present = new Set(found.installed)
@@ -207,9 +210,7 @@ async function look(db: Kysely<unknown>, place: Place): Promise<Found> {
       left join pg_catalog.pg_class m on m.relnamespace = n.oid and m.relname = 'migration' and m.relkind = 'r'`.execute(
     db,
   )
-  const found = rows[0]
-  if (found === undefined)
-    throw new DatabaseError('UNREACHABLE', `${place.label} gave no answer to a plain select`)
+  const found = rows[0] as Omit<Found, 'installed'>
   place.connected = true
   if (found.booked && !found.readable) throw unreadable(found)
   return { ...found, installed: found.booked ? await installedNames(db) : [] }
@@ -225,25 +226,6 @@ function unreadable({ database, login, owner }: Omit<Found, 'installed'>): Datab
         `select once.grant_app(${literal(login)});`,
     },
   )
-}
-
-/**
- * Gives up in the end. Where something else than Postgres takes the connection and hangs up, postgres.js
- * connects again for ever.
- */
-async function inTime<T>(work: Promise<T>, place: Place, timeout: number): Promise<T> {
-  let timer: NodeJS.Timeout | undefined
-  const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => {
-      const message = `Cannot look into ${place.label}: no Postgres answered within ${timeout} ms`
-      reject(new DatabaseError('UNREACHABLE', message, { hint: advice('') }))
-    }, timeout)
-  })
-  try {
-    return await Promise.race([work, late])
-  } finally {
-    clearTimeout(timer)
-  }
 }
 
 async function installedNames(db: Kysely<unknown>): Promise<string[]> {
@@ -355,42 +337,25 @@ function installNext(
 // Words
 
 function explain(error: unknown, place: Place): Error {
-  if (error instanceof PgonceError && !(error instanceof AbortedError)) return error
-  const code = codeOf(error) ?? ''
-  // A refused connection has no message of its own if several addresses were tried.
-  const said = text(error, 'message') || code || String(error)
-  const options = {
-    cause: error,
-    detail: text(error, 'detail') || undefined,
-    hint: text(error, 'hint') || undefined,
-  }
   if (!place.connected) {
-    return new DatabaseError('UNREACHABLE', `Cannot look into ${place.label}: ${said}`, {
-      ...options,
-      hint: advice(code),
-    })
+    // Nothing is known of a transaction yet that could be tried again.
+    const isLate = error instanceof PgonceError && error.code === 'TIMEOUT'
+    return unreachable(place.label, isLate ? new Error(error.message) : error)
   }
+  if (error instanceof PgonceError) return error
+  const { message, detail, hint } = error as { message: string; detail?: string; hint?: string }
   const what = `${place.migration === undefined ? 'The installation' : `Migration ${place.migration}`} of ${place.label}`
-  if (code === '55P03') {
+  if (codeOf(error) === '55P03') {
     return new LimitError('LOCK_TIMEOUT', `${what} gave up waiting for a lock; nothing of it was kept`, {
-      ...options,
+      cause: error,
+      detail,
       hint: 'Repeat it when long transactions have ended: select * from pg_stat_activity where xact_start is not null',
     })
   }
+  const isDenied = codeOf(error) === '42501'
   return new DatabaseError(
-    code === '42501' ? 'NO_PRIVILEGE' : 'MIGRATION_FAILED',
-    `${what} failed: ${said}; nothing of it was kept`,
-    options,
+    isDenied ? 'NO_PRIVILEGE' : 'MIGRATION_FAILED',
+    `${what} failed: ${message}; nothing of it was kept`,
+    { cause: error, detail, hint },
   )
-}
-
-function advice(code: string): string {
-  if (code === '3D000') return 'The database must exist first: create database …'
-  if (code.startsWith('28')) return 'Check user and password in the URL, and pg_hba.conf'
-  return 'Check host and port, and that a Postgres server is up there'
-}
-
-function text(error: unknown, name: string): string {
-  const value = typeof error === 'object' && error !== null ? Reflect.get(error, name) : undefined
-  return typeof value === 'string' ? value : ''
 }

@@ -485,12 +485,12 @@ test('a database that cannot be reached is named, with the reason and without it
   const closed = await freePort()
   const refused = `postgres://joe:secret@127.0.0.1:${closed}/orders`
   const missing = serverUrl('a', randomName('missing'))
-  for (const [url, reason, advice] of [
-    [refused, /ECONNREFUSED/, /Check host and port/],
-    [missing, /does not exist/, /create database/],
+  for (const [url, code, reason, advice] of [
+    [refused, 'CONNECTION_LOST', /ECONNREFUSED/, /Check host and port/],
+    [missing, 'NO_DATABASE', /does not exist/, /create database/],
   ] as const) {
     const error = await t.throwsAsync(migrate(url), { instanceOf: PgonceError })
-    t.like(error, { code: 'UNREACHABLE' })
+    t.like(error, { code })
     t.regex(error.message, reason)
     t.regex(error.hint ?? '', advice)
     t.true(error.message.includes(url.replace(':secret', ':…')))
@@ -509,7 +509,8 @@ test('something else than Postgres is given up on', async (t) => {
   const error = await t.throwsAsync(
     migrate(`postgres://joe@127.0.0.1:${port}/orders`, { connectTimeout: 500 }),
   )
-  t.like(error, { code: 'UNREACHABLE' })
+  t.like(error, { code: 'CONNECTION_LOST' })
+  t.regex(error.message, /127\.0\.0\.1.*could not be reached/)
 })
 
 test('a server older than Postgres 15 is refused', async (t) => {
