@@ -65,7 +65,8 @@ export function checkText(what: string, value: unknown): string {
 
 /** An object that holds options, a message, and the like. */
 export function checkObject<T>(what: string, value: T, hint = 'Pass an object, or leave it out'): T & object {
-  if (typeof value !== 'object' || value === null) refuse(what, value, 'an object', hint)
+  if (typeof value !== 'object' || value === null || Array.isArray(value))
+    refuse(what, value, 'an object', hint)
   return value as T & object
 }
 

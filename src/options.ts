@@ -72,7 +72,7 @@ export function checkOptions(options: TransactionOptions): TransactionOptions {
   for (const [name, value] of Object.entries(options)) {
     const check = (checks as unknown as Record<string, ((value: unknown) => unknown) | undefined>)[name]
     if (check === undefined) {
-      throw new InvalidInputError('ONARG', `There is no option ${show(name)}`, {
+      throw new InvalidInputError('ONARG', `Expected the name of an option, got ${show(name)}`, {
         hint: `The options are ${Object.keys(checks).join(', ')}`,
       })
     }

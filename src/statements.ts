@@ -220,14 +220,11 @@ export const tellRole = () => script('tell_role', ["select pg_catalog.current_se
 export const setRole = (role: string) =>
   query('set_role', "select pg_catalog.set_config('role', $1, false)", [role], nothing)
 
-/** @param isDirect whether the session reads only unless it says otherwise; an operator's fence stays in force */
-export const beginReadCommitted = (isDirect: boolean) =>
-  script(
-    'begin_read_committed',
-    [`begin isolation level read committed${isDirect ? ' read write' : ''}`],
-    [isDirect ? 'read write' : null],
-    nothing,
-  )
+/** Where the session reads only unless it is told otherwise, `writes` tells it; an operator's fence stays in force. */
+export const beginReadCommitted = (writes = false) =>
+  writes
+    ? script('begin_read_committed_direct', ['begin isolation level read committed read write'], [], nothing)
+    : script('begin_read_committed', ['begin isolation level read committed'], [], nothing)
 
 export const setLockTimeout = (milliseconds: number) =>
   script('set_lock_timeout', [`set local lock_timeout = '${milliseconds}'`], [String(milliseconds)], nothing)

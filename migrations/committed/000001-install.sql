@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:e8fdaca30bf9e71e1d4bee663d49c312c0602433
+--! Hash: sha1:5449726c63ef08d22e8f5ec6659766cf92f3618d
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -4592,6 +4592,10 @@ with prepared as materialized (
   select 'row_security_tables', count(*)::double precision, 1::double precision, 1::double precision,
          'rows of schema once are hidden from applications: alter table once.<table> disable row level security'
     from pg_catalog.pg_class c where c.relnamespace = 'once'::regnamespace and c.relrowsecurity
+  union all
+  select 'unsafe_settings', count(*), 1, null,
+         'a crash can lose commits, or corrupt data: set fsync, full_page_writes and synchronous_commit on'
+    from unnest(array['fsync', 'full_page_writes', 'synchronous_commit']) s where current_setting(s) = 'off'
   union all
   select 'in_doubt', count(*), null, null, null
     from branch b where b.ours

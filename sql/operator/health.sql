@@ -25,6 +25,10 @@ with prepared as materialized (
          'rows of schema once are hidden from applications: alter table once.<table> disable row level security'
     from pg_catalog.pg_class c where c.relnamespace = 'once'::regnamespace and c.relrowsecurity
   union all
+  select 'unsafe_settings', count(*), 1, null,
+         'a crash can lose commits, or corrupt data: set fsync, full_page_writes and synchronous_commit on'
+    from unnest(array['fsync', 'full_page_writes', 'synchronous_commit']) s where current_setting(s) = 'off'
+  union all
   select 'in_doubt', count(*), null, null, null
     from branch b where b.ours
   union all

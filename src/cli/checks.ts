@@ -30,15 +30,12 @@ export interface Server {
   readonly release: string
   readonly server: number
   readonly standby: boolean
-  /** Milliseconds since 1970, by its clock. */
+  readonly read_only: string
+  /** Seconds since 1970, by its clock. */
   readonly clock: number
+  readonly slots: number
   readonly login: string
   readonly superuser: boolean
-  readonly slots: number
-  readonly read_only: string
-  readonly fsync: string
-  readonly full_page_writes: string
-  readonly synchronous_commit: string
   /** Schema once: whether it exists, we may look inside, and pgonce made it. */
   readonly exists: boolean
   readonly usage: boolean
@@ -46,20 +43,66 @@ export interface Server {
   readonly allowed: boolean
 }
 
-/** What a server is asked; works on any Postgres, and without schema once. */
+/** Seconds. Keys are dated and retention is applied by the servers' clocks. */
+const clockTolerance = 60
+
+/** @param maxConnections transactions that clients run at once, each of which may prepare */
+export async function checkServer(session: Link, add: Add, maxConnections: number): Promise<Server> {
+  const server = await askServer(session)
+  const { release, standby, read_only, slots } = server
+  /** The first fault that there is, or that all is well. */
+  const say = (check: string, well: string, ...faults: (Fault | false)[]) =>
+    add({ check, ...(faults.find((fault) => fault !== false) ?? { status: 'ok', found: well }) })
+  say(
+    'server',
+    `Postgres ${release}`,
+    server.server < 150_000 &&
+      critical(`Postgres ${release}; pgonce needs 15 or later`, 'upgrade the server'),
+  )
+  say(
+    'primary',
+    'yes',
+    standby && critical('a standby: it can neither write nor decide', 'give the URL of its primary'),
+    read_only === 'on' &&
+      critical(
+        'default_transaction_read_only is on: whoever writes is refused with 25006',
+        'select * from pg_db_role_setting;   -- who set it? A full disk is a reason. Then, for example:\n' +
+          'alter database … reset default_transaction_read_only;',
+      ),
+  )
+  const ahead = Math.round(server.clock - Date.now() / 1000)
+  const apart = `${Math.abs(ahead)} s ${ahead < 0 ? 'behind' : 'ahead of'} the clock here`
+  const byNtp = 'set the clocks by NTP: keys are dated and expired by those of the servers'
+  say('clock', apart, Math.abs(ahead) > clockTolerance && { status: 'warn', found: apart, hint: byNtp })
+  const most = Math.max(100, maxConnections)
+  const hint = `alter system set max_prepared_transactions = ${most};   -- then restart the server`
+  const few = `${slots} at once, fewer than the ${maxConnections} transactions that may prepare`
+  say(
+    'prepared transactions',
+    `${slots} at once`,
+    slots === 0 && critical('max_prepared_transactions is 0: no transaction over several databases', hint),
+    slots < maxConnections && { status: 'warn', found: few, hint },
+  )
+  return server
+}
+
+type Fault = Omit<Finding, 'check'>
+
+function critical(found: string, hint: string): Fault {
+  return { status: 'critical', found, hint }
+}
+
+/** Works on any Postgres, and without schema once. */
 async function askServer(session: Link): Promise<Server> {
   const { rows } = await session.query<Server>(`
     select pg_catalog.current_setting('server_version') as release,
            pg_catalog.current_setting('server_version_num')::pg_catalog.int4 as server,
            pg_catalog.pg_is_in_recovery() as standby,
-           pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1000::pg_catalog.float8 as clock,
+           pg_catalog.current_setting('default_transaction_read_only') as read_only,
+           pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) as clock,
+           pg_catalog.current_setting('max_prepared_transactions')::pg_catalog.int4 as slots,
            current_user::pg_catalog.text as login,
            (select r.rolsuper from pg_catalog.pg_roles r where r.rolname = current_user) as superuser,
-           pg_catalog.current_setting('max_prepared_transactions')::pg_catalog.int4 as slots,
-           pg_catalog.current_setting('default_transaction_read_only') as read_only,
-           pg_catalog.current_setting('fsync') as fsync,
-           pg_catalog.current_setting('full_page_writes') as full_page_writes,
-           pg_catalog.current_setting('synchronous_commit') as synchronous_commit,
            n.oid is not null as "exists",
            coalesce(pg_catalog.has_schema_privilege(n.oid, 'usage'), false) as usage,
            p.oid is not null as installed,
@@ -68,124 +111,6 @@ async function askServer(session: Link): Promise<Server> {
       left join pg_catalog.pg_namespace n on n.nspname = 'once'
       left join pg_catalog.pg_proc p on p.pronamespace = n.oid and p.proname = 'schema_version'`)
   return rows[0] as Server
-}
-
-/** What may be wrong with a server. Of each check the first fault that there is, is said. */
-interface ServerCheck {
-  readonly check: string
-  readonly ok: (server: Server) => string
-  readonly faults: readonly ServerFault[]
-}
-
-interface ServerFault {
-  readonly status: 'warn' | 'critical'
-  readonly when: (server: Server) => boolean
-  readonly found: (server: Server) => string
-  readonly hint: string
-}
-
-/** Milliseconds. Keys are dated and retention is applied by the servers' clocks. */
-const clockTolerance = 60_000
-
-function serverChecks(maxConnections: number): readonly ServerCheck[] {
-  const off = (name: 'fsync' | 'full_page_writes' | 'synchronous_commit', danger: string): ServerFault => ({
-    status: 'warn',
-    when: (server) => server[name] === 'off',
-    found: () => `${name} is off: ${danger}`,
-    hint: `alter system set ${name} = on; select pg_reload_conf();   -- or where a role or a database sets it`,
-  })
-  const slots = (n: number) =>
-    `alter system set max_prepared_transactions = ${n};   -- then restart the server`
-  const ahead = ({ clock }: Server) => Math.round((clock - Date.now()) / 1000)
-  return [
-    {
-      check: 'server',
-      ok: ({ release }) => `Postgres ${release}`,
-      faults: [
-        {
-          status: 'critical',
-          when: ({ server }) => server < 150_000,
-          found: ({ release }) => `Postgres ${release}; pgonce needs 15 or later`,
-          hint: 'upgrade the server',
-        },
-      ],
-    },
-    {
-      check: 'primary',
-      ok: () => 'yes',
-      faults: [
-        {
-          status: 'critical',
-          when: ({ standby }) => standby,
-          found: () => 'a standby: it can neither write nor decide',
-          hint: 'give the URL of its primary',
-        },
-        {
-          status: 'critical',
-          when: ({ read_only }) => read_only === 'on',
-          found: () => 'default_transaction_read_only is on: messages are refused with 25006',
-          hint:
-            'select * from pg_db_role_setting;   -- who set it? A full disk is a reason. Then, for example:\n' +
-            'alter database … reset default_transaction_read_only;',
-        },
-      ],
-    },
-    {
-      check: 'clock',
-      ok: (server) => `${Math.abs(ahead(server))} s from the clock here`,
-      faults: [
-        {
-          status: 'warn',
-          when: (server) => Math.abs(ahead(server)) * 1000 > clockTolerance,
-          found: (server) =>
-            `${Math.abs(ahead(server))} s ${ahead(server) > 0 ? 'ahead of' : 'behind'} the clock here`,
-          hint: 'set the clocks by NTP: keys are dated and expired by the servers',
-        },
-      ],
-    },
-    {
-      check: 'prepared transactions',
-      ok: (server) => `${server.slots} at once`,
-      faults: [
-        {
-          status: 'critical',
-          when: (server) => server.slots === 0,
-          found: () => 'max_prepared_transactions is 0: no transaction over several databases',
-          hint: slots(Math.max(100, maxConnections)),
-        },
-        {
-          status: 'warn',
-          when: (server) => server.slots < maxConnections,
-          found: (server) =>
-            `${server.slots} at once, fewer than the ${maxConnections} transactions that may prepare`,
-          hint: slots(Math.max(100, maxConnections)),
-        },
-      ],
-    },
-    {
-      check: 'durability',
-      ok: () => 'commits are flushed',
-      faults: [
-        off('fsync', 'a crash of the machine loses or corrupts what was committed'),
-        off('full_page_writes', 'a crash of the machine can corrupt pages'),
-        off(
-          'synchronous_commit',
-          'plain commits of yours can be lost in a crash; claims and decisions turn it on',
-        ),
-      ],
-    },
-  ]
-}
-
-/** @param maxConnections transactions that clients run at once, each of which may prepare */
-export async function checkServer(session: Link, add: Add, maxConnections: number): Promise<Server> {
-  const server = await askServer(session)
-  for (const { check, ok, faults } of serverChecks(maxConnections)) {
-    const fault = faults.find(({ when }) => when(server))
-    if (fault === undefined) add({ check, status: 'ok', found: ok(server) })
-    else add({ check, status: fault.status, found: fault.found(server), hint: fault.hint })
-  }
-  return server
 }
 
 // ---------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Command } from 'commander'
 import { checkDatabaseName, show } from '../check.ts'
 import { createDatabase, type Database } from '../connection/database.ts'
-import { checkUrl, describeTarget } from '../connection/url.ts'
+import { checkUrl, databaseIn, describeTarget } from '../connection/url.ts'
 import { InvalidInputError } from '../errors.ts'
 import { several } from './arguments.ts'
 
@@ -16,10 +16,8 @@ export interface ChosenDatabase {
   /** What messages call it: as given, or made of the URL's database name. */
   readonly name: string
   readonly url: string
-  /** Whether the name was given, or made up here. */
-  readonly named: boolean
-  /** Whether it comes from the environment, so that the next command finds it there too. */
-  readonly inEnvironment: boolean
+  /** Where it was found; one of the environment is found there by the next command, too. */
+  readonly from: '--database' | 'a URL' | typeof databasesVariable
 }
 
 export interface DatabaseFlags {
@@ -44,8 +42,9 @@ export function withDatabases(command: Command): Command {
  */
 export function chooseDatabases(urls: readonly string[], flags: DatabaseFlags): readonly ChosenDatabase[] {
   const given = givenDatabases(urls, flags)
-  const chosen = given.length > 0 ? given : fromEnvironment()
-  if (chosen.length > 0) return chosen
+  if (given.length > 0) return given
+  const words = (process.env[databasesVariable] ?? '').split(/\s+/).filter((word) => word !== '')
+  if (words.length > 0) return distinct(words.map((word) => parseNamed(word, databasesVariable)))
   throw new InvalidInputError('ONARG', 'Which databases? None is given', {
     hint:
       'Name each, as in --database orders=postgres://app@localhost/orders, ' +
@@ -56,7 +55,7 @@ export function chooseDatabases(urls: readonly string[], flags: DatabaseFlags): 
 /** As {@link chooseDatabases}, without the environment; empty if the command line names none. */
 export function givenDatabases(urls: readonly string[], flags: DatabaseFlags): readonly ChosenDatabase[] {
   const named = (flags.database ?? []).map((text) => parseNamed(text, '--database'))
-  const bare = urls.map((url) => {
+  const bare = urls.map((url): ChosenDatabase => {
     refuseSeveral(url, 'a URL')
     const [, name] = /^([A-Za-z0-9._-]+)=\w+:\/\//.exec(url) ?? []
     if (name !== undefined) {
@@ -64,7 +63,8 @@ export function givenDatabases(urls: readonly string[], flags: DatabaseFlags): r
         hint: `Type --database before it: --database ${name}=postgres://…`,
       })
     }
-    return { name: nameFrom(checkUrl(url)), url, named: false, inEnvironment: false }
+    const path = databaseIn(checkUrl(url)).replaceAll(/[^A-Za-z0-9._-]/g, '_')
+    return { name: path.slice(0, 50) || 'postgres', url, from: 'a URL' }
   })
   return distinct([...bare, ...named])
 }
@@ -96,81 +96,48 @@ export async function soon(closing: Promise<unknown>): Promise<void> {
 
 /** A command of ours to type for these databases. Passwords are left out of it. */
 export function commandFor(command: string, databases: readonly ChosenDatabase[]): string {
-  const words = databases.map(({ name, url, inEnvironment }) =>
-    inEnvironment ? '' : ` --database ${name}='${describeTarget(url)}'`,
+  const words = databases.map(({ name, url, from }) =>
+    from === databasesVariable ? '' : ` --database ${name}='${describeTarget(url)}'`,
   )
   return `pgonce ${command}${words.join('')}`
 }
 
-function fromEnvironment(): readonly ChosenDatabase[] {
-  const words = (process.env[databasesVariable] ?? '').split(/\s+/).filter((word) => word !== '')
-  return distinct(words.map((word) => parseNamed(word, databasesVariable)))
-}
-
-function parseNamed(text: string, source: string): ChosenDatabase {
+function parseNamed(text: string, from: ChosenDatabase['from']): ChosenDatabase {
   // The name is checked by its form, so that a URL without one, with a password and a "=" in its query, is
   // never taken for a name and shown.
-  const [, name, url] = /^([^=:/@?]*)=(.*)$/s.exec(text) ?? []
-  if (name === undefined || url === undefined || name === '') {
-    throw new InvalidInputError(
-      'ONARG',
-      `Expected ${source} to have the form name=URL${sayGiven(text, source)}`,
-      {
-        hint: 'For example: orders=postgres://app@localhost/orders',
-      },
-    )
+  const [, name = '', url = ''] = /^([^=:/@?]+)=(.*)$/s.exec(text) ?? []
+  if (name !== '') {
+    refuseSeveral(url, from)
+    return { name: checkDatabaseName(name), url: checkUrl(url), from }
   }
-  refuseSeveral(url, source)
-  return {
-    name: checkDatabaseName(name),
-    url: checkUrl(url),
-    named: true,
-    inEnvironment: source === databasesVariable,
-  }
-}
-
-/** Only what cannot hold a password, nor be a part of one that has spaces. */
-function sayGiven(text: string, source: string): string {
-  if (/^\w+:\/\//.test(text)) return ', got a URL without a name'
-  return source === databasesVariable || /[=:@]/.test(text) ? '' : `, got ${show(text)}`
+  // Only what cannot hold a password, nor be a part of one that has spaces.
+  const isHarmless = from === '--database' && !/[=:@]/.test(text)
+  const got = /^\w+:\/\//.test(text) ? ', got a URL without a name' : isHarmless ? `, got ${show(text)}` : ''
+  throw new InvalidInputError('ONARG', `Expected ${from} to have the form name=URL${got}`, {
+    hint: 'For example: orders=postgres://app@localhost/orders',
+  })
 }
 
 /** A comma is no separator: it would become a part of the first URL's database name. */
-function refuseSeveral(url: string, source: string): void {
+function refuseSeveral(url: string, from: string): void {
   if (!/[,;][A-Za-z0-9._-]*=?postgres(ql)?:\/\//.test(url)) return
-  throw new InvalidInputError('ONARG', `Expected one database in ${source}, got several in one word`, {
+  throw new InvalidInputError('ONARG', `Expected one database in ${from}, got several in one word`, {
     hint: `Separate them by spaces: ${databasesVariable}='orders=postgres://… billing=postgres://…'`,
   })
 }
 
-function nameFrom(url: string): string {
-  const parsed = URL.parse(url)
-  const last = parsed === null ? '' : decodeSafely(parsed.pathname.slice(1))
-  return last.replaceAll(/[^A-Za-z0-9._-]/g, '_').slice(0, 50) || 'postgres'
-}
-
-function decodeSafely(text: string): string {
-  try {
-    return decodeURIComponent(text)
-  } catch {
-    return text
-  }
-}
-
 /** Two given names may not be one; a name made up here gives way. */
 function distinct(databases: readonly ChosenDatabase[]): readonly ChosenDatabase[] {
-  const taken = new Set<string>()
-  for (const { name, named } of databases) {
-    if (!named) continue
-    if (taken.has(name)) {
-      throw new InvalidInputError('ONARG', `Two databases are named ${name}`, {
-        hint: 'Give each a name of its own: it is how messages tell them apart',
-      })
-    }
-    taken.add(name)
+  const given = databases.flatMap(({ name, from }) => (from === 'a URL' ? [] : [name]))
+  const twice = given.find((name, index) => given.indexOf(name) !== index)
+  if (twice !== undefined) {
+    throw new InvalidInputError('ONARG', `Two databases are named ${twice}`, {
+      hint: 'Give each a name of its own: it is how messages tell them apart',
+    })
   }
+  const taken = new Set(given)
   return databases.map((database) => {
-    if (database.named) return database
+    if (database.from !== 'a URL') return database
     let { name } = database
     for (let n = 2; taken.has(name); n += 1) name = `${database.name}-${n}`
     taken.add(name)

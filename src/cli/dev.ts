@@ -1,7 +1,6 @@
 /**
  * `pgonce dev`: Postgres servers to try things on, for as long as it runs.
  */
-
 import { join, resolve } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Command, InvalidArgumentError } from 'commander'
@@ -10,6 +9,7 @@ import { checkDatabaseName } from '../check.ts'
 import { migrate } from '../database/migrate.ts'
 import type { EmbeddedServer } from '../embedded/server.ts'
 import { InvalidInputError } from '../errors.ts'
+import { wholeNumber } from './arguments.ts'
 import { databasesVariable } from './databases.ts'
 import { count, print, printJson, progress, table } from './output.ts'
 import { interruption } from './signals.ts'
@@ -28,11 +28,11 @@ export function devCommand(program: Command): void {
     .command('dev')
     .description('start Postgres servers with databases ready for pgonce, until Ctrl-C')
     .option('--databases <names>', 'the databases, separated by commas', names, ['orders', 'billing'])
-    .option('--servers <n>', 'how many servers they are spread over', number(1, 8), 2)
+    .option('--servers <n>', 'how many servers they are spread over', wholeNumber(1, 8), 2)
     .option(
       '--port <n>',
-      'port of the first server, the others follow (default: free ones)',
-      number(1, 65_535),
+      'of the first server, the others follow (default: free ones)',
+      wholeNumber(1, 65_535),
     )
     .option(
       '--directory <path>',
@@ -51,10 +51,9 @@ async function runDev(flags: DevFlags): Promise<void> {
   const { databases, port, directory } = flags
   // More servers than databases would stay empty.
   const wanted = Math.min(flags.servers, databases.length)
-  if (port !== undefined && port + wanted - 1 > 65_535) {
+  if (port !== undefined && port + wanted - 1 > 65_535)
     throw new InvalidInputError('ONARG', `${count(wanted, 'server')} from port ${port} on go beyond 65535`)
-  }
-  // Servers are for this command and the demo only, so nobody else loads what starts them.
+  // Servers are for this command only, so nobody else loads what starts them.
   const { checkInstalled, startServer } = await import('../embedded/server.ts')
   await checkInstalled()
   const stop = interruption()
@@ -70,19 +69,15 @@ async function runDev(flags: DevFlags): Promise<void> {
         }),
       )
     }
-    const ready: Ready[] = []
+    const urls: Record<string, string> = {}
     for (const [index, name] of databases.entries()) {
-      const number = (index % wanted) + 1
-      const server = servers[number - 1]
+      const server = servers[index % wanted]
       if (server === undefined || stop.aborted) return
       shown.say(`installing schema once into ${name} …`)
-      await createDatabase(server, name)
-      const url = server.url(name)
-      await migrate(url)
-      ready.push({ name, number, url })
+      urls[name] = await makeDatabase(server, name)
     }
     shown.end()
-    introduce(ready, servers, flags)
+    introduce(urls, servers, flags)
     await attend(servers, stop)
     if (!flags.json) print('stopping …')
   } finally {
@@ -91,31 +86,40 @@ async function runDev(flags: DevFlags): Promise<void> {
   }
 }
 
-interface Ready {
-  readonly name: string
-  /** Of its server, from 1. */
-  readonly number: number
-  readonly url: string
+/** Makes it unless it is there, and installs schema once. */
+async function makeDatabase(server: EmbeddedServer, name: string): Promise<string> {
+  const sql = postgres(server.url(), { max: 1, onnotice: () => {} })
+  try {
+    const found = await sql`select from pg_database where datname = ${name}`
+    if (found.length === 0) await sql`create database ${sql(name)}`
+  } finally {
+    await sql.end({ timeout: 5 })
+  }
+  await migrate(server.url(name))
+  return server.url(name)
 }
 
-function introduce(ready: readonly Ready[], servers: readonly EmbeddedServer[], flags: DevFlags): void {
+function introduce(
+  urls: Readonly<Record<string, string>>,
+  servers: readonly EmbeddedServer[],
+  flags: DevFlags,
+): void {
   if (flags.json) {
     printJson({
-      databases: Object.fromEntries(ready.map(({ name, url }) => [name, url])),
-      servers: servers.map(({ port, pid, directory, logFile, version }) => ({
-        port,
-        pid,
-        directory,
-        logFile,
-        version,
-      })),
+      databases: urls,
+      servers: servers.map(({ port, pid, directory, logFile, version }) => {
+        return { port, pid, directory, logFile, version }
+      }),
     })
     return
   }
-  const rows = ready.map(({ name, number, url }) => ({ cells: [name, String(number), url] }))
+  const pairs = Object.entries(urls)
+  const rows = pairs.map(([name, url], index) => {
+    return { cells: [name, String((index % servers.length) + 1), url] }
+  })
   print(table(['database', 'server', 'url'], rows))
   print('\nFor other terminals, so that every pgonce command finds them:\n')
-  print(`  export ${databasesVariable}='${ready.map(({ name, url }) => `${name}=${url}`).join(' ')}'\n`)
+  print(`  export ${databasesVariable}='${pairs.map(([name, url]) => `${name}=${url}`).join(' ')}'\n`)
   print(
     flags.directory === undefined
       ? 'Ctrl-C stops the servers and removes their data.'
@@ -126,24 +130,11 @@ function introduce(ready: readonly Ready[], servers: readonly EmbeddedServer[], 
 /** Stays until told to stop. Whoever tries crashes on these servers wants them back. */
 async function attend(servers: readonly EmbeddedServer[], stop: AbortSignal): Promise<void> {
   while (!stop.aborted) {
-    for (const [index, server] of servers.entries()) {
-      if (server.pid !== undefined) continue
-      process.stderr.write(
-        `server ${index + 1} has died (${server.logFile} may say why); starting it again\n`,
-      )
+    for (const server of servers.filter(({ pid }) => pid === undefined)) {
+      process.stderr.write(`a server has died (${server.logFile} may say why); starting it again\n`)
       await server.start()
     }
     await sleep(500, undefined, { signal: stop }).catch(() => {})
-  }
-}
-
-async function createDatabase(server: EmbeddedServer, name: string): Promise<void> {
-  const sql = postgres(server.url(), { max: 1, onnotice: () => {} })
-  try {
-    const found = await sql`select from pg_database where datname = ${name}`
-    if (found.length === 0) await sql`create database ${sql(name)}`
-  } finally {
-    await sql.end({ timeout: 5 })
   }
 }
 
@@ -153,12 +144,4 @@ function names(text: string): readonly string[] {
   if (reserved !== undefined) throw new InvalidArgumentError(`${reserved} is a database of Postgres itself.`)
   if (new Set(list).size !== list.length) throw new InvalidArgumentError('Expected each name once.')
   return list
-}
-
-function number(least: number, most: number): (text: string) => number {
-  return (text) => {
-    const value = /^\d{1,5}$/.test(text) ? Number(text) : Number.NaN
-    if (value >= least && value <= most) return value
-    throw new InvalidArgumentError(`Expected a number from ${least} to ${most}.`)
-  }
 }

@@ -12,27 +12,31 @@ import { count, paint, print, printJson, type Row, type Style, sayAge, table } f
 export type BranchOutcome = 'committed' | 'aborted' | 'pending' | 'unknown'
 
 /** One prepared transaction whose gid has our prefix. */
-export interface BranchShown {
+export interface BranchShown extends Found {
   readonly database: string
-  readonly gid: string
-  /** Null, as the next three, if the gid only begins like one of ours. */
-  readonly transactionId: string | null
-  readonly home: string | null
-  readonly homeXid: string | null
-  readonly participant: string | null
   /** The home's name among the given databases; null if it is none of them. */
   readonly homeName: string | null
-  readonly owner: string | null
-  readonly preparedAt: string
-  readonly ageSeconds: number
-  readonly ours: boolean
-  readonly canFinish: boolean
   /** Null for what is not ours. */
   readonly outcome: BranchOutcome | null
   /** Why the outcome is unknown; else null. */
   readonly reason: string | null
   /** What finishes it in psql, connected to this database; null if it is not decided or not ours. */
   readonly type: string | null
+}
+
+/** A row of `once.branch`. */
+interface Found {
+  readonly gid: string
+  /** Null, as the next three, if the gid only begins like one of ours. */
+  readonly transactionId: string | null
+  readonly home: string | null
+  readonly homeXid: string | null
+  readonly participant: string | null
+  readonly owner: string | null
+  readonly preparedAt: string
+  readonly ageSeconds: number
+  readonly ours: boolean
+  readonly canFinish: boolean
 }
 
 interface InDoubtFlags extends DatabaseFlags {
@@ -77,18 +81,14 @@ const patience = 10_000
 
 interface Listed {
   readonly database: Database
-  readonly gid: string
-  readonly id: string | null
-  readonly home: string | null
-  readonly xid: string | null
-  readonly participant: string | null
-  readonly owner: string | null
-  readonly prepared: string
-  readonly age: number
-  readonly ours: boolean
-  readonly allowed: boolean
+  readonly found: Found
   /** Whether the owner's role must be taken on first. */
   readonly other: boolean
+}
+
+interface Answer {
+  readonly outcome: BranchOutcome
+  readonly reason: string | null
 }
 
 /** @see sql/recovery/branch.sql, sql/recovery/branch_outcome.sql */
@@ -109,27 +109,17 @@ async function listInDoubt(databases: readonly Database[]) {
   )
   // Two names for one database show its branches once.
   const listed = lists.flat().filter(({ database }) => homes.get(database.databaseId ?? '') === database)
-  const answers = await askHomes(listed, homes)
-  const branches = listed.map((branch): BranchShown => {
-    const { database, gid, id, home, xid, participant, owner, prepared, age, ours, allowed } = branch
-    const answer = ours ? answers.get(keyOf(branch)) : undefined
-    const outcome = ours ? (answer?.outcome ?? 'unknown') : null
+  const ours = listed.map(({ found }) => found).filter((found) => found.ours)
+  const groups = [...Map.groupBy(ours, ({ home }) => home ?? '')]
+  const answers = new Map(
+    (await Promise.all(groups.map(([home, asked]) => askHome(home, homes.get(home), asked)))).flat(),
+  )
+  const branches = listed.map(({ database, found, other }): BranchShown => {
+    const { outcome = null, reason = null } = answers.get(found) ?? {}
     return {
-      database: database.name,
-      gid,
-      transactionId: id,
-      home,
-      homeXid: xid,
-      participant,
-      homeName: home === null ? null : (homes.get(home)?.name ?? null),
-      owner,
-      preparedAt: prepared,
-      ageSeconds: age,
-      ours,
-      canFinish: allowed,
-      outcome,
-      reason: outcome === 'unknown' ? (answer?.reason ?? noHome(home)) : null,
-      type: outcome === null ? null : lineFor(branch, outcome),
+      ...{ database: database.name, ...found, outcome, reason },
+      homeName: homes.get(found.home ?? '')?.name ?? null,
+      type: lineFor(found, other, outcome),
     }
   })
   return { branches, unreachable }
@@ -139,110 +129,83 @@ async function listOne(database: Database): Promise<Listed[]> {
   const { rows } = await withLink(
     database.connect(),
     (session) =>
-      session.query<Omit<Listed, 'database'>>(
-        `select d.gid, d.transaction_id::text as id, d.home::text as home, d.home_xid::text as xid, d.participant,
-                d.owner::text as owner,
-                to_char(d.prepared_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') as prepared,
-                extract(epoch from d.age)::float8 as age, d.ours, d.can_finish as allowed,
+      session.query<Found & { readonly other: boolean }>(
+        `select d.gid, d.transaction_id::text as "transactionId", d.home::text as home, d.home_xid::text as "homeXid",
+                d.participant, d.owner::text as owner,
+                to_char(d.prepared_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') as "preparedAt",
+                extract(epoch from d.age)::float8 as "ageSeconds", d.ours, d.can_finish as "canFinish",
                 d.owner <> current_user and not r.rolsuper as other
            from once.branch d join pg_catalog.pg_roles r on r.rolname = current_user
           order by d.prepared_at, d.gid`,
       ),
     patience,
   )
-  return rows.map((row) => ({ ...row, database }))
+  return rows.map(({ other, ...found }) => ({ database, found, other }))
 }
 
-interface Answer {
-  readonly outcome: BranchOutcome
-  readonly reason: string | null
+/** Asks a home once for all its branches. */
+async function askHome(
+  home: string,
+  database: Database | undefined,
+  asked: readonly Found[],
+): Promise<(readonly [Found, Answer])[]> {
+  const unknown = (reason: string) => asked.map((found) => [found, { outcome: 'unknown', reason }] as const)
+  if (database === undefined) {
+    return unknown(
+      `its home ${home} is none of the databases that answered: add the one where once.database has this id`,
+    )
+  }
+  try {
+    const { rows } = await withReadCommitted(
+      database.connect(),
+      (session) =>
+        session.query<{ outcome: BranchOutcome }>(
+          `select once.branch_outcome($1::uuid, i.id::uuid, i.xid::xid8) as outcome
+             from unnest($2::text::text[], $3::text::text[]) with ordinality i (id, xid, n) order by i.n`,
+          [
+            home,
+            arrayOf(asked.map(({ transactionId }) => transactionId ?? '')),
+            arrayOf(asked.map(({ homeXid }) => homeXid ?? '')),
+          ],
+        ),
+      patience,
+    )
+    return asked.map((found, n) => [found, { outcome: rows[n]?.outcome ?? 'unknown', reason: null }] as const)
+  } catch (error) {
+    return unknown(withHint(fromSql(error)))
+  }
 }
 
-/** Each home once, for all its branches. */
-async function askHomes(
-  branches: readonly Listed[],
-  homes: ReadonlyMap<string, Database>,
-): Promise<Map<string, Answer>> {
-  const answers = new Map<string, Answer>()
-  const ours = branches.filter((branch) => branch.ours)
-  await Promise.all(
-    [...Map.groupBy(ours, (branch) => branch.home ?? '')].map(async ([home, asked]) => {
-      const database = homes.get(home)
-      if (database === undefined) return
-      try {
-        const { rows } = await withReadCommitted(
-          database.connect(),
-          (session) =>
-            session.query<{ id: string; xid: string; outcome: BranchOutcome }>(
-              `select i.id, i.xid, once.branch_outcome($1::uuid, i.id::uuid, i.xid::xid8) as outcome
-                 from unnest($2::text::text[], $3::text::text[]) i (id, xid)`,
-              [home, arrayOf(asked.map(({ id }) => id ?? '')), arrayOf(asked.map(({ xid }) => xid ?? ''))],
-            ),
-          patience,
-        )
-        for (const { id, xid, outcome } of rows)
-          answers.set(`${home} ${id} ${xid}`, { outcome, reason: null })
-      } catch (error) {
-        for (const branch of asked)
-          answers.set(keyOf(branch), { outcome: 'unknown', reason: withHint(fromSql(error)) })
-      }
-    }),
-  )
-  return answers
-}
-
-function keyOf({ home, id, xid }: Listed): string {
-  return `${home} ${id} ${xid}`
-}
-
-function noHome(home: string | null): string {
-  return `its home ${home} is none of the databases that answered: add the one where once.database has this id`
-}
-
-function lineFor({ gid, owner, other }: Listed, outcome: BranchOutcome): string | null {
+function lineFor({ gid, owner }: Found, other: boolean, outcome: BranchOutcome | null): string | null {
   if (outcome !== 'committed' && outcome !== 'aborted') return null
   const line = `${outcome === 'committed' ? 'commit' : 'rollback'} prepared ${literal(gid)};`
   return other ? `set role ${identifier(owner ?? '')}; ${line} reset role;` : line
 }
 
+const styles = {
+  committed: 'green',
+  aborted: 'yellow',
+  pending: 'cyan',
+  unknown: 'red',
+} as const satisfies Record<BranchOutcome, Style>
+
 function rowOf(branch: BranchShown): Row {
-  const {
-    database,
-    outcome,
-    ageSeconds,
-    owner,
-    home,
-    homeName,
-    transactionId,
-    ours,
-    gid,
-    type,
-    reason,
-    canFinish,
-  } = branch
-  const styles: Record<BranchOutcome, Style> = {
-    committed: 'green',
-    aborted: 'yellow',
-    pending: 'cyan',
-    unknown: 'red',
-  }
+  const { database, outcome, owner, ours, gid, type, reason } = branch
   const notes: string[] = []
-  if (!ours)
-    notes.push(
-      `not ours (${owner === null ? 'its owner was dropped' : 'its owner or its gid is none of pgonce'}): ${gid}`,
-    )
+  const notOurs = owner === null ? 'its owner was dropped' : 'its owner or its gid is none of pgonce'
+  if (!ours) notes.push(`not ours (${notOurs}): ${gid}`)
   if (reason !== null) notes.push(`unknown: ${reason}`)
   if (outcome === 'pending') notes.push('its home transaction still runs: nothing to do but ask again')
   if (type !== null) notes.push(`→ in ${database}: ${type}`)
-  if (type !== null && !canFinish) notes.push(`  you may not: connect as ${owner} or as a superuser`)
+  if (type !== null && !branch.canFinish) notes.push(`  you may not: connect as ${owner} or as a superuser`)
   return {
     cells: [
       database,
       outcome === null ? { text: 'not ours', style: 'dim' } : { text: outcome, style: styles[outcome] },
-      sayAge(ageSeconds),
+      sayAge(branch.ageSeconds),
       owner ?? '?',
-      homeName ?? home ?? '?',
-      transactionId ?? '?',
+      branch.homeName ?? branch.home ?? '?',
+      branch.transactionId ?? '?',
     ],
     notes,
   }

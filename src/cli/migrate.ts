@@ -43,10 +43,11 @@ export function migrateCommand(program: Command): void {
 async function runMigrate(urls: readonly string[], flags: MigrateFlags): Promise<void> {
   if (flags.sql) return await printSql(givenDatabases(urls, flags))
   const results: (MigrateResult & { readonly name: string | null })[] = []
-  for (const { name, url, named } of chooseDatabases(urls, flags)) {
+  for (const { name, url, from } of chooseDatabases(urls, flags)) {
     const result = await migrate(url, { dryRun: flags.dryRun ?? false })
-    results.push({ name: named ? name : null, ...result })
-    if (!flags.json) print(summary(named ? name : result.database, hostIn(url), result))
+    const given = from === 'a URL' ? null : name
+    results.push({ name: given, ...result })
+    if (!flags.json) print(summary(given ?? result.database, hostIn(url), result))
   }
   if (flags.json) printJson({ databases: results })
 }

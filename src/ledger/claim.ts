@@ -128,7 +128,7 @@ function refuseUnknown(given: object): void {
   const known: readonly string[] = [...bySequence, ...byKey]
   const found = Object.keys(given).find((name) => !known.includes(name))
   if (found === undefined) return
-  throw new InvalidInputError('ONARG', `Nothing is known of \`${found}\` in a message`, {
+  throw new InvalidInputError('ONARG', `Expected the fields of a message, got ${show(found)}`, {
     hint: `A message has ${bySequence.join(', ')}; or ${byKey.join(', ')}`,
   })
 }
@@ -156,7 +156,7 @@ export interface ClaimPlan {
 
 /** @throws InvalidInputError `ONARG` */
 export function planClaim(message: Message): ClaimPlan {
-  if (typeof message !== 'object' || message === null) {
+  if (typeof message !== 'object' || message === null || Array.isArray(message)) {
     throw new InvalidInputError('ONARG', `Expected a message, got ${show(message)}`, {
       hint: "Pass { producer: 'shop-7', sequence: 41n } or { scope: 'stripe', key: 'evt_1' }",
     })

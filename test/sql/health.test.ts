@@ -14,7 +14,7 @@ const check = async (sql: Sql, name: string) => {
 }
 
 /** Checks of the whole cluster, on which other tests run. */
-const shared = ['prepared_slots_used_ratio', 'elsewhere_xid_age']
+const shared = ['prepared_slots_used_ratio', 'elsewhere_xid_age', 'unsafe_settings']
 
 test('A new database is well: every check is ok, named for Prometheus, and without a hint', async (t) => {
   const { sql } = await testDatabase(t)
