@@ -17,7 +17,7 @@
 --!include ledger/assert_sequences.sql
 --!include ledger/refuse_gaps.sql
 --!include ledger/ranges_near.sql
---!include ledger/claim_out_of_order.sql
+--!include ledger/claim_any.sql
 --!include ledger/claim_ranges.sql
 --!include ledger/claim_batch.sql
 --!include ledger/claim.sql

@@ -2,6 +2,7 @@
  * The client: named databases, and what can be done once in them.
  */
 import type { Compilable, CompiledQuery, Kysely, Transaction } from 'kysely'
+import type { Jsonify } from 'type-fest'
 import { checkDatabaseName, checkFunction, checkInteger, checkMilliseconds, checkObject } from './check.ts'
 import type { Branch } from './commit/branch.ts'
 import { traced } from './commit/channels.ts'
@@ -73,32 +74,9 @@ export interface PgonceOptions<Databases> {
 export type Transactions<Databases> = { readonly [Name in keyof Databases]: Transaction<Databases[Name]> }
 
 /** What comes back of a value that was kept as JSON: a `Date` as a string, `undefined` as null or not at all. */
-export type Jsonified<T> = 0 extends 1 & T
+export type Jsonified<T> = unknown extends T
   ? T
-  : T extends { toJSON(...args: never[]): infer J }
-    ? Jsonified<J>
-    : T extends string | number | boolean | null
-      ? T
-      : T extends void
-        ? null
-        : T extends ((...args: never[]) => unknown) | symbol | bigint
-          ? never
-          : T extends readonly unknown[]
-            ? { [Index in keyof T]: Jsonified<T[Index]> }
-            : T extends object
-              ? {
-                  [Key in keyof T as Kept<Key, T[Key]>]:
-                    | Jsonified<Exclude<T[Key], undefined>>
-                    | Extract<T[Key], undefined>
-                }
-              : T
-
-/** The name of a property, unless JSON leaves it out. */
-type Kept<Key, Value> = Key extends string | number
-  ? [Value] extends [((...args: never[]) => unknown) | symbol | undefined]
-    ? never
-    : Key
-  : never
+  : Jsonify<Exclude<T, void>> | ([Extract<T, void>] extends [never] ? never : null)
 
 /** What became of a message. */
 export type Processed<T> =

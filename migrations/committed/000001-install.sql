@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:5449726c63ef08d22e8f5ec6659766cf92f3618d
+--! Hash: sha1:6b26fee1767f93e26bf88c25f0513f7a0e069901
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -206,9 +206,7 @@ begin
         quote_ident(current_database()), quote_ident(current_user)
       using errcode = 'ONRLS',
             detail = 'Row level security was switched on for once.database, which has no policy that shows its row.',
-            hint = 'Switch it off for every table of schema once, as its owner: '
-                   'alter table once.database disable row level security; '
-                   'access to the schema is by once.grant_app() and the like.';
+            hint = 'alter table once.database disable row level security;   -- likewise the other tables of schema once';
   end if;
   raise exception 'database % has no id: the row of once.database is missing', quote_ident(current_database())
     using errcode = 'ONCPY',
@@ -292,8 +290,8 @@ revoke all on domain once.gap_limit from public;
 --! EndIncluded ledger/gap_limit.sql
 --! Included ledger/producer.sql
 -- The ledger by sequence: one compact row per producer. Everything up to the watermark was processed, and so
--- were the ranges of once.claimed_ahead; what lies between is a gap that may still arrive. Of an ordered stream
--- this row is all there is, and it never grows. No CHECK constraints: see once.name.
+-- were the ranges of once.claimed_ahead; what lies between is a gap that may still arrive. Of an ordered
+-- stream this row is all there is, and it never grows. No CHECK constraints: see once.name.
 create table once.producer (
   producer once.name primary key,
   epoch integer not null default 0,
@@ -306,7 +304,7 @@ create table once.producer (
 with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
 comment on table once.producer is
-  'Ledger by sequence, one row per producer: epoch, watermark (all up to it processed), number of ranges ahead of it.';
+  'Ledger by sequence, one row per producer: epoch, watermark (all up to it processed), ranges ahead of it.';
 call once.allow('app', 'producer', 'select, insert (producer, epoch, watermark), update (epoch, watermark, gaps)');
 --! EndIncluded ledger/producer.sql
 --! Included ledger/claimed_ahead.sql
@@ -324,14 +322,14 @@ create table once.claimed_ahead (
 with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
 comment on table once.claimed_ahead is
-  'Ledger by sequence: ranges of sequences processed ahead of their producer''s watermark, one row per range.';
+  'Ledger by sequence: ranges processed ahead of their producer''s watermark, one row per range.';
 call once.allow('app', 'claimed_ahead', 'select, insert, update (last), delete');
 
 create view once.producers as
 select p.producer, p.epoch, p.watermark,
        p.gaps::bigint as gaps,
-       coalesce((select a.last from once.claimed_ahead a where a.producer = p.producer order by a.first desc limit 1),
-                p.watermark) as highest,
+       coalesce((select a.last from once.claimed_ahead a
+                  where a.producer = p.producer order by a.first desc limit 1), p.watermark) as highest,
        p.max_gaps
   from once.producer p;
 
@@ -359,14 +357,15 @@ begin
       using errcode = 'ONARG',
             detail = format('Got sequences %s, epoch %s, strict %s.', assert_sequences.ranges is not null,
                             assert_sequences.epoch, assert_sequences.strict),
-            hint = 'Pass an array of sequences, for example array[41, 42], or ranges, for example ''{[41,45]}''.';
+            hint = 'Pass an array of sequences, as array[41, 42], or ranges, as ''{[41,45]}''.';
   end if;
   if assert_sequences.epoch < 0 then
     raise exception 'bad epoch: %', assert_sequences.epoch
       using errcode = 'ONARG', detail = 'Expected 0 to 2147483647.',
             hint = 'Epochs count up from 0; a restarted producer takes the next one.';
   end if;
-  if lower(assert_sequences.ranges) < 0 or lower_inf(assert_sequences.ranges) or upper_inf(assert_sequences.ranges) then
+  if lower(assert_sequences.ranges) < 0 or lower_inf(assert_sequences.ranges)
+     or upper_inf(assert_sequences.ranges) then
     raise exception 'bad sequence: %',
         case when lower(assert_sequences.ranges) < 0 then lower(assert_sequences.ranges)::text
              else '9223372036854775807, or none at all' end
@@ -386,7 +385,8 @@ comment on function once.assert_sequences(text, int8multirange, integer, boolean
 call once.allow('app', 'assert_sequences');
 --! EndIncluded ledger/assert_sequences.sql
 --! Included ledger/refuse_gaps.sql
--- Internal: raises that a claim by sequence would leave too many gaps, with ranges ahead of those that are known.
+-- Internal: raises that a claim by sequence would leave too many gaps, with ranges ahead of those that are
+-- known.
 create function once.refuse_gaps(producer text, ahead int8multirange, gaps bigint) returns void
 language plpgsql stable
 set search_path = ''
@@ -404,7 +404,8 @@ begin
   raise exception 'producer % would have % gaps, the limit is %',
       quote_literal(refuse_gaps.producer), refuse_gaps.gaps, v_row.max_gaps
     using errcode = 'ONMAX',
-          detail = case when v_row.watermark >= 0 then format('Every sequence up to %s is processed; ', v_row.watermark)
+          detail = case when v_row.watermark >= 0
+                        then format('Every sequence up to %s is processed; ', v_row.watermark)
                         else 'Sequence 0 is not processed yet; ' end
                    || format('%s separate ranges lie above it. Nothing was claimed.', refuse_gaps.gaps),
           hint = format('Deliver the missing messages, or give the older half of them up: '
@@ -416,12 +417,12 @@ end
 $$;
 
 comment on function once.refuse_gaps(text, int8multirange, bigint) is
-  'Internal: raises ONMAX for a claim that would leave too many gaps, and says how to give up the older half.';
+  'Internal: raises ONMAX for a claim that would leave too many gaps, and says how to give half of them up.';
 call once.allow('app', 'refuse_gaps');
 --! EndIncluded ledger/refuse_gaps.sql
 --! Included ledger/ranges_near.sql
--- Internal: what a producer has claimed ahead of its watermark, as far as it can overlap or touch these ranges: from
--- the last one that begins below the first of them, to where they end.
+-- Internal: what a producer has claimed ahead of its watermark, as far as it can overlap or touch these
+-- ranges: from the last one that begins below the first of them, to where they end.
 create function once.ranges_near(producer text, ranges int8multirange) returns int8multirange
 language plpgsql stable
 set search_path = ''
@@ -433,7 +434,8 @@ begin
      where a.producer = ranges_near.producer
        and a.first <= upper(ranges_near.ranges)
        and a.first >= coalesce((select b.first from once.claimed_ahead b
-                                 where b.producer = ranges_near.producer and b.first < lower(ranges_near.ranges)
+                                 where b.producer = ranges_near.producer
+                                   and b.first < lower(ranges_near.ranges)
                                  order by b.first desc limit 1), 0));
 end
 $$;
@@ -442,14 +444,14 @@ comment on function once.ranges_near(text, int8multirange) is
   'Internal: the ranges claimed ahead of a producer''s watermark that can overlap or touch these.';
 call once.allow('app', 'ranges_near');
 --! EndIncluded ledger/ranges_near.sql
---! Included ledger/claim_out_of_order.sql
+--! Included ledger/claim_any.sql
 -- Internal: claims any sequences of a producer and answers the new ones, where the fast paths of once.claim
 -- and once.claim_ranges do not apply: a new producer or epoch, a gap, some of it a duplicate,
 -- bad arguments, synchronous_commit = off.
 --
 -- The producer's row is locked until the caller's transaction ends, so two claims of one sequence can never
 -- both be new: the second waits, then sees the first, or takes over if it rolled back.
-create function once.claim_out_of_order(
+create function once.claim_any(
   producer text,
   ranges int8multirange,
   epoch integer,
@@ -462,51 +464,56 @@ as $$
 declare
   v_row once.producer;
   v_near int8multirange := '{}';
+  v_near_count bigint := 0;
   v_fresh int8multirange;
   v_ahead int8multirange;
   v_watermark bigint;
   v_gaps bigint;
   v_bad bigint;
 begin
-  perform once.ensure_durable();
-  perform once.assert_sequences(claim_out_of_order.producer, claim_out_of_order.ranges, claim_out_of_order.epoch,
-                                claim_out_of_order.strict, claim_out_of_order.start_at);
-  if isempty(claim_out_of_order.ranges) then
-    return '{}';
+  if current_setting('synchronous_commit') = 'off' then
+    perform set_config('synchronous_commit', 'on', true);
   end if;
-
-  -- What is processed stays so: if all of it is, no lock is needed to be sure.
-  perform from once.producer p
-    where p.producer = claim_out_of_order.producer
-      and p.epoch = claim_out_of_order.epoch
-      and p.gaps > 0
-      and claim_out_of_order.ranges - int8multirange(int8range(null, p.watermark, '[]'))
-          <@ once.ranges_near(claim_out_of_order.producer, claim_out_of_order.ranges);
-  if found then
-    return '{}';
-  end if;
-
-  select p.* into v_row from once.producer p where p.producer = claim_out_of_order.producer for update;
+  select p.* into v_row from once.producer p where p.producer = claim_any.producer for update;
   if not found then
+    perform once.assert_sequences(claim_any.producer, claim_any.ranges, claim_any.epoch,
+                                  claim_any.strict, claim_any.start_at);
+    if isempty(claim_any.ranges) then
+      return '{}';
+    end if;
     insert into once.producer (producer, epoch, watermark)
-    values (claim_out_of_order.producer, claim_out_of_order.epoch, coalesce(claim_out_of_order.start_at, 0) - 1)
+    values (claim_any.producer, claim_any.epoch, coalesce(claim_any.start_at, 0) - 1)
     on conflict do nothing;
     -- Read again: if somebody else inserted it, we waited for them and must see what they claimed.
-    select p.* into strict v_row from once.producer p where p.producer = claim_out_of_order.producer for update;
+    select p.* into strict v_row from once.producer p where p.producer = claim_any.producer for update;
   end if;
-  if claim_out_of_order.epoch < v_row.epoch then
+  if (lower(claim_any.ranges) >= 0 and not upper_inf(claim_any.ranges)
+      and claim_any.epoch >= v_row.epoch and claim_any.strict is not null) is not true then
+    perform once.assert_sequences(claim_any.producer, claim_any.ranges, claim_any.epoch,
+                                  claim_any.strict, claim_any.start_at);
+    if isempty(claim_any.ranges) then
+      return '{}';
+    end if;
     raise exception 'producer % is fenced: epoch % is older than %',
-        quote_literal(claim_out_of_order.producer), claim_out_of_order.epoch, v_row.epoch
+        quote_literal(claim_any.producer), claim_any.epoch, v_row.epoch
       using errcode = 'ONFEN',
             detail = 'A newer incarnation of this producer has claimed already; nothing was claimed.',
             hint = 'Stop this producer. A successor must use an epoch of at least the current one.';
   end if;
 
+  -- What lies ahead and can overlap or touch, as once.ranges_near has it.
   if v_row.gaps > 0 then
-    v_near := once.ranges_near(claim_out_of_order.producer, claim_out_of_order.ranges);
+    select coalesce(range_agg(int8range(a.first, a.last, '[]')), '{}'), count(*) into v_near, v_near_count
+      from once.claimed_ahead a
+     where a.producer = claim_any.producer
+       and a.first <= upper(claim_any.ranges)
+       and a.first >= coalesce((select b.first from once.claimed_ahead b
+                                 where b.producer = claim_any.producer
+                                   and b.first < lower(claim_any.ranges)
+                                 order by b.first desc limit 1), 0);
   end if;
-  v_fresh := claim_out_of_order.ranges - v_near - int8multirange(int8range(null, v_row.watermark, '[]'));
-  if isempty(v_fresh) and claim_out_of_order.epoch = v_row.epoch then
+  v_fresh := claim_any.ranges - v_near - int8multirange(int8range(null, v_row.watermark, '[]'));
+  if isempty(v_fresh) and claim_any.epoch = v_row.epoch then
     return '{}';
   end if;
 
@@ -516,41 +523,47 @@ begin
     select upper(r) - 1 into v_watermark from unnest(v_ahead) r order by r limit 1;
     v_ahead := v_ahead - int8multirange(int8range(null, v_watermark, '[]'));
   end if;
-  v_gaps := v_row.gaps - (select count(*) from unnest(v_near)) + (select count(*) from unnest(v_ahead));
   -- Strict: the watermark must reach the last new one. What was processed ahead of it is no gap.
-  if claim_out_of_order.strict and upper(v_fresh) - 1 > v_watermark then
+  if claim_any.strict and upper(v_fresh) - 1 > v_watermark then
     v_bad := lower(v_fresh - int8multirange(int8range(null, v_watermark, '[]')));
     raise exception 'producer % is out of order: expected sequence %, got %',
-        quote_literal(claim_out_of_order.producer), v_watermark + 1, v_bad
+        quote_literal(claim_any.producer), v_watermark + 1, v_bad
       using errcode = 'ONGAP',
-            detail = 'In strict mode new sequences must follow the watermark without a gap; nothing was claimed.',
+            detail = 'In strict mode new sequences must follow the watermark without a gap. '
+                     'Nothing was claimed.',
             hint = format('Deliver the missing messages first, or skip them: '
-                          'select once.set_watermark(%L, %s, ''reason'').', claim_out_of_order.producer, v_bad - 1);
+                          'select once.set_watermark(%L, %s, ''reason'').', claim_any.producer, v_bad - 1);
   end if;
+  v_gaps := v_row.gaps - v_near_count + (select count(*) from unnest(v_ahead));
   -- A claim that closes a gap is welcome even where the limit is exceeded.
   if v_gaps > v_row.max_gaps and v_gaps > v_row.gaps then
-    perform once.refuse_gaps(claim_out_of_order.producer, v_ahead, v_gaps);
+    perform once.refuse_gaps(claim_any.producer, v_ahead, v_gaps);
   end if;
 
-  delete from once.claimed_ahead a
-   where a.producer = claim_out_of_order.producer
-     and a.first in (select lower(r) from unnest(v_near) r except select lower(r) from unnest(v_ahead) r);
+  -- One range that only grew at its end is all that is left alone by this.
+  if v_near_count > 1 or lower(v_ahead) is distinct from lower(v_near) then
+    delete from once.claimed_ahead a
+     where a.producer = claim_any.producer
+       and a.first = any (array(select lower(r) from unnest(v_near) r
+                                except select lower(r) from unnest(v_ahead) r));
+  end if;
   insert into once.claimed_ahead as a (producer, first, last)
-  select claim_out_of_order.producer, lower(r), upper(r) - 1
-    from (select unnest(v_ahead) except select unnest(v_near)) n (r)
+  select claim_any.producer, lower(r), upper(r) - 1
+    from unnest(v_ahead) r
+   where not r <@ v_near
   on conflict on constraint claimed_ahead_pkey do update set last = excluded.last;
   -- Also where none of its columns changes: it is what a claim with an older snapshot collides with.
   update once.producer p
-     set watermark = v_watermark, gaps = v_gaps, epoch = claim_out_of_order.epoch
-   where p.producer = claim_out_of_order.producer;
+     set watermark = v_watermark, gaps = v_gaps, epoch = claim_any.epoch
+   where p.producer = claim_any.producer;
   return v_fresh;
 end
 $$;
 
-comment on function once.claim_out_of_order(text, int8multirange, integer, boolean, bigint) is
+comment on function once.claim_any(text, int8multirange, integer, boolean, bigint) is
   'Internal: claims any sequences of a producer and answers the new ones; see once.claim_ranges.';
-call once.allow('app', 'claim_out_of_order');
---! EndIncluded ledger/claim_out_of_order.sql
+call once.allow('app', 'claim_any');
+--! EndIncluded ledger/claim_any.sql
 --! Included ledger/claim_ranges.sql
 -- Claims ranges of sequences of one producer, as '{[1,500]}', and answers those that are new: what clients
 -- call. In which order, or how often, a sequence stands in the ranges does not matter: Postgres merges them.
@@ -588,7 +601,19 @@ begin
   if found then
     return '{}';
   end if;
-  return once.claim_out_of_order(claim_ranges.producer, claim_ranges.ranges, claim_ranges.epoch,
+  -- Or in what was processed ahead of it, which stays so as well.
+  perform from once.producer p
+    where p.producer = claim_ranges.producer
+      and p.epoch = claim_ranges.epoch
+      and p.gaps > 0
+      and lower(claim_ranges.ranges) >= 0
+      and claim_ranges.ranges - int8multirange(int8range(null, p.watermark, '[]'))
+          <@ once.ranges_near(claim_ranges.producer, claim_ranges.ranges)
+      and current_setting('synchronous_commit') <> 'off';
+  if found then
+    return '{}';
+  end if;
+  return once.claim_any(claim_ranges.producer, claim_ranges.ranges, claim_ranges.epoch,
                                  claim_ranges.strict, claim_ranges.start_at);
 end
 $$;
@@ -612,7 +637,8 @@ as $$
 declare
   v_ranges int8multirange;
 begin
-  if exists (select from unnest(claim_batch.sequences) s where s is null or s < 0 or s = 9223372036854775807) then
+  if exists (select from unnest(claim_batch.sequences) s
+              where s is null or s < 0 or s = 9223372036854775807) then
     raise exception 'bad sequence: %', coalesce((select s::text from unnest(claim_batch.sequences) s
         where s is null or s < 0 or s = 9223372036854775807 order by s limit 1), 'null')
       using errcode = 'ONARG', detail = 'Expected 0 to 9223372036854775806, and no null.',
@@ -621,16 +647,17 @@ begin
   select range_agg(int8range(s, s, '[]')) into v_ranges from unnest(claim_batch.sequences) s;
   return query
   select s
-    from unnest(once.claim_ranges(claim_batch.producer,
-                                  case when claim_batch.sequences is not null then coalesce(v_ranges, '{}') end,
-                                  claim_batch.epoch, claim_batch.strict, claim_batch.start_at)) r,
+    from unnest(once.claim_ranges(
+           claim_batch.producer,
+           case when claim_batch.sequences is not null then coalesce(v_ranges, '{}') end,
+           claim_batch.epoch, claim_batch.strict, claim_batch.start_at)) r,
          generate_series(lower(r), upper(r) - 1) s
    order by s;
 end
 $$;
 
 comment on function once.claim_batch(text, bigint[], integer, boolean, bigint) is
-  'Claims sequences of a producer and returns the new ones, once each: select once.claim_batch(''shop-7'', array[41, 42]).';
+  'Claims sequences and returns the new ones, once each: select once.claim_batch(''shop-7'', array[41, 42]).';
 call once.allow('app', 'claim_batch');
 --! EndIncluded ledger/claim_batch.sql
 --! Included ledger/claim.sql
@@ -674,16 +701,29 @@ begin
     claim.status := 'duplicate';
     return;
   end if;
-  claim.status := case when isempty(once.claim_out_of_order(
-      claim.producer,
-      case when claim.sequence < 9223372036854775807 then int8multirange(int8range(claim.sequence, claim.sequence, '[]'))
+  -- Or in a range ahead of it.
+  perform from once.claimed_ahead a
+    where a.producer = claim.producer
+      and a.first = (select b.first from once.claimed_ahead b
+                      where b.producer = claim.producer and b.first <= claim.sequence
+                      order by b.first desc limit 1)
+      and claim.sequence <= a.last
+      and claim.epoch = (select p.epoch from once.producer p where p.producer = claim.producer)
+      and current_setting('synchronous_commit') <> 'off';
+  if found then
+    claim.status := 'duplicate';
+    return;
+  end if;
+  claim.status := case when isempty(once.claim_any(claim.producer,
+      case when claim.sequence < 9223372036854775807
+           then int8multirange(int8range(claim.sequence, claim.sequence, '[]'))
            when claim.sequence is not null then '{[0,)}' end,
       claim.epoch, claim.strict, claim.start_at)) then 'duplicate' else 'claimed' end;
 end
 $$;
 
 comment on function once.claim(text, bigint, integer, boolean, bigint) is
-  'Claims one message by producer and sequence: select once.claim(''shop-7'', 41) answers claimed or duplicate.';
+  'Claims one message by producer and sequence: select once.claim(''shop-7'', 41): claimed or duplicate.';
 call once.allow('app', 'claim');
 --! EndIncluded ledger/claim.sql
 --! Included ledger/take_effect.sql
@@ -732,14 +772,16 @@ begin
   insert into once.producer (producer) values (set_watermark.producer) on conflict do nothing;
   select p.* into strict v_row from once.producer p where p.producer = set_watermark.producer for update;
   if set_watermark.sequence <= v_row.watermark then
-    raise exception 'the watermark of producer % is % already', quote_literal(set_watermark.producer), v_row.watermark
+    raise exception 'the watermark of producer % is % already',
+        quote_literal(set_watermark.producer), v_row.watermark
       using errcode = 'ONARG',
             detail = format('Got %s; a watermark never moves back, or messages would take effect twice.',
                             set_watermark.sequence),
             hint = 'Name a sequence above the watermark; see once.producers.';
   end if;
   perform once.record_intervention('set_watermark',
-    jsonb_build_object('producer', set_watermark.producer, 'from', v_row.watermark, 'to', set_watermark.sequence),
+    jsonb_build_object('producer', set_watermark.producer, 'from', v_row.watermark,
+                       'to', set_watermark.sequence),
     set_watermark.reason);
   -- Ranges below it or next to it are behind the watermark from now on.
   select coalesce(max(a.last), set_watermark.sequence) into v_watermark
@@ -773,7 +815,7 @@ create table once.scope (
 );
 
 comment on table once.scope is
-  'Scopes of the key ledger: retention (null: keep for ever), horizon (older keys are answered expired), key times that count.';
+  'Scopes of the key ledger: retention (null: for ever), horizon (older is expired), key times that count.';
 call once.allow('app', 'scope', 'select, insert (scope)');
 call once.allow('recover, monitor', 'scope', 'select');
 --! EndIncluded ledger/scope.sql
@@ -785,9 +827,9 @@ call once.allow('recover, monitor', 'scope', 'select');
 --
 -- One table, and no partitions. A partition per day made every claim depend on DDL: whoever chose keys chose
 -- partitions, thousands of them; the first message of a day held up all others of it until its handler ended;
--- one that is dropped locks the whole ledger, which never happened under load. Since the day stands in front, the
--- index does what partitions did: new keys go to the end of it, and a day that is deleted leaves whole pages
--- empty for reuse.
+-- one that is dropped locks the whole ledger, which never happened under load. Since the day stands in front,
+-- the index does what partitions did: new keys go to the end of it, and a day that is deleted leaves whole
+-- pages empty for reuse.
 --
 -- The columns are ordered and sized to fit a row with neither hash nor result into 48 bytes.
 create table once.message (
@@ -802,7 +844,7 @@ create table once.message (
 with (autovacuum_vacuum_scale_factor = 0.05);
 
 comment on table once.message is
-  'Ledger by key: digest of day, scope and key; the day of its claim if the message has no time; payload hash; result.';
+  'Ledger by key: digest of day, scope and key; day of the claim if there is no time; payload hash; result.';
 call once.allow('app', 'message', 'select, insert, update (result)');
 --! EndIncluded ledger/message.sql
 --! Included ledger/expired_claim.sql
@@ -812,9 +854,10 @@ call once.allow('app', 'message', 'select, insert, update (result)');
 --
 -- A row per claim or batch, only ever inserted: there is nothing to wait for, so claims do not stand in a row
 -- and no two of them can deadlock, as they would over a counter, and none fails under REPEATABLE READ or
--- SERIALIZABLE for it. That costs what a claim of a new key costs, and claims of anything else nothing. A row is
--- there exactly if the transaction committed that was told 'expired', which is when the message was given up.
--- once.expire deletes rows after two days, in batches: a topic that is replayed leaves as many as it has batches.
+-- SERIALIZABLE for it. That costs what a claim of a new key costs, and claims of anything else nothing. A row
+-- is there exactly if the transaction committed that was told 'expired', which is when the message was given
+-- up. once.expire deletes rows after two days, in batches: a topic that is replayed leaves as many as it has
+-- batches.
 create table once.expired_claim (
   answered_at timestamptz not null default clock_timestamp(),
   expired_claim_id bigint generated always as identity,
@@ -826,7 +869,7 @@ create table once.expired_claim (
 );
 
 comment on table once.expired_claim is
-  'Ledger by key: one row per claim or batch that was answered expired, kept for two days; see once.expired_claims.';
+  'Ledger by key: one row per claim or batch answered expired, kept for two days; see once.expired_claims.';
 call once.allow('app', 'expired_claim', 'insert (scope_id, claims, oldest_day)');
 
 -- For people: which scopes, and how long a retention would have known them.
@@ -844,7 +887,7 @@ select s.scope,
  group by s.scope_id;
 
 comment on view once.expired_claims is
-  'Scopes of the key ledger whose claims were answered expired within a day: how many, when, the oldest message''s day, and the horizon.';
+  'Scopes whose claims were answered expired within a day: how many, when, the oldest day, and the horizon.';
 call once.allow('recover, monitor', 'expired_claims', 'select');
 --! EndIncluded ledger/expired_claim.sql
 --! Included ledger/message_time.sql
@@ -882,9 +925,9 @@ comment on function once.message_time(text) is
 call once.allow('app', 'message_time');
 --! EndIncluded ledger/message_time.sql
 --! Included ledger/message_digest.sql
--- The identity of a message: 2 bytes for the day of its time (UTC), counted from 1999-12-31 and 0 without a time,
--- and 14 bytes of a SHA-256 over scope and key. No text contains a zero byte, so that scope and key cannot be
--- cut in two ways. Null for a time that no claim can have.
+-- The identity of a message: 2 bytes for the day of its time (UTC), counted from 1999-12-31 and 0 without a
+-- time, and 14 bytes of a SHA-256 over scope and key. No text contains a zero byte, so that scope and key
+-- cannot be cut in two ways. Null for a time that no claim can have.
 create function once.message_digest(scope text, key text, occurred_at timestamptz default null) returns uuid
 language plpgsql immutable parallel safe
 set search_path = ''
@@ -894,7 +937,8 @@ begin
     case when message_digest.occurred_at is null then decode('0000', 'hex')
          when message_digest.occurred_at >= '2000-01-01 00:00:00+00'::timestamptz
           and message_digest.occurred_at < '2179-06-06 00:00:00+00'::timestamptz
-         then substring(int4send((message_digest.occurred_at at time zone 'UTC')::date - date '1999-12-31') from 3)
+         then substring(
+                int4send((message_digest.occurred_at at time zone 'UTC')::date - date '1999-12-31') from 3)
     end
     || substring(sha256(convert_to(message_digest.scope, 'UTF8') || decode('00', 'hex')
                         || convert_to(message_digest.key, 'UTF8')) for 14), 'hex')::uuid;
@@ -902,7 +946,7 @@ end
 $$;
 
 comment on function once.message_digest(text, text, timestamptz) is
-  'How the ledger remembers a key: 2 bytes for its message''s day (0: no time), 14 of SHA-256 over scope, zero, key.';
+  'How the ledger remembers a key: 2 bytes for the day (0: no time), 14 of SHA-256 over scope, zero, key.';
 call once.allow('app', 'message_digest');
 --! EndIncluded ledger/message_digest.sql
 --! Included ledger/open_scope.sql
@@ -1030,11 +1074,13 @@ begin
 
   if v_bad is not null then
     raise exception 'key % came again with another payload',
-        (select quote_literal(left(k.key, 100)) from unnest(answer_keys.keys) with ordinality k (key, n) where k.n = v_bad)
+        (select quote_literal(left(k.key, 100))
+           from unnest(answer_keys.keys) with ordinality k (key, n) where k.n = v_bad)
       using errcode = 'ONPAY',
             detail = format('Scope %L: the payload hash differs from that of the first claim.',
                             (select s.scope from once.scope s where s.scope_id = answer_keys.scope_id)),
-            hint = 'Two different messages share one key: fix the sender, or choose a key that tells them apart.';
+            hint = 'Two different messages share one key: fix the sender, or choose a key that tells '
+                   'them apart.';
   end if;
   if v_expired > 0 then
     insert into once.expired_claim (scope_id, claims, oldest_day)
@@ -1051,12 +1097,12 @@ call once.allow('app', 'answer_keys');
 --! EndIncluded ledger/answer_keys.sql
 --! Included ledger/claim_keys.sql
 -- Claims messages by key: webhook deliveries, payments, anything with an id but no order. What clients call;
--- once.claim_key_batch answers the same in rows. The answer is 'claimed' if every key is new; else a JSON array
--- with an element per key: "claimed" (the first of its key, ever), "duplicate", {"result": ...} (a duplicate
--- whose first claim kept a result) or "expired" (older than the scope's horizon).
+-- once.claim_key_batch answers the same in rows. The answer is 'claimed' if every key is new; else a JSON
+-- array with an element per key: "claimed" (the first of its key, ever), "duplicate", {"result": ...} (a
+-- duplicate whose first claim kept a result) or "expired" (older than the scope's horizon).
 --
--- Why a key cannot be claimed twice: its digest follows from the message alone, and is unique. Rows are deleted
--- only when no transaction is left that may have read an older horizon (once.expire).
+-- Why a key cannot be claimed twice: its digest follows from the message alone, and is unique. Rows are
+-- deleted only when no transaction is left that may have read an older horizon (once.expire).
 create function once.claim_keys(
   scope text,
   keys text[],
@@ -1093,8 +1139,9 @@ begin
   -- As in once.message_digest, which would cost as much again.
   v_prefix := convert_to(claim_keys.scope, 'UTF8') || decode('00', 'hex');
   v_digests := array(
-    select encode(case when i.at is null then decode('0000', 'hex')
-                       else substring(int4send((i.at at time zone 'UTC')::date - date '1999-12-31') from 3) end
+    select encode(case when i.at is not null
+                       then substring(int4send((i.at at time zone 'UTC')::date - date '1999-12-31') from 3)
+                       else decode('0000', 'hex') end
                   || substring(sha256(v_prefix || convert_to(i.key, 'UTF8')) for 14), 'hex')::uuid
       from unnest(claim_keys.keys, v_times) with ordinality i (key, at, n)
      order by i.n);
@@ -1103,7 +1150,8 @@ begin
   -- inserted; a conflict waits for the other transaction to end.
   with claimed as (
     insert into once.message as m (digest, scope_id, claimed_on, payload_hash)
-    select i.digest, v_scope.scope_id, case when i.at is null then (now() at time zone 'UTC')::date end, i.hash
+    select i.digest, v_scope.scope_id,
+           case when i.at is null then (now() at time zone 'UTC')::date end, i.hash
       from unnest(v_digests, v_times, claim_keys.payload_hashes) with ordinality i (digest, at, hash, n)
      where (i.at < v_scope.horizon) is not true
      order by i.digest, i.n
@@ -1120,7 +1168,7 @@ end
 $$;
 
 comment on function once.claim_keys(text, text[], timestamptz[], bytea[]) is
-  'Claims messages by key; claimed if all are new, else a JSON array with an answer per key; see once.claim_key_batch.';
+  'Claims messages by key: claimed if all are new, else a JSON array of answers; see once.claim_key_batch.';
 call once.allow('app', 'claim_keys');
 --! EndIncluded ledger/claim_keys.sql
 --! Included ledger/claim_key_batch.sql
@@ -1144,7 +1192,8 @@ begin
       from unnest(claim_key_batch.keys) with ordinality i (key, n) order by i.n;
   else
     return query
-    select i.n::integer, i.key, case jsonb_typeof(i.answer) when 'string' then i.answer #>> '{}' else 'duplicate' end,
+    select i.n::integer, i.key,
+           case jsonb_typeof(i.answer) when 'string' then i.answer #>> '{}' else 'duplicate' end,
            i.answer -> 'result'
       from rows from (unnest(claim_key_batch.keys), jsonb_array_elements(v_answer::jsonb))
            with ordinality i (key, answer, n)
@@ -1154,16 +1203,16 @@ end
 $$;
 
 comment on function once.claim_key_batch(text, text[], timestamptz[], bytea[]) is
-  'Claims messages by key, a row per key (claimed, duplicate, expired): select * from once.claim_key_batch(''stripe'', array[''evt_1'']).';
+  'Claims messages by key, a row per key: select * from once.claim_key_batch(''stripe'', array[''evt_1'']).';
 call once.allow('app', 'claim_key_batch');
 --! EndIncluded ledger/claim_key_batch.sql
 --! Included ledger/claim_key.sql
 -- Claims one message by key; see once.claim_keys for the answers and why they hold.
 --
 -- The usual answers take one statement for a new message and two for a duplicate. What a plpgsql expression
--- or an expression's node costs is paid at each call, so there are few; whatever is unusual (a new scope, a key's
--- own time, an expired message, another payload, bad arguments, synchronous_commit = off) gets through neither
--- statement and is left to once.claim_keys.
+-- or an expression's node costs is paid at each call, so there are few; whatever is unusual (a new scope, a
+-- key's own time, an expired message, another payload, bad arguments, synchronous_commit = off) gets through
+-- neither statement and is left to once.claim_keys.
 create function once.claim_key(
   scope text,
   key text,
@@ -1182,8 +1231,10 @@ declare
 begin
   -- The digest as once.message_digest has it.
   if claim_key.occurred_at is null then
-    v_digest := encode(decode('0000', 'hex') || substring(sha256(convert_to(claim_key.scope, 'UTF8') || decode('00', 'hex')
-                                                           || convert_to(claim_key.key, 'UTF8')) for 14), 'hex')::uuid;
+    v_digest := encode(
+      decode('0000', 'hex')
+      || substring(sha256(convert_to(claim_key.scope, 'UTF8') || decode('00', 'hex')
+                          || convert_to(claim_key.key, 'UTF8')) for 14), 'hex')::uuid;
     insert into once.message (digest, scope_id, claimed_on, payload_hash)
     select v_digest, s.scope_id, (now() at time zone 'UTC')::date, claim_key.payload_hash
       from once.scope s
@@ -1202,10 +1253,10 @@ begin
        and (m.payload_hash <> claim_key.payload_hash) is not true
        and current_setting('synchronous_commit') <> 'off';
   else
-    v_digest := case when isfinite(claim_key.occurred_at)
-      then encode(substring(int4send((claim_key.occurred_at at time zone 'UTC')::date - date '1999-12-31') from 3)
-                  || substring(sha256(convert_to(claim_key.scope, 'UTF8') || decode('00', 'hex')
-                                      || convert_to(claim_key.key, 'UTF8')) for 14), 'hex')::uuid end;
+    v_digest := case when isfinite(claim_key.occurred_at) then encode(
+      substring(int4send((claim_key.occurred_at at time zone 'UTC')::date - date '1999-12-31') from 3)
+      || substring(sha256(convert_to(claim_key.scope, 'UTF8') || decode('00', 'hex')
+                          || convert_to(claim_key.key, 'UTF8')) for 14), 'hex')::uuid end;
     insert into once.message (digest, scope_id, payload_hash)
     select v_digest, s.scope_id, claim_key.payload_hash
       from once.scope s
@@ -1240,13 +1291,14 @@ end
 $$;
 
 comment on function once.claim_key(text, text, timestamptz, bytea) is
-  'Claims one message by scope and key: select * from once.claim_key(''stripe'', ''evt_1'') answers claimed, duplicate or expired.';
+  'Claims one message by key (or duplicate, expired): select * from once.claim_key(''stripe'', ''evt_1'').';
 call once.allow('app', 'claim_key');
 --! EndIncluded ledger/claim_key.sql
 --! Included ledger/keep_result.sql
 -- Keeps the result of a message beside its claim, so that a duplicate gets the first one's answer. Kept
 -- once: a result that duplicates may have been given already is never replaced.
-create function once.keep_result(scope text, key text, result jsonb, occurred_at timestamptz default null) returns void
+create function once.keep_result(scope text, key text, result jsonb, occurred_at timestamptz default null)
+returns void
 language plpgsql volatile
 set search_path = ''
 set enable_seqscan = off
@@ -1265,7 +1317,8 @@ begin
     raise exception 'no claim of key % in scope % waits for a result',
         quote_literal(left(keep_result.key, 100)), quote_literal(keep_result.scope)
       using errcode = 'ONARG',
-            detail = 'Either the key is not claimed, or its result is kept already, or occurred_at differs from the claim''s.',
+            detail = 'Either the key is not claimed, or its result is kept already, or occurred_at differs '
+                     'from the claim''s.',
             hint = 'Call once.claim_key(...) first, in the same transaction, and keep one result.';
   end if;
 end
@@ -1276,9 +1329,9 @@ comment on function once.keep_result(text, text, jsonb, timestamptz) is
 call once.allow('app', 'keep_result');
 --! EndIncluded ledger/keep_result.sql
 --! Included ledger/expiry.sql
--- How far once.expire has come. Once a day it goes through once.message from front to back, a stretch of blocks
--- per call. No index serves it: for keys with a time one would do, but keys without would need one more, of 7
--- bytes per key and as much work for each claim, and reading the table once a day costs less.
+-- How far once.expire has come. Once a day it goes through once.message from front to back, a stretch of
+-- blocks per call. No index serves it: for keys with a time one would do, but keys without would need one
+-- more, of 7 bytes per key and as much work for each claim, and reading the table once a day costs less.
 create table once.expiry (
   singleton boolean primary key default true check (singleton),
   -- The day (UTC) of the last complete pass.
@@ -1294,7 +1347,7 @@ create table once.expiry (
 insert into once.expiry default values;
 
 comment on table once.expiry is
-  'One row: the day of the last complete pass of once.expire(), and where the pass under way goes on or what it waits for.';
+  'One row: the last complete pass of once.expire(), and where the pass under way goes on or waits.';
 call once.allow('monitor', 'expiry', 'select');
 --! EndIncluded ledger/expiry.sql
 --! Included ledger/set_retention.sql
@@ -1323,12 +1376,12 @@ comment on function once.set_retention(text, interval) is
 call once.allow('owner', 'set_retention');
 --! EndIncluded ledger/set_retention.sql
 --! Included ledger/set_key_times.sql
--- Whether keys without occurred_at bring their own time, if they are UUIDv7s or ULIDs. Off at first: who chooses
--- such a key chooses its time, and may not be anybody to believe.
+-- Whether keys without occurred_at bring their own time, if they are UUIDv7s or ULIDs. Off at first: who
+-- chooses such a key chooses its time, and may not be anybody to believe.
 --
--- For a new scope it counts at once. In one that may have claims it counts for keys made two days from now on,
--- and the answer is that moment: where a key is kept must never change, or it would be claimed again, and no key
--- that was claimed so far is that new.
+-- For a new scope it counts at once. In one that may have claims it counts for keys made two days from now
+-- on, and the answer is that moment: where a key is kept must never change, or it would be claimed again, and
+-- no key that was claimed so far is that new.
 create function once.set_key_times(scope text, enabled boolean) returns timestamptz
 language plpgsql volatile
 set search_path = ''
@@ -1356,12 +1409,13 @@ end
 $$;
 
 comment on function once.set_key_times(text, boolean) is
-  'Switches on or off that UUIDv7s and ULIDs without occurred_at bring their own time, and says for keys from when on.';
+  'Whether UUIDv7s and ULIDs without occurred_at bring their own time; answers from which key time on.';
 call once.allow('owner', 'set_key_times');
 --! EndIncluded ledger/set_key_times.sql
 --! Included ledger/await_claims.sql
--- Internal, of once.expire, and with its owner's rights and search_path for that: waits up to a second for the end of the transactions that may have read an older
--- horizon, and answers a row that names those that are left. once.expiry.waits_for is empty when none is.
+-- Internal, of once.expire, and with its owner's rights and search_path for that: waits up to a second for
+-- the end of the transactions that may have read an older horizon, and answers a row that names those that
+-- are left. once.expiry.waits_for is empty when none is.
 create function once.await_claims()
 returns table (action text, scope text, detail text, count bigint, more boolean)
 language plpgsql volatile
@@ -1373,7 +1427,8 @@ declare
 begin
   select e.waits_for, e.begun_by into v_waits_for, v_begun_by from once.expiry e;
   if v_begun_by = pg_current_xact_id() then
-    return query select 'wait', null::text, 'keys past their horizon: call again in another transaction', 0::bigint, false;
+    return query
+    select 'wait', null::text, 'keys past their horizon: call again in another transaction', 0::bigint, false;
     return;
   end if;
   if v_waits_for is null then
@@ -1382,9 +1437,9 @@ begin
       select l.virtualxid
         from pg_catalog.pg_locks l
         left join pg_catalog.pg_stat_activity a on a.pid = l.pid
-       where l.locktype = 'virtualxid' and l.mode = 'ExclusiveLock' and l.granted and l.pid <> pg_backend_pid()
-         and (a.pid is null or a.usesysid is not null
-              and a.datid = (select d.oid from pg_catalog.pg_database d where d.datname = current_database())));
+       where l.locktype = 'virtualxid' and l.mode = 'ExclusiveLock' and l.granted
+          and l.pid <> pg_backend_pid()
+          and (a.pid is null or a.usesysid is not null and a.datname = current_database()));
   end if;
   for i in 1..21 loop
     v_waits_for := array(select l.virtualxid from pg_catalog.pg_locks l
@@ -1397,7 +1452,7 @@ begin
   if v_waits_for <> '{}' then
     return query
     select 'wait', null::text,
-           'keys past their horizon are deleted when transactions have ended that began before it moved: process '
+           'keys past their horizon are deleted when what began before it moved has ended: process '
            || string_agg(l.pid || coalesce(' (' || a.usename || ')', ''), ', ' order by l.pid),
            count(*), false
       from pg_catalog.pg_locks l
@@ -1408,12 +1463,13 @@ end
 $$;
 
 comment on function once.await_claims() is
-  'Internal: waits a moment for transactions that may have read an older horizon, and names those that are left.';
+  'Internal: waits a moment for transactions that may have read an older horizon, and names those left.';
 call once.allow('owner', 'await_claims');
 --! EndIncluded ledger/await_claims.sql
 --! Included ledger/delete_keys.sql
--- Internal, of once.expire, and with its owner's rights and search_path for that: deletes keys that are past their horizon from the next stretch of blocks. It passes
--- over rows that somebody has locked (to keep a result of a key that is as good as gone): those stay as garbage.
+-- Internal, of once.expire, and with its owner's rights and search_path for that: deletes keys that are past
+-- their horizon from the next stretch of blocks. It passes over rows that somebody has locked (to keep a
+-- result of a key that is as good as gone): those stay as garbage.
 create function once.delete_keys(batch_size integer)
 returns table (action text, scope text, detail text, count bigint, more boolean)
 language plpgsql volatile
@@ -1428,11 +1484,14 @@ declare
   v_deleted bigint := 0;
   v_scope text;
   v_count bigint;
+  v_last tid;
 begin
-  for v_scope, v_count in
+  for v_scope, v_count, v_last in
     with due as materialized (
       select s.scope_id, s.scope, ((now() - s.retention) at time zone 'UTC')::date as claimed_before,
-             (lpad(to_hex(greatest(s.delete_before - date '1999-12-31', 0)), 4, '0') || repeat('0', 28))::uuid as before
+             -- The least digest of the day.
+             (lpad(to_hex(greatest(s.delete_before - date '1999-12-31', 0)), 4, '0') || repeat('0', 28))::uuid
+               as before
         from once.scope s
        where s.retention is not null or s.delete_before is not null
     ), doomed as (
@@ -1447,18 +1506,23 @@ begin
       delete from once.message m where m.ctid = any (array(select d.ctid from doomed d))
       returning m.scope_id
     )
-    select d.scope, count(*) from gone g join due d on d.scope_id = g.scope_id group by d.scope order by d.scope
+    select d.scope, count(*), (select max(l.ctid) from doomed l)
+      from gone g join due d on d.scope_id = g.scope_id
+     group by d.scope order by d.scope
   loop
     v_deleted := v_deleted + v_count;
     return query select 'delete', v_scope, 'keys past their horizon', v_count, false;
   end loop;
 
-  -- Where the batch was full, something may be left in this stretch.
-  v_to := case when v_deleted < v_limit then v_to else v_from end;
+  -- Where the batch was full, the block of the last one may hold more.
+  if v_deleted = v_limit then
+    v_to := (v_last::text::point)[0]::bigint;
+  end if;
   if v_to < v_end then
     update once.expiry e set next_block = v_to;
-    return query select 'delete', null::text, format('keys past their horizon: at block %s of %s', v_to, v_end),
-                        0::bigint, true;
+    return query
+    select 'delete', null::text, format('keys past their horizon: at block %s of %s', v_to, v_end),
+           0::bigint, true;
   else
     update once.expiry e set finished_on = (now() at time zone 'UTC')::date, begun_at = null;
   end if;
@@ -1466,25 +1530,25 @@ end
 $$;
 
 comment on function once.delete_keys(integer) is
-  'Internal: deletes keys past their horizon from the next stretch of blocks, and says whether there is more.';
+  'Internal: deletes keys past their horizon from the next stretch of blocks; says whether there is more.';
 call once.allow('owner', 'delete_keys');
 --! EndIncluded ledger/delete_keys.sql
 --! Included ledger/expire.sql
--- One bounded step of retention: moves the horizons of scopes that have a retention, and deletes a batch of keys
--- that are past them and of the records of expired claims. Call it again, each time in a transaction of its own,
--- while a row says more.
+-- One bounded step of retention: moves the horizons of scopes that have a retention, and deletes a batch of
+-- keys that are past them and of the records of expired claims. Call it again, each time in a transaction of
+-- its own, while a row says more.
 --
 -- It never waits for a claim's lock, and no claim waits for it. Deleting a key is safe once no claim can come
 -- through with an older horizon, which is seen without any lock that claims take: (1) the horizons are moved
 -- and what to delete is fixed from them, and that commits; (2) a later transaction notes who else is running,
--- by virtual transaction ids, which everybody holds from before its first snapshot to its end; (3) when all of
--- those have ended, whoever claims has a snapshot that shows the new horizons, at whatever isolation level, and
--- hears 'expired'. New transactions do not count, so that it makes progress under any load. The exception
--- is a snapshot that was exported (SET TRANSACTION SNAPSHOT): do not claim in one.
+-- by virtual transaction ids, which everybody holds from before its first snapshot to its end; (3) when all
+-- of those have ended, whoever claims has a snapshot that shows the new horizons, at whatever isolation
+-- level, and hears 'expired'. New transactions do not count, so that it makes progress under any load. The
+-- exception is a snapshot that was exported (SET TRANSACTION SNAPSHOT): do not claim in one.
 --
--- A prepared transaction holds no virtual transaction id, and does not read any more. SECURITY DEFINER because
--- nobody else may delete keys; the search_path names pg_temp, last: else Postgres looks for types there first, and
--- a caller's own type "date" would run code as our owner.
+-- A prepared transaction holds no virtual transaction id, and does not read any more. SECURITY DEFINER
+-- because nobody else may delete keys; the search_path names pg_temp, last: else Postgres looks for types
+-- there first, and a caller's own type "date" would run code as our owner.
 create function once.expire(batch_size integer default 5000)
 returns table (action text, scope text, detail text, count bigint, more boolean)
 language plpgsql volatile security definer
@@ -1520,7 +1584,8 @@ begin
                               order by o.answered_at limit expire.batch_size));
   get diagnostics v_count = row_count;
   if v_count > 0 then
-    return query select 'delete', null::text, 'records of expired claims', v_count, v_count = expire.batch_size;
+    return query
+    select 'delete', null::text, 'records of expired claims', v_count, v_count = expire.batch_size;
   end if;
 
   if v_pass.finished_on = v_today or not exists (select from once.scope s where s.horizon is not null) then
@@ -1528,8 +1593,10 @@ begin
   end if;
   if v_pass.begun_at is null then
     update once.scope s set delete_before = (s.horizon at time zone 'UTC')::date where s.horizon is not null;
-    update once.expiry e set begun_at = now(), begun_by = pg_current_xact_id(), waits_for = null, next_block = 0;
-    return query select 'delete', null::text, 'keys past their horizon: from the next call on', 0::bigint, true;
+    update once.expiry e
+       set begun_at = now(), begun_by = pg_current_xact_id(), waits_for = null, next_block = 0;
+    return query
+    select 'delete', null::text, 'keys past their horizon: from the next call on', 0::bigint, true;
     return;
   end if;
   return query select * from once.await_claims();
@@ -1541,7 +1608,7 @@ end
 $$;
 
 comment on function once.expire(integer) is
-  'One step of retention (horizons, then keys past them): select * from once.expire(); again while a row says more.';
+  'One step of retention: select * from once.expire(); again, in another transaction, while a row says more.';
 call once.allow('recover', 'expire');
 --! EndIncluded ledger/expire.sql
 --! Included position/consumer_position.sql

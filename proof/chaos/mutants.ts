@@ -70,13 +70,13 @@ export const mutants: readonly ChaosMutant[] = [
       },
       {
         file: 'sql/recovery/finish_statements.sql',
-        find: `(select distinct * from unnest(`,
-        replace: `(select distinct i, x, case o when 'committed' then o else 'aborted' end from unnest(`,
+        find: 'select distinct *',
+        replace: `select distinct i, x, case v when 'committed' then v else 'aborted' end`,
       },
       {
         file: 'sql/recovery/finish_statements.sql',
-        find: `finish_statements.outcomes)`,
-        replace: `finish_statements.outcomes) u (i, x, o)`,
+        find: `finish_statements.outcomes)\n`,
+        replace: `finish_statements.outcomes) u (i, x, v)\n`,
       },
     ],
     run: ['--workload', 'bank', '--faults', 'stall', '--slots', '4'],

@@ -10,9 +10,7 @@ begin
         quote_ident(current_database()), quote_ident(current_user)
       using errcode = 'ONRLS',
             detail = 'Row level security was switched on for once.database, which has no policy that shows its row.',
-            hint = 'Switch it off for every table of schema once, as its owner: '
-                   'alter table once.database disable row level security; '
-                   'access to the schema is by once.grant_app() and the like.';
+            hint = 'alter table once.database disable row level security;   -- likewise the other tables of schema once';
   end if;
   raise exception 'database % has no id: the row of once.database is missing', quote_ident(current_database())
     using errcode = 'ONCPY',

@@ -46,11 +46,13 @@ begin
 
   if v_bad is not null then
     raise exception 'key % came again with another payload',
-        (select quote_literal(left(k.key, 100)) from unnest(answer_keys.keys) with ordinality k (key, n) where k.n = v_bad)
+        (select quote_literal(left(k.key, 100))
+           from unnest(answer_keys.keys) with ordinality k (key, n) where k.n = v_bad)
       using errcode = 'ONPAY',
             detail = format('Scope %L: the payload hash differs from that of the first claim.',
                             (select s.scope from once.scope s where s.scope_id = answer_keys.scope_id)),
-            hint = 'Two different messages share one key: fix the sender, or choose a key that tells them apart.';
+            hint = 'Two different messages share one key: fix the sender, or choose a key that tells '
+                   'them apart.';
   end if;
   if v_expired > 0 then
     insert into once.expired_claim (scope_id, claims, oldest_day)

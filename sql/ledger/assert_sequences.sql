@@ -17,14 +17,15 @@ begin
       using errcode = 'ONARG',
             detail = format('Got sequences %s, epoch %s, strict %s.', assert_sequences.ranges is not null,
                             assert_sequences.epoch, assert_sequences.strict),
-            hint = 'Pass an array of sequences, for example array[41, 42], or ranges, for example ''{[41,45]}''.';
+            hint = 'Pass an array of sequences, as array[41, 42], or ranges, as ''{[41,45]}''.';
   end if;
   if assert_sequences.epoch < 0 then
     raise exception 'bad epoch: %', assert_sequences.epoch
       using errcode = 'ONARG', detail = 'Expected 0 to 2147483647.',
             hint = 'Epochs count up from 0; a restarted producer takes the next one.';
   end if;
-  if lower(assert_sequences.ranges) < 0 or lower_inf(assert_sequences.ranges) or upper_inf(assert_sequences.ranges) then
+  if lower(assert_sequences.ranges) < 0 or lower_inf(assert_sequences.ranges)
+     or upper_inf(assert_sequences.ranges) then
     raise exception 'bad sequence: %',
         case when lower(assert_sequences.ranges) < 0 then lower(assert_sequences.ranges)::text
              else '9223372036854775807, or none at all' end

@@ -1,5 +1,6 @@
--- Internal, of once.expire, and with its owner's rights and search_path for that: waits up to a second for the end of the transactions that may have read an older
--- horizon, and answers a row that names those that are left. once.expiry.waits_for is empty when none is.
+-- Internal, of once.expire, and with its owner's rights and search_path for that: waits up to a second for
+-- the end of the transactions that may have read an older horizon, and answers a row that names those that
+-- are left. once.expiry.waits_for is empty when none is.
 create function once.await_claims()
 returns table (action text, scope text, detail text, count bigint, more boolean)
 language plpgsql volatile
@@ -11,7 +12,8 @@ declare
 begin
   select e.waits_for, e.begun_by into v_waits_for, v_begun_by from once.expiry e;
   if v_begun_by = pg_current_xact_id() then
-    return query select 'wait', null::text, 'keys past their horizon: call again in another transaction', 0::bigint, false;
+    return query
+    select 'wait', null::text, 'keys past their horizon: call again in another transaction', 0::bigint, false;
     return;
   end if;
   if v_waits_for is null then
@@ -20,9 +22,9 @@ begin
       select l.virtualxid
         from pg_catalog.pg_locks l
         left join pg_catalog.pg_stat_activity a on a.pid = l.pid
-       where l.locktype = 'virtualxid' and l.mode = 'ExclusiveLock' and l.granted and l.pid <> pg_backend_pid()
-         and (a.pid is null or a.usesysid is not null
-              and a.datid = (select d.oid from pg_catalog.pg_database d where d.datname = current_database())));
+       where l.locktype = 'virtualxid' and l.mode = 'ExclusiveLock' and l.granted
+          and l.pid <> pg_backend_pid()
+          and (a.pid is null or a.usesysid is not null and a.datname = current_database()));
   end if;
   for i in 1..21 loop
     v_waits_for := array(select l.virtualxid from pg_catalog.pg_locks l
@@ -35,7 +37,7 @@ begin
   if v_waits_for <> '{}' then
     return query
     select 'wait', null::text,
-           'keys past their horizon are deleted when transactions have ended that began before it moved: process '
+           'keys past their horizon are deleted when what began before it moved has ended: process '
            || string_agg(l.pid || coalesce(' (' || a.usename || ')', ''), ', ' order by l.pid),
            count(*), false
       from pg_catalog.pg_locks l
@@ -46,5 +48,5 @@ end
 $$;
 
 comment on function once.await_claims() is
-  'Internal: waits a moment for transactions that may have read an older horizon, and names those that are left.';
+  'Internal: waits a moment for transactions that may have read an older horizon, and names those left.';
 call once.allow('owner', 'await_claims');

@@ -38,14 +38,27 @@ begin
     claim.status := 'duplicate';
     return;
   end if;
-  claim.status := case when isempty(once.claim_out_of_order(
-      claim.producer,
-      case when claim.sequence < 9223372036854775807 then int8multirange(int8range(claim.sequence, claim.sequence, '[]'))
+  -- Or in a range ahead of it.
+  perform from once.claimed_ahead a
+    where a.producer = claim.producer
+      and a.first = (select b.first from once.claimed_ahead b
+                      where b.producer = claim.producer and b.first <= claim.sequence
+                      order by b.first desc limit 1)
+      and claim.sequence <= a.last
+      and claim.epoch = (select p.epoch from once.producer p where p.producer = claim.producer)
+      and current_setting('synchronous_commit') <> 'off';
+  if found then
+    claim.status := 'duplicate';
+    return;
+  end if;
+  claim.status := case when isempty(once.claim_any(claim.producer,
+      case when claim.sequence < 9223372036854775807
+           then int8multirange(int8range(claim.sequence, claim.sequence, '[]'))
            when claim.sequence is not null then '{[0,)}' end,
       claim.epoch, claim.strict, claim.start_at)) then 'duplicate' else 'claimed' end;
 end
 $$;
 
 comment on function once.claim(text, bigint, integer, boolean, bigint) is
-  'Claims one message by producer and sequence: select once.claim(''shop-7'', 41) answers claimed or duplicate.';
+  'Claims one message by producer and sequence: select once.claim(''shop-7'', 41): claimed or duplicate.';
 call once.allow('app', 'claim');

@@ -12,7 +12,8 @@ as $$
 declare
   v_ranges int8multirange;
 begin
-  if exists (select from unnest(claim_batch.sequences) s where s is null or s < 0 or s = 9223372036854775807) then
+  if exists (select from unnest(claim_batch.sequences) s
+              where s is null or s < 0 or s = 9223372036854775807) then
     raise exception 'bad sequence: %', coalesce((select s::text from unnest(claim_batch.sequences) s
         where s is null or s < 0 or s = 9223372036854775807 order by s limit 1), 'null')
       using errcode = 'ONARG', detail = 'Expected 0 to 9223372036854775806, and no null.',
@@ -21,14 +22,15 @@ begin
   select range_agg(int8range(s, s, '[]')) into v_ranges from unnest(claim_batch.sequences) s;
   return query
   select s
-    from unnest(once.claim_ranges(claim_batch.producer,
-                                  case when claim_batch.sequences is not null then coalesce(v_ranges, '{}') end,
-                                  claim_batch.epoch, claim_batch.strict, claim_batch.start_at)) r,
+    from unnest(once.claim_ranges(
+           claim_batch.producer,
+           case when claim_batch.sequences is not null then coalesce(v_ranges, '{}') end,
+           claim_batch.epoch, claim_batch.strict, claim_batch.start_at)) r,
          generate_series(lower(r), upper(r) - 1) s
    order by s;
 end
 $$;
 
 comment on function once.claim_batch(text, bigint[], integer, boolean, bigint) is
-  'Claims sequences of a producer and returns the new ones, once each: select once.claim_batch(''shop-7'', array[41, 42]).';
+  'Claims sequences and returns the new ones, once each: select once.claim_batch(''shop-7'', array[41, 42]).';
 call once.allow('app', 'claim_batch');

@@ -1,9 +1,9 @@
 -- Claims one message by key; see once.claim_keys for the answers and why they hold.
 --
 -- The usual answers take one statement for a new message and two for a duplicate. What a plpgsql expression
--- or an expression's node costs is paid at each call, so there are few; whatever is unusual (a new scope, a key's
--- own time, an expired message, another payload, bad arguments, synchronous_commit = off) gets through neither
--- statement and is left to once.claim_keys.
+-- or an expression's node costs is paid at each call, so there are few; whatever is unusual (a new scope, a
+-- key's own time, an expired message, another payload, bad arguments, synchronous_commit = off) gets through
+-- neither statement and is left to once.claim_keys.
 create function once.claim_key(
   scope text,
   key text,
@@ -22,8 +22,10 @@ declare
 begin
   -- The digest as once.message_digest has it.
   if claim_key.occurred_at is null then
-    v_digest := encode(decode('0000', 'hex') || substring(sha256(convert_to(claim_key.scope, 'UTF8') || decode('00', 'hex')
-                                                           || convert_to(claim_key.key, 'UTF8')) for 14), 'hex')::uuid;
+    v_digest := encode(
+      decode('0000', 'hex')
+      || substring(sha256(convert_to(claim_key.scope, 'UTF8') || decode('00', 'hex')
+                          || convert_to(claim_key.key, 'UTF8')) for 14), 'hex')::uuid;
     insert into once.message (digest, scope_id, claimed_on, payload_hash)
     select v_digest, s.scope_id, (now() at time zone 'UTC')::date, claim_key.payload_hash
       from once.scope s
@@ -42,10 +44,10 @@ begin
        and (m.payload_hash <> claim_key.payload_hash) is not true
        and current_setting('synchronous_commit') <> 'off';
   else
-    v_digest := case when isfinite(claim_key.occurred_at)
-      then encode(substring(int4send((claim_key.occurred_at at time zone 'UTC')::date - date '1999-12-31') from 3)
-                  || substring(sha256(convert_to(claim_key.scope, 'UTF8') || decode('00', 'hex')
-                                      || convert_to(claim_key.key, 'UTF8')) for 14), 'hex')::uuid end;
+    v_digest := case when isfinite(claim_key.occurred_at) then encode(
+      substring(int4send((claim_key.occurred_at at time zone 'UTC')::date - date '1999-12-31') from 3)
+      || substring(sha256(convert_to(claim_key.scope, 'UTF8') || decode('00', 'hex')
+                          || convert_to(claim_key.key, 'UTF8')) for 14), 'hex')::uuid end;
     insert into once.message (digest, scope_id, payload_hash)
     select v_digest, s.scope_id, claim_key.payload_hash
       from once.scope s
@@ -80,5 +82,5 @@ end
 $$;
 
 comment on function once.claim_key(text, text, timestamptz, bytea) is
-  'Claims one message by scope and key: select * from once.claim_key(''stripe'', ''evt_1'') answers claimed, duplicate or expired.';
+  'Claims one message by key (or duplicate, expired): select * from once.claim_key(''stripe'', ''evt_1'').';
 call once.allow('app', 'claim_key');

@@ -18,7 +18,8 @@ begin
       from unnest(claim_key_batch.keys) with ordinality i (key, n) order by i.n;
   else
     return query
-    select i.n::integer, i.key, case jsonb_typeof(i.answer) when 'string' then i.answer #>> '{}' else 'duplicate' end,
+    select i.n::integer, i.key,
+           case jsonb_typeof(i.answer) when 'string' then i.answer #>> '{}' else 'duplicate' end,
            i.answer -> 'result'
       from rows from (unnest(claim_key_batch.keys), jsonb_array_elements(v_answer::jsonb))
            with ordinality i (key, answer, n)
@@ -28,5 +29,5 @@ end
 $$;
 
 comment on function once.claim_key_batch(text, text[], timestamptz[], bytea[]) is
-  'Claims messages by key, a row per key (claimed, duplicate, expired): select * from once.claim_key_batch(''stripe'', array[''evt_1'']).';
+  'Claims messages by key, a row per key: select * from once.claim_key_batch(''stripe'', array[''evt_1'']).';
 call once.allow('app', 'claim_key_batch');

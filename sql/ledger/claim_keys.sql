@@ -1,10 +1,10 @@
 -- Claims messages by key: webhook deliveries, payments, anything with an id but no order. What clients call;
--- once.claim_key_batch answers the same in rows. The answer is 'claimed' if every key is new; else a JSON array
--- with an element per key: "claimed" (the first of its key, ever), "duplicate", {"result": ...} (a duplicate
--- whose first claim kept a result) or "expired" (older than the scope's horizon).
+-- once.claim_key_batch answers the same in rows. The answer is 'claimed' if every key is new; else a JSON
+-- array with an element per key: "claimed" (the first of its key, ever), "duplicate", {"result": ...} (a
+-- duplicate whose first claim kept a result) or "expired" (older than the scope's horizon).
 --
--- Why a key cannot be claimed twice: its digest follows from the message alone, and is unique. Rows are deleted
--- only when no transaction is left that may have read an older horizon (once.expire).
+-- Why a key cannot be claimed twice: its digest follows from the message alone, and is unique. Rows are
+-- deleted only when no transaction is left that may have read an older horizon (once.expire).
 create function once.claim_keys(
   scope text,
   keys text[],
@@ -41,8 +41,9 @@ begin
   -- As in once.message_digest, which would cost as much again.
   v_prefix := convert_to(claim_keys.scope, 'UTF8') || decode('00', 'hex');
   v_digests := array(
-    select encode(case when i.at is null then decode('0000', 'hex')
-                       else substring(int4send((i.at at time zone 'UTC')::date - date '1999-12-31') from 3) end
+    select encode(case when i.at is not null
+                       then substring(int4send((i.at at time zone 'UTC')::date - date '1999-12-31') from 3)
+                       else decode('0000', 'hex') end
                   || substring(sha256(v_prefix || convert_to(i.key, 'UTF8')) for 14), 'hex')::uuid
       from unnest(claim_keys.keys, v_times) with ordinality i (key, at, n)
      order by i.n);
@@ -51,7 +52,8 @@ begin
   -- inserted; a conflict waits for the other transaction to end.
   with claimed as (
     insert into once.message as m (digest, scope_id, claimed_on, payload_hash)
-    select i.digest, v_scope.scope_id, case when i.at is null then (now() at time zone 'UTC')::date end, i.hash
+    select i.digest, v_scope.scope_id,
+           case when i.at is null then (now() at time zone 'UTC')::date end, i.hash
       from unnest(v_digests, v_times, claim_keys.payload_hashes) with ordinality i (digest, at, hash, n)
      where (i.at < v_scope.horizon) is not true
      order by i.digest, i.n
@@ -68,5 +70,5 @@ end
 $$;
 
 comment on function once.claim_keys(text, text[], timestamptz[], bytea[]) is
-  'Claims messages by key; claimed if all are new, else a JSON array with an answer per key; see once.claim_key_batch.';
+  'Claims messages by key: claimed if all are new, else a JSON array of answers; see once.claim_key_batch.';
 call once.allow('app', 'claim_keys');

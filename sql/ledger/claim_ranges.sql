@@ -34,7 +34,19 @@ begin
   if found then
     return '{}';
   end if;
-  return once.claim_out_of_order(claim_ranges.producer, claim_ranges.ranges, claim_ranges.epoch,
+  -- Or in what was processed ahead of it, which stays so as well.
+  perform from once.producer p
+    where p.producer = claim_ranges.producer
+      and p.epoch = claim_ranges.epoch
+      and p.gaps > 0
+      and lower(claim_ranges.ranges) >= 0
+      and claim_ranges.ranges - int8multirange(int8range(null, p.watermark, '[]'))
+          <@ once.ranges_near(claim_ranges.producer, claim_ranges.ranges)
+      and current_setting('synchronous_commit') <> 'off';
+  if found then
+    return '{}';
+  end if;
+  return once.claim_any(claim_ranges.producer, claim_ranges.ranges, claim_ranges.epoch,
                                  claim_ranges.strict, claim_ranges.start_at);
 end
 $$;

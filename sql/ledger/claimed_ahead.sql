@@ -12,14 +12,14 @@ create table once.claimed_ahead (
 with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
 comment on table once.claimed_ahead is
-  'Ledger by sequence: ranges of sequences processed ahead of their producer''s watermark, one row per range.';
+  'Ledger by sequence: ranges processed ahead of their producer''s watermark, one row per range.';
 call once.allow('app', 'claimed_ahead', 'select, insert, update (last), delete');
 
 create view once.producers as
 select p.producer, p.epoch, p.watermark,
        p.gaps::bigint as gaps,
-       coalesce((select a.last from once.claimed_ahead a where a.producer = p.producer order by a.first desc limit 1),
-                p.watermark) as highest,
+       coalesce((select a.last from once.claimed_ahead a
+                  where a.producer = p.producer order by a.first desc limit 1), p.watermark) as highest,
        p.max_gaps
   from once.producer p;
 

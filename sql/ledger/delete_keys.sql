@@ -1,5 +1,6 @@
--- Internal, of once.expire, and with its owner's rights and search_path for that: deletes keys that are past their horizon from the next stretch of blocks. It passes
--- over rows that somebody has locked (to keep a result of a key that is as good as gone): those stay as garbage.
+-- Internal, of once.expire, and with its owner's rights and search_path for that: deletes keys that are past
+-- their horizon from the next stretch of blocks. It passes over rows that somebody has locked (to keep a
+-- result of a key that is as good as gone): those stay as garbage.
 create function once.delete_keys(batch_size integer)
 returns table (action text, scope text, detail text, count bigint, more boolean)
 language plpgsql volatile
@@ -14,11 +15,14 @@ declare
   v_deleted bigint := 0;
   v_scope text;
   v_count bigint;
+  v_last tid;
 begin
-  for v_scope, v_count in
+  for v_scope, v_count, v_last in
     with due as materialized (
       select s.scope_id, s.scope, ((now() - s.retention) at time zone 'UTC')::date as claimed_before,
-             (lpad(to_hex(greatest(s.delete_before - date '1999-12-31', 0)), 4, '0') || repeat('0', 28))::uuid as before
+             -- The least digest of the day.
+             (lpad(to_hex(greatest(s.delete_before - date '1999-12-31', 0)), 4, '0') || repeat('0', 28))::uuid
+               as before
         from once.scope s
        where s.retention is not null or s.delete_before is not null
     ), doomed as (
@@ -33,18 +37,23 @@ begin
       delete from once.message m where m.ctid = any (array(select d.ctid from doomed d))
       returning m.scope_id
     )
-    select d.scope, count(*) from gone g join due d on d.scope_id = g.scope_id group by d.scope order by d.scope
+    select d.scope, count(*), (select max(l.ctid) from doomed l)
+      from gone g join due d on d.scope_id = g.scope_id
+     group by d.scope order by d.scope
   loop
     v_deleted := v_deleted + v_count;
     return query select 'delete', v_scope, 'keys past their horizon', v_count, false;
   end loop;
 
-  -- Where the batch was full, something may be left in this stretch.
-  v_to := case when v_deleted < v_limit then v_to else v_from end;
+  -- Where the batch was full, the block of the last one may hold more.
+  if v_deleted = v_limit then
+    v_to := (v_last::text::point)[0]::bigint;
+  end if;
   if v_to < v_end then
     update once.expiry e set next_block = v_to;
-    return query select 'delete', null::text, format('keys past their horizon: at block %s of %s', v_to, v_end),
-                        0::bigint, true;
+    return query
+    select 'delete', null::text, format('keys past their horizon: at block %s of %s', v_to, v_end),
+           0::bigint, true;
   else
     update once.expiry e set finished_on = (now() at time zone 'UTC')::date, begun_at = null;
   end if;
@@ -52,5 +61,5 @@ end
 $$;
 
 comment on function once.delete_keys(integer) is
-  'Internal: deletes keys past their horizon from the next stretch of blocks, and says whether there is more.';
+  'Internal: deletes keys past their horizon from the next stretch of blocks; says whether there is more.';
 call once.allow('owner', 'delete_keys');

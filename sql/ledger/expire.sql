@@ -1,18 +1,18 @@
--- One bounded step of retention: moves the horizons of scopes that have a retention, and deletes a batch of keys
--- that are past them and of the records of expired claims. Call it again, each time in a transaction of its own,
--- while a row says more.
+-- One bounded step of retention: moves the horizons of scopes that have a retention, and deletes a batch of
+-- keys that are past them and of the records of expired claims. Call it again, each time in a transaction of
+-- its own, while a row says more.
 --
 -- It never waits for a claim's lock, and no claim waits for it. Deleting a key is safe once no claim can come
 -- through with an older horizon, which is seen without any lock that claims take: (1) the horizons are moved
 -- and what to delete is fixed from them, and that commits; (2) a later transaction notes who else is running,
--- by virtual transaction ids, which everybody holds from before its first snapshot to its end; (3) when all of
--- those have ended, whoever claims has a snapshot that shows the new horizons, at whatever isolation level, and
--- hears 'expired'. New transactions do not count, so that it makes progress under any load. The exception
--- is a snapshot that was exported (SET TRANSACTION SNAPSHOT): do not claim in one.
+-- by virtual transaction ids, which everybody holds from before its first snapshot to its end; (3) when all
+-- of those have ended, whoever claims has a snapshot that shows the new horizons, at whatever isolation
+-- level, and hears 'expired'. New transactions do not count, so that it makes progress under any load. The
+-- exception is a snapshot that was exported (SET TRANSACTION SNAPSHOT): do not claim in one.
 --
--- A prepared transaction holds no virtual transaction id, and does not read any more. SECURITY DEFINER because
--- nobody else may delete keys; the search_path names pg_temp, last: else Postgres looks for types there first, and
--- a caller's own type "date" would run code as our owner.
+-- A prepared transaction holds no virtual transaction id, and does not read any more. SECURITY DEFINER
+-- because nobody else may delete keys; the search_path names pg_temp, last: else Postgres looks for types
+-- there first, and a caller's own type "date" would run code as our owner.
 create function once.expire(batch_size integer default 5000)
 returns table (action text, scope text, detail text, count bigint, more boolean)
 language plpgsql volatile security definer
@@ -48,7 +48,8 @@ begin
                               order by o.answered_at limit expire.batch_size));
   get diagnostics v_count = row_count;
   if v_count > 0 then
-    return query select 'delete', null::text, 'records of expired claims', v_count, v_count = expire.batch_size;
+    return query
+    select 'delete', null::text, 'records of expired claims', v_count, v_count = expire.batch_size;
   end if;
 
   if v_pass.finished_on = v_today or not exists (select from once.scope s where s.horizon is not null) then
@@ -56,8 +57,10 @@ begin
   end if;
   if v_pass.begun_at is null then
     update once.scope s set delete_before = (s.horizon at time zone 'UTC')::date where s.horizon is not null;
-    update once.expiry e set begun_at = now(), begun_by = pg_current_xact_id(), waits_for = null, next_block = 0;
-    return query select 'delete', null::text, 'keys past their horizon: from the next call on', 0::bigint, true;
+    update once.expiry e
+       set begun_at = now(), begun_by = pg_current_xact_id(), waits_for = null, next_block = 0;
+    return query
+    select 'delete', null::text, 'keys past their horizon: from the next call on', 0::bigint, true;
     return;
   end if;
   return query select * from once.await_claims();
@@ -69,5 +72,5 @@ end
 $$;
 
 comment on function once.expire(integer) is
-  'One step of retention (horizons, then keys past them): select * from once.expire(); again while a row says more.';
+  'One step of retention: select * from once.expire(); again, in another transaction, while a row says more.';
 call once.allow('recover', 'expire');

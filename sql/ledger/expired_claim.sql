@@ -4,9 +4,10 @@
 --
 -- A row per claim or batch, only ever inserted: there is nothing to wait for, so claims do not stand in a row
 -- and no two of them can deadlock, as they would over a counter, and none fails under REPEATABLE READ or
--- SERIALIZABLE for it. That costs what a claim of a new key costs, and claims of anything else nothing. A row is
--- there exactly if the transaction committed that was told 'expired', which is when the message was given up.
--- once.expire deletes rows after two days, in batches: a topic that is replayed leaves as many as it has batches.
+-- SERIALIZABLE for it. That costs what a claim of a new key costs, and claims of anything else nothing. A row
+-- is there exactly if the transaction committed that was told 'expired', which is when the message was given
+-- up. once.expire deletes rows after two days, in batches: a topic that is replayed leaves as many as it has
+-- batches.
 create table once.expired_claim (
   answered_at timestamptz not null default clock_timestamp(),
   expired_claim_id bigint generated always as identity,
@@ -18,7 +19,7 @@ create table once.expired_claim (
 );
 
 comment on table once.expired_claim is
-  'Ledger by key: one row per claim or batch that was answered expired, kept for two days; see once.expired_claims.';
+  'Ledger by key: one row per claim or batch answered expired, kept for two days; see once.expired_claims.';
 call once.allow('app', 'expired_claim', 'insert (scope_id, claims, oldest_day)');
 
 -- For people: which scopes, and how long a retention would have known them.
@@ -36,5 +37,5 @@ select s.scope,
  group by s.scope_id;
 
 comment on view once.expired_claims is
-  'Scopes of the key ledger whose claims were answered expired within a day: how many, when, the oldest message''s day, and the horizon.';
+  'Scopes whose claims were answered expired within a day: how many, when, the oldest day, and the horizon.';
 call once.allow('recover, monitor', 'expired_claims', 'select');

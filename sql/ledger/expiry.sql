@@ -1,6 +1,6 @@
--- How far once.expire has come. Once a day it goes through once.message from front to back, a stretch of blocks
--- per call. No index serves it: for keys with a time one would do, but keys without would need one more, of 7
--- bytes per key and as much work for each claim, and reading the table once a day costs less.
+-- How far once.expire has come. Once a day it goes through once.message from front to back, a stretch of
+-- blocks per call. No index serves it: for keys with a time one would do, but keys without would need one
+-- more, of 7 bytes per key and as much work for each claim, and reading the table once a day costs less.
 create table once.expiry (
   singleton boolean primary key default true check (singleton),
   -- The day (UTC) of the last complete pass.
@@ -16,5 +16,5 @@ create table once.expiry (
 insert into once.expiry default values;
 
 comment on table once.expiry is
-  'One row: the day of the last complete pass of once.expire(), and where the pass under way goes on or what it waits for.';
+  'One row: the last complete pass of once.expire(), and where the pass under way goes on or waits.';
 call once.allow('monitor', 'expiry', 'select');

@@ -1,6 +1,7 @@
 -- Keeps the result of a message beside its claim, so that a duplicate gets the first one's answer. Kept
 -- once: a result that duplicates may have been given already is never replaced.
-create function once.keep_result(scope text, key text, result jsonb, occurred_at timestamptz default null) returns void
+create function once.keep_result(scope text, key text, result jsonb, occurred_at timestamptz default null)
+returns void
 language plpgsql volatile
 set search_path = ''
 set enable_seqscan = off
@@ -19,7 +20,8 @@ begin
     raise exception 'no claim of key % in scope % waits for a result',
         quote_literal(left(keep_result.key, 100)), quote_literal(keep_result.scope)
       using errcode = 'ONARG',
-            detail = 'Either the key is not claimed, or its result is kept already, or occurred_at differs from the claim''s.',
+            detail = 'Either the key is not claimed, or its result is kept already, or occurred_at differs '
+                     'from the claim''s.',
             hint = 'Call once.claim_key(...) first, in the same transaction, and keep one result.';
   end if;
 end

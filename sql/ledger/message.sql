@@ -5,9 +5,9 @@
 --
 -- One table, and no partitions. A partition per day made every claim depend on DDL: whoever chose keys chose
 -- partitions, thousands of them; the first message of a day held up all others of it until its handler ended;
--- one that is dropped locks the whole ledger, which never happened under load. Since the day stands in front, the
--- index does what partitions did: new keys go to the end of it, and a day that is deleted leaves whole pages
--- empty for reuse.
+-- one that is dropped locks the whole ledger, which never happened under load. Since the day stands in front,
+-- the index does what partitions did: new keys go to the end of it, and a day that is deleted leaves whole
+-- pages empty for reuse.
 --
 -- The columns are ordered and sized to fit a row with neither hash nor result into 48 bytes.
 create table once.message (
@@ -22,5 +22,5 @@ create table once.message (
 with (autovacuum_vacuum_scale_factor = 0.05);
 
 comment on table once.message is
-  'Ledger by key: digest of day, scope and key; the day of its claim if the message has no time; payload hash; result.';
+  'Ledger by key: digest of day, scope and key; day of the claim if there is no time; payload hash; result.';
 call once.allow('app', 'message', 'select, insert, update (result)');

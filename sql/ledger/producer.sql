@@ -1,6 +1,6 @@
 -- The ledger by sequence: one compact row per producer. Everything up to the watermark was processed, and so
--- were the ranges of once.claimed_ahead; what lies between is a gap that may still arrive. Of an ordered stream
--- this row is all there is, and it never grows. No CHECK constraints: see once.name.
+-- were the ranges of once.claimed_ahead; what lies between is a gap that may still arrive. Of an ordered
+-- stream this row is all there is, and it never grows. No CHECK constraints: see once.name.
 create table once.producer (
   producer once.name primary key,
   epoch integer not null default 0,
@@ -13,5 +13,5 @@ create table once.producer (
 with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
 comment on table once.producer is
-  'Ledger by sequence, one row per producer: epoch, watermark (all up to it processed), number of ranges ahead of it.';
+  'Ledger by sequence, one row per producer: epoch, watermark (all up to it processed), ranges ahead of it.';
 call once.allow('app', 'producer', 'select, insert (producer, epoch, watermark), update (epoch, watermark, gaps)');

@@ -1,4 +1,5 @@
--- Internal: raises that a claim by sequence would leave too many gaps, with ranges ahead of those that are known.
+-- Internal: raises that a claim by sequence would leave too many gaps, with ranges ahead of those that are
+-- known.
 create function once.refuse_gaps(producer text, ahead int8multirange, gaps bigint) returns void
 language plpgsql stable
 set search_path = ''
@@ -16,7 +17,8 @@ begin
   raise exception 'producer % would have % gaps, the limit is %',
       quote_literal(refuse_gaps.producer), refuse_gaps.gaps, v_row.max_gaps
     using errcode = 'ONMAX',
-          detail = case when v_row.watermark >= 0 then format('Every sequence up to %s is processed; ', v_row.watermark)
+          detail = case when v_row.watermark >= 0
+                        then format('Every sequence up to %s is processed; ', v_row.watermark)
                         else 'Sequence 0 is not processed yet; ' end
                    || format('%s separate ranges lie above it. Nothing was claimed.', refuse_gaps.gaps),
           hint = format('Deliver the missing messages, or give the older half of them up: '
@@ -28,5 +30,5 @@ end
 $$;
 
 comment on function once.refuse_gaps(text, int8multirange, bigint) is
-  'Internal: raises ONMAX for a claim that would leave too many gaps, and says how to give up the older half.';
+  'Internal: raises ONMAX for a claim that would leave too many gaps, and says how to give half of them up.';
 call once.allow('app', 'refuse_gaps');

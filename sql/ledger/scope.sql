@@ -12,6 +12,6 @@ create table once.scope (
 );
 
 comment on table once.scope is
-  'Scopes of the key ledger: retention (null: keep for ever), horizon (older keys are answered expired), key times that count.';
+  'Scopes of the key ledger: retention (null: for ever), horizon (older is expired), key times that count.';
 call once.allow('app', 'scope', 'select, insert (scope)');
 call once.allow('recover, monitor', 'scope', 'select');

@@ -1,9 +1,9 @@
--- Whether keys without occurred_at bring their own time, if they are UUIDv7s or ULIDs. Off at first: who chooses
--- such a key chooses its time, and may not be anybody to believe.
+-- Whether keys without occurred_at bring their own time, if they are UUIDv7s or ULIDs. Off at first: who
+-- chooses such a key chooses its time, and may not be anybody to believe.
 --
--- For a new scope it counts at once. In one that may have claims it counts for keys made two days from now on,
--- and the answer is that moment: where a key is kept must never change, or it would be claimed again, and no key
--- that was claimed so far is that new.
+-- For a new scope it counts at once. In one that may have claims it counts for keys made two days from now
+-- on, and the answer is that moment: where a key is kept must never change, or it would be claimed again, and
+-- no key that was claimed so far is that new.
 create function once.set_key_times(scope text, enabled boolean) returns timestamptz
 language plpgsql volatile
 set search_path = ''
@@ -31,5 +31,5 @@ end
 $$;
 
 comment on function once.set_key_times(text, boolean) is
-  'Switches on or off that UUIDv7s and ULIDs without occurred_at bring their own time, and says for keys from when on.';
+  'Whether UUIDv7s and ULIDs without occurred_at bring their own time; answers from which key time on.';
 call once.allow('owner', 'set_key_times');

@@ -20,14 +20,16 @@ begin
   insert into once.producer (producer) values (set_watermark.producer) on conflict do nothing;
   select p.* into strict v_row from once.producer p where p.producer = set_watermark.producer for update;
   if set_watermark.sequence <= v_row.watermark then
-    raise exception 'the watermark of producer % is % already', quote_literal(set_watermark.producer), v_row.watermark
+    raise exception 'the watermark of producer % is % already',
+        quote_literal(set_watermark.producer), v_row.watermark
       using errcode = 'ONARG',
             detail = format('Got %s; a watermark never moves back, or messages would take effect twice.',
                             set_watermark.sequence),
             hint = 'Name a sequence above the watermark; see once.producers.';
   end if;
   perform once.record_intervention('set_watermark',
-    jsonb_build_object('producer', set_watermark.producer, 'from', v_row.watermark, 'to', set_watermark.sequence),
+    jsonb_build_object('producer', set_watermark.producer, 'from', v_row.watermark,
+                       'to', set_watermark.sequence),
     set_watermark.reason);
   -- Ranges below it or next to it are behind the watermark from now on.
   select coalesce(max(a.last), set_watermark.sequence) into v_watermark

@@ -158,3 +158,15 @@ export async function answers(): Promise<void> {
   // @ts-expect-error: options are for reading
   options.retries = 2
 }
+
+export function kept(): void {
+  const maybe: Jsonified<number | undefined> = null
+  maybe satisfies number | null
+  const list: Jsonified<(Date | undefined)[]> = ['2026-01-01', null]
+  list satisfies (string | null)[]
+  const whatever: Jsonified<unknown> = Symbol()
+  void whatever
+  // @ts-expect-error: JSON has no bigint
+  const big: Jsonified<bigint> = 1n
+  void big
+}
