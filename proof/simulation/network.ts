@@ -202,13 +202,16 @@ function bear(
 // ---------------------------------------------------------------------------------------------------
 // Poolers
 
-/** A backend of a pooler has ended: with it whoever had it, and nobody else. */
+/** A backend of a pooler has ended: with it whoever had it, whose messages go nowhere any more, and nobody else. */
 function forget(network: Network, pooler: Pooler, backend: Backend, error: PgError | undefined): void {
   const at = pooler.free.indexOf(backend)
   if (at >= 0) pooler.free.splice(at, 1)
   const owner = pooler.owners.get(backend)
   pooler.owners.delete(backend)
-  if (owner) tellEnd(network, owner, error)
+  if (owner === undefined) return
+  owner.gone = true
+  pooler.waiting.delete(owner)
+  tellEnd(network, owner, error)
 }
 
 function hasBackend(wire: Wire): boolean {

@@ -352,6 +352,7 @@ const ofCommits: readonly Provocation[] = [
     does: [does] as const,
   })),
   { kinds: ['commit_direct', 'rollback_direct'], does: ['temp'], transactions: 3 },
+  { kinds: ['commit_shared'], does: ['set'], drivers: ['pooled'], transactions: 3 },
   ...(['role', 'lock'] as const).flatMap((does) => [
     { kinds: ['commit_direct', 'open_direct'] as const, does: [does] as const, transactions: 3 },
     { kinds: ['finish commit', 'prepare_direct'] as const, does: ['insert', does] as const, transactions: 3 },

@@ -237,6 +237,14 @@ const named: Readonly<Record<string, Named>> = {
       command('begin isolation level read committed', (session) => begin(session, 'read committed', false)),
     ],
   },
+  begin_read_committed_direct: {
+    arity: 0,
+    commands: [
+      command('begin isolation level read committed read write', (session) =>
+        begin(session, 'read committed', true),
+      ),
+    ],
+  },
   end: { arity: 0, commands: [command('commit', commit)] },
   open_direct: {
     arity: 3,
@@ -426,6 +434,8 @@ for (const [name] of without) if (!byName.has(name)) throw new Error(`There is n
 /** What a message is about is said in it. */
 function kindOf(name: string, first: string): Kind {
   if (name === 'finish') return `finish ${first}` as Kind
+  // Whoever asks has connections apart, which have no second net.
+  if (name === 'begin_read_committed_direct') return 'begin_read_committed'
   const step = /"steps?":\[?"([a-z]+)"/.exec(first)
   return (messages.has(name) && step ? `${name} ${step[1]}` : name) as Kind
 }

@@ -248,7 +248,8 @@ function namedWords(
     identify: say.identify(),
     tell_role: say.tellRole(),
     set_role: say.setRole(dice.pick(['none', 'keeper'])),
-    begin_read_committed: say.beginReadCommitted(dice.chance(0.5)),
+    begin_read_committed: say.beginReadCommitted(),
+    begin_read_committed_direct: say.beginReadCommitted(true),
     ask: say.ask(JSON.stringify({ steps: ['finish'], keep: '0 ms' })),
     answer: say.answer(JSON.stringify({ step: 'prove', asking: home, asked: own, ids })),
     apply: say.apply(JSON.stringify([{ step: 'prove', asking: own, asked: home, ids, evident: [] }])),
@@ -283,7 +284,14 @@ function* scriptOf(dice: Random, seed: number, databaseIds: readonly string[]): 
   /** Recovery never has the second net, and is not asked what it would say there. */
   const hasNet = [false, false, false]
   let effect = seed * 1000
-  const beginnings = ['open_direct', 'open_direct', 'open_direct', 'begin', 'begin_read_committed']
+  const beginnings = [
+    'open_direct',
+    'open_direct',
+    'open_direct',
+    'begin',
+    'begin_read_committed',
+    'begin_read_committed_direct',
+  ]
   const alone = [
     ...['finish', 'finish', 'finish', 'second_net', 'second_net', 'hello', 'identify', 'fence', 'probe'],
     ...[
