@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:79934faaf5a58acd5ab54dc6bf36a800ab214c1b
+--! Hash: sha1:a7651dac1c404ad3ff50acd5ecfb6b42020fb6eb
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -1463,9 +1463,10 @@ comment on function once.await_claims() is
 call once.allow('owner', 'await_claims');
 --! EndIncluded ledger/await_claims.sql
 --! Included ledger/delete_keys.sql
--- Internal, of once.expire, and with its owner's rights and search_path for that: deletes keys that are past
--- their horizon from the next stretch of blocks. It passes over rows that somebody has locked (to keep a
--- result of a key that is as good as gone): those stay as garbage.
+-- Internal, of once.expire, and with its owner's rights and search_path for that: goes on with the pass
+-- through the ledger until so many keys past their horizon are deleted, or as many blocks read; it counts
+-- after each 32 blocks, some 5,000 keys. It passes over rows that somebody has locked (to keep a result of a
+-- key that is as good as gone): those stay as garbage.
 create function once.delete_keys(batch_size integer)
 returns table (action text, scope text, detail text, count bigint, more boolean)
 language plpgsql volatile
@@ -1474,50 +1475,51 @@ set enable_seqscan = off
 as $$
 declare
   v_end constant bigint := pg_relation_size('once.message') / current_setting('block_size')::bigint;
-  v_from constant bigint := (select e.next_block from once.expiry e);
-  v_limit constant integer := greatest(1, delete_keys.batch_size);
-  v_to bigint := v_from + greatest(1000, v_limit);
+  v_from bigint := (select e.next_block from once.expiry e);
+  v_last constant bigint := v_from + greatest(1000, delete_keys.batch_size);
+  v_blocks constant integer := 32;
+  v_counts jsonb := '{}';
   v_deleted bigint := 0;
   v_scope text;
   v_count bigint;
-  v_last tid;
 begin
-  for v_scope, v_count, v_last in
-    with due as materialized (
-      select s.scope_id, s.scope, ((now() - s.retention) at time zone 'UTC')::date as claimed_before,
-             -- The least digest of the day.
-             (lpad(to_hex(greatest(s.delete_before - date '1999-12-31', 0)), 4, '0') || repeat('0', 28))::uuid
-               as before
-        from once.scope s
-       where s.retention is not null or s.delete_before is not null
-    ), doomed as (
-      select m.ctid
-        from once.message m join due d on d.scope_id = m.scope_id
-       where m.ctid >= format('(%s,0)', v_from)::tid
-         and m.ctid < format('(%s,0)', v_to)::tid
-         and case when m.claimed_on is null then m.digest < d.before else m.claimed_on < d.claimed_before end
-       limit v_limit
-         for update of m skip locked
-    ), gone as (
-      delete from once.message m where m.ctid = any (array(select d.ctid from doomed d))
-      returning m.scope_id
-    )
-    select d.scope, count(*), (select max(l.ctid) from doomed l)
-      from gone g join due d on d.scope_id = g.scope_id
-     group by d.scope order by d.scope
-  loop
-    v_deleted := v_deleted + v_count;
-    return query select 'delete', v_scope, 'keys past their horizon', v_count, false;
+  while v_from < v_end and v_from < v_last and v_deleted < delete_keys.batch_size loop
+    for v_scope, v_count in
+      with due as materialized (
+        select s.scope_id, s.scope, ((now() - s.retention) at time zone 'UTC')::date as claimed_before,
+               -- The least digest of the day.
+               (lpad(to_hex(greatest(s.delete_before - date '1999-12-31', 0)), 4, '0')
+                || repeat('0', 28))::uuid as before
+          from once.scope s
+         where s.retention is not null or s.delete_before is not null
+      ), doomed as (
+        select m.ctid
+          from once.message m join due d on d.scope_id = m.scope_id
+         where m.ctid >= format('(%s,0)', v_from)::tid
+           and m.ctid < format('(%s,0)', v_from + v_blocks)::tid
+           and case when m.claimed_on is null then m.digest < d.before
+                    else m.claimed_on < d.claimed_before end
+           for update of m skip locked
+      ), gone as (
+        delete from once.message m where m.ctid = any (array(select d.ctid from doomed d))
+        returning m.scope_id
+      )
+      select d.scope, count(*) from gone g join due d on d.scope_id = g.scope_id group by d.scope
+    loop
+      v_deleted := v_deleted + v_count;
+      v_counts := v_counts
+        || jsonb_build_object(v_scope, coalesce((v_counts ->> v_scope)::bigint, 0) + v_count);
+    end loop;
+    v_from := v_from + v_blocks;
   end loop;
 
-  -- Where the batch was full, the block of the last one may hold more.
-  if v_deleted = v_limit then
-    v_to := (v_last::text::point)[0]::bigint;
-  end if;
-  if v_to < v_end then
-    update once.expiry e set next_block = v_to;
+  return query
+  select 'delete', c.key, 'keys past their horizon', c.value::bigint, false
+    from jsonb_each_text(v_counts) c order by c.key;
+  if v_from < v_end then
+    update once.expiry e set next_block = v_from;
     return query
-    select 'delete', null::text, format('keys past their horizon: at block %s of %s', v_to, v_end),
+    select 'delete', null::text, format('keys past their horizon: at block %s of %s', v_from, v_end),
            0::bigint, true;
   else
     update once.expiry e set finished_on = (now() at time zone 'UTC')::date, begun_at = null;

@@ -10,11 +10,11 @@ import {
 } from '../support/ledger.ts'
 import {
   freshName,
+  type Link,
   oneValue,
   openSession,
   refused,
   rowsOf,
-  type Link,
   sharedDatabase,
   untilBlocked,
 } from '../support/sql.ts'
