@@ -352,9 +352,13 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
     const { position, ...own } = checkObject('options', processOptions)
     const { withEffects, keep } = planClaim(message)
     if (keep !== undefined) {
-      throw new InvalidInputError('ONARG', 'Queries have no result that could be kept', {
-        hint: 'Pass a handler',
-      })
+      throw new InvalidInputError(
+        'ONARG',
+        'Bad keepResult: true, and queries have no result that could be kept',
+        {
+          hint: 'Pass a handler',
+        },
+      )
     }
     const statement = withEffects(queries.map(textOf))
     const move = position === undefined ? undefined : planMove(position)
