@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:a7651dac1c404ad3ff50acd5ecfb6b42020fb6eb
+--! Hash: sha1:edddd5e52576b3ee82f51eaaea6438274093b622
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -2326,7 +2326,7 @@ end
 $$;
 
 comment on function once.decode_gid(text) is
-  'Takes a gid apart: manager (pgonce, pgjdbc or psycopg, flink, citus, … or unknown), global id, participant, and for ours the home.';
+  'Takes a gid apart: manager (pgonce, pgjdbc or psycopg, others, unknown), global id, participant, and for ours the home.';
 call once.allow('app, recover, monitor', 'decode_gid');
 
 -- Internal: the formats of others. Sources:
@@ -2533,7 +2533,7 @@ end
 $$;
 
 comment on function once.gid_outcome(text) is
-  'Home: committed, aborted or pending for a gid: select once.gid_outcome(''once:1:…''). Elsewhere: see once.ask_home.';
+  'Home: committed, aborted or pending for a gid: select once.gid_outcome(''once:1:...''). Elsewhere: see once.ask_home.';
 call once.allow('recover, monitor', 'gid_outcome');
 --! EndIncluded recovery/gid_outcome.sql
 --! Included recovery/outcome.sql

@@ -68,7 +68,7 @@ end
 $$;
 
 comment on function once.decode_gid(text) is
-  'Takes a gid apart: manager (pgonce, pgjdbc or psycopg, flink, citus, … or unknown), global id, participant, and for ours the home.';
+  'Takes a gid apart: manager (pgonce, pgjdbc or psycopg, others, unknown), global id, participant, and for ours the home.';
 call once.allow('app, recover, monitor', 'decode_gid');
 
 -- Internal: the formats of others. Sources:

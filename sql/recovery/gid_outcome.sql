@@ -18,5 +18,5 @@ end
 $$;
 
 comment on function once.gid_outcome(text) is
-  'Home: committed, aborted or pending for a gid: select once.gid_outcome(''once:1:…''). Elsewhere: see once.ask_home.';
+  'Home: committed, aborted or pending for a gid: select once.gid_outcome(''once:1:...''). Elsewhere: see once.ask_home.';
 call once.allow('recover, monitor', 'gid_outcome');
