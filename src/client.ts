@@ -354,7 +354,7 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
     if (keep !== undefined) {
       throw new InvalidInputError(
         'ONARG',
-        'Bad keepResult: true, and queries have no result that could be kept',
+        'Expected a handler, got queries: they have no result that keepResult could keep',
         {
           hint: 'Pass a handler',
         },
