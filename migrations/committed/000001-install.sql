@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:edddd5e52576b3ee82f51eaaea6438274093b622
+--! Hash: sha1:045af2610e552bfea21a3ce02b1568cfc1e8c613
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -471,9 +471,7 @@ declare
   v_gaps bigint;
   v_bad bigint;
 begin
-  if current_setting('synchronous_commit') = 'off' then
-    perform set_config('synchronous_commit', 'on', true);
-  end if;
+  perform once.ensure_durable();
   select p.* into v_row from once.producer p where p.producer = claim_any.producer for update;
   if not found then
     perform once.assert_sequences(claim_any.producer, claim_any.ranges, claim_any.epoch,
@@ -1118,9 +1116,7 @@ declare
   v_digests uuid[];
   v_new uuid[];
 begin
-  if current_setting('synchronous_commit') = 'off' then
-    perform set_config('synchronous_commit', 'on', true);
-  end if;
+  perform once.ensure_durable();
   select s.* into v_scope from once.scope s where s.scope = claim_keys.scope;
   if not found then
     v_scope := once.open_scope(claim_keys.scope);

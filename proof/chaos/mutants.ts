@@ -20,6 +20,13 @@ const asynchronousOpen: Edit = {
   replace: 'if false then',
 }
 
+/** What our client says itself, on connections of its own. */
+const asynchronous = (name: 'durable' | 'decisive'): Edit => ({
+  file: 'src/statements.ts',
+  find: `const ${name} = (level: string | undefined) =>\n`,
+  replace: `const ${name} = (level: string | undefined) =>\n  level !== 'never' ? 'set local synchronous_commit = off' :\n`,
+})
+
 export const mutants: readonly ChaosMutant[] = [
   {
     name: 'row-before-status',
@@ -84,7 +91,7 @@ export const mutants: readonly ChaosMutant[] = [
   {
     name: 'asynchronous-commit',
     what: 'where the default is synchronous_commit = off, a commit in one database does not wait for its flush',
-    edits: [asynchronousOpen],
+    edits: [asynchronousOpen, asynchronous('durable')],
     // Alone: two phases flush, and with them whatever was committed before.
     run: ['--workload', 'monotonic', '--faults', 'server'],
   },
@@ -93,6 +100,8 @@ export const mutants: readonly ChaosMutant[] = [
     what: 'neither does the home of a transaction over several',
     edits: [
       asynchronousOpen,
+      asynchronous('durable'),
+      asynchronous('decisive'),
       {
         file: 'sql/commit/begin_global.sql',
         find: `if current_setting('synchronous_commit') not in ('on', 'remote_apply') then`,
@@ -124,10 +133,11 @@ export const mutants: readonly ChaosMutant[] = [
     edits: [
       {
         file: 'src/client.ts',
-        find: `        let value: unknown\n`,
+        find: '          const value = await handle(',
         replace:
-          `        await branch.query('commit')\n        await branch.query('begin')\n` +
-          `        await branch.query(\`call once.open('\${branch.transactionId}')\`)\n        let value: unknown\n`,
+          `          const apart = { values: [], isScript: true, isSeveral: true, read: () => undefined }\n` +
+          `          await branch.link.send({ ...apart, name: 'apart', text: 'commit; begin read write' })\n` +
+          '          const value = await handle(',
       },
     ],
     run: ['--workload', 'monotonic', '--faults', 'kill,point,server'],

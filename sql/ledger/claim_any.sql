@@ -24,9 +24,7 @@ declare
   v_gaps bigint;
   v_bad bigint;
 begin
-  if current_setting('synchronous_commit') = 'off' then
-    perform set_config('synchronous_commit', 'on', true);
-  end if;
+  perform once.ensure_durable();
   select p.* into v_row from once.producer p where p.producer = claim_any.producer for update;
   if not found then
     perform once.assert_sequences(claim_any.producer, claim_any.ranges, claim_any.epoch,

@@ -21,9 +21,7 @@ declare
   v_digests uuid[];
   v_new uuid[];
 begin
-  if current_setting('synchronous_commit') = 'off' then
-    perform set_config('synchronous_commit', 'on', true);
-  end if;
+  perform once.ensure_durable();
   select s.* into v_scope from once.scope s where s.scope = claim_keys.scope;
   if not found then
     v_scope := once.open_scope(claim_keys.scope);
