@@ -250,11 +250,15 @@ function clientOf(
   }
 }
 
+/** Once a second of the client's a transaction also asks whether it is fenced: so that each one does. */
+const untilFenceIsDue = () => ours.sleep(1_200 / speed)
+
 /** A run without faults; what was said. */
 async function recordRun(flow: Flow, stage: Stage, once: Client): Promise<Recorded[]> {
   const id = stage.nextId
   stage.nextId += 1
   await flow.prepare?.(stage, id)
+  await untilFenceIsDue()
   stage.seen.length = 0
   await flow.run(once, id, patient)
   const messages = stage.seen.slice()
@@ -329,6 +333,7 @@ async function runCell(
   const id = stage.nextId
   stage.nextId += 1
   await flow.prepare?.(stage, id)
+  await untilFenceIsDue()
   const rule = stage.proxies[cell.side].inject({
     when: { direction: cell.direction, nth: cell.nth },
     action: actions[cell.fault],
