@@ -160,8 +160,8 @@ export const mutants: readonly ChaosMutant[] = [
     edits: [
       {
         file: 'src/commit/commit.ts',
-        find: 'if (isLoss(decision.error)) throw lost(branch, decision.error)',
-        replace: 'throw lost(branch, decision.error)',
+        find: 'return wasNeverSent(error)\n',
+        replace: 'return error !== undefined\n',
       },
     ],
     run: ['--workload', 'bank,monotonic', '--faults', 'proxy', '--proxies-every', '150'],
@@ -171,31 +171,20 @@ export const mutants: readonly ChaosMutant[] = [
     what: 'evidence of a branch is written in a transaction of its own',
     edits: [
       {
-        file: 'src/commit/votes.ts',
-        find: "import type { Abortion } from './abortion.ts'\n",
-        replace: `import { withReadCommitted } from '../connection/database.ts'\nimport type { Abortion } from './abortion.ts'\n`,
+        file: 'src/commit/commit.ts',
+        find: 'async function prepare(branch: Branch, global: say.GlobalId, gid: string): Promise<void> {\n',
+        replace: `async function prepare(branch: Branch, global: say.GlobalId, gid: string): Promise<void> {
+  const { withReadCommitted } = await import('../connection/database.ts')
+  const evidence = [global.transactionId, global.home, branch.database.name].map((value) => "'" + value + "'")
+  const text = 'insert into once.evidence (transaction_id, home, participant) values (' + evidence + ')'
+  const apart = { name: 'apart', text, values: [], isScript: true, isSeveral: false, read: () => undefined }
+  await withReadCommitted(branch.database.connectApart(), (link) => link.send(apart))
+`,
       },
       {
-        file: 'src/commit/votes.ts',
-        find: `    const { rows } = await explained(
-      branch,
-      branch.query<{ wrote: boolean }>('select once.vote`,
-        replace: `    await withReadCommitted(branch.database.connectApart(), (session) =>
-      session.query(
-        \`insert into once.evidence (transaction_id, home, participant) values ('\${transactionId}', '\${home}', '\${database.name}')\`,
-      ),
-    )
-    const { rows } = await explained(
-      branch,
-      branch.query<{ wrote: boolean }>('select once.vote`,
-      },
-      {
-        file: 'sql/commit/vote.sql',
-        find: `  insert into once.evidence (transaction_id, home, participant)
-  values (vote.transaction_id, vote.home, vote.participant)
-  on conflict on constraint evidence_pkey do nothing;
-  if not found then`,
-        replace: `  if false then`,
+        file: 'src/statements.ts',
+        find: '`insert into once.evidence (transaction_id, home, participant) values (',
+        replace: '`select (',
       },
     ],
     run: ['--workload', 'bank', '--faults', 'kill,point'],
