@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:045af2610e552bfea21a3ce02b1568cfc1e8c613
+--! Hash: sha1:fd7d5c2322dec2b2e2ceffd486259d94b97caeca
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -1424,14 +1424,15 @@ begin
     return;
   end if;
   if v_waits_for is null then
-    -- Also who is not seen in pg_stat_activity, as it may be about to connect. Without a user: autovacuum.
+    -- Who is not in pg_stat_activity, or has no user there, is about to connect, and whatever it begins then sees
+    -- the new horizons; or it is autovacuum.
     v_waits_for := array(
       select l.virtualxid
         from pg_catalog.pg_locks l
-        left join pg_catalog.pg_stat_activity a on a.pid = l.pid
+        join pg_catalog.pg_stat_activity a on a.pid = l.pid
        where l.locktype = 'virtualxid' and l.mode = 'ExclusiveLock' and l.granted
           and l.pid <> pg_backend_pid()
-          and (a.pid is null or a.usesysid is not null and a.datname = current_database()));
+          and a.usesysid is not null and a.datname = current_database());
   end if;
   for i in 1..21 loop
     v_waits_for := array(select l.virtualxid from pg_catalog.pg_locks l

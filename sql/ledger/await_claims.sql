@@ -17,14 +17,15 @@ begin
     return;
   end if;
   if v_waits_for is null then
-    -- Also who is not seen in pg_stat_activity, as it may be about to connect. Without a user: autovacuum.
+    -- Who is not in pg_stat_activity, or has no user there, is about to connect, and whatever it begins then sees
+    -- the new horizons; or it is autovacuum.
     v_waits_for := array(
       select l.virtualxid
         from pg_catalog.pg_locks l
-        left join pg_catalog.pg_stat_activity a on a.pid = l.pid
+        join pg_catalog.pg_stat_activity a on a.pid = l.pid
        where l.locktype = 'virtualxid' and l.mode = 'ExclusiveLock' and l.granted
           and l.pid <> pg_backend_pid()
-          and (a.pid is null or a.usesysid is not null and a.datname = current_database()));
+          and a.usesysid is not null and a.datname = current_database());
   end if;
   for i in 1..21 loop
     v_waits_for := array(select l.virtualxid from pg_catalog.pg_locks l
