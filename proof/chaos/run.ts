@@ -174,7 +174,7 @@ export async function run(options: RunOptions): Promise<RunReport> {
     peace.abort()
     await nemesis
     proxies.heal()
-    await Promise.all(cluster.nodes.map((node) => node.server.start()))
+    await Promise.all(cluster.nodes.map((node) => node.start()))
     await coordinators.stop(10_000)
     for (const process of recoverers.working) process.kill('SIGCONT')
     say('the faults are over; waiting until nothing is in doubt')

@@ -28,6 +28,8 @@ export interface Node {
   readonly url: string
   /** Whether somebody is busy breaking it. */
   busy: boolean
+  /** Waits for who is breaking it, which may start it as well. */
+  start(): Promise<void>
   /** Ends all its processes at once and starts it again: `kill` by SIGKILL, `immediate` as `pg_ctl -m immediate`. */
   crash(how: 'kill' | 'immediate', downFor?: number): Promise<void>
   /** SIGSTOP for all its processes, and after so many milliseconds SIGCONT. */
@@ -149,6 +151,7 @@ function nodeOver(name: Name, server: EmbeddedServer, disk: string | undefined):
     server,
     url: server.url(databaseName),
     busy: false,
+    start: () => exclusively(node, () => server.start()),
     crash: (how, downFor = 0) =>
       exclusively(node, async () => {
         if (how === 'kill') await killAll(server)
