@@ -330,7 +330,7 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
   const runClaimed = <C, T>(
     name: string,
     { position, ...own }: ProcessOptions,
-    statement: Statement<C>,
+    { statement, isVoid }: { readonly statement: Statement<C>; readonly isVoid: (claimed: C) => boolean },
     work: (claimed: C, stage: Stage, branch: Branch) => Promise<T>,
   ) => {
     const move = position === undefined ? undefined : planMove(position)
@@ -339,6 +339,7 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
       const claimed = await traced('claim', branch, () => branch.change(statement))
       const result = await work(claimed, stage, branch)
       if (move !== undefined) await branch.send(move)
+      else if (isVoid(claimed)) stage.leave()
       return result
     })
   }
@@ -393,11 +394,11 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
         if (!Array.isArray(handler)) checkFunction('handler', handler)
         return await processQueries(name, message, handler, processOptions)
       }
-      const { statement, keep } = planClaim(message)
+      const { statement, keep, isVoid } = planClaim(message)
       const { result, ...rest } = await runClaimed(
         name,
         checkObject('options', processOptions),
-        statement,
+        { statement, isVoid },
         async (claimed, { handles, handle }, branch) => {
           if (claimed.status !== 'claimed') return { ...claimed, value: undefined }
           const value = await handle(() => handler(handles[name] as Transaction<unknown>, handles))
@@ -424,8 +425,8 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
           ? undefined
           : handle(() => handler(handles[name] as Transaction<unknown>, fresh as never[], handles))
       if (isSequenced(batch)) {
-        const { sequences, statement } = planSequences(batch)
-        const { result, ...rest } = await runClaimed(name, own, statement, async (answer, stage) => {
+        const { sequences, ...plan } = planSequences(batch)
+        const { result, ...rest } = await runClaimed(name, own, plan, async (answer, stage) => {
           const claimed = freshOf(sequences, answer)
           return {
             claimed,
@@ -435,8 +436,8 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
         })
         return { ...result, ...rest }
       }
-      const { keys, statement } = planKeys(batch)
-      const { result, ...rest } = await runClaimed(name, own, statement, async (answers, stage) => {
+      const { keys, ...plan } = planKeys(batch)
+      const { result, ...rest } = await runClaimed(name, own, plan, async (answers, stage) => {
         const claims = answers.map((claim, index) => ({ key: keys[index] as string, ...claim }))
         const claimed = claims.filter(({ status }) => status === 'claimed').map(({ key }) => key)
         return {

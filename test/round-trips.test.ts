@@ -11,9 +11,9 @@ import { shared } from './support/shared.ts'
 /** Round trips / messages. */
 const expected: Record<FlowName, Record<Target, string>> = {
   process_sequence: { url: '3/4', postgres_js: '3/4', kysely_on_pg: '5/5' },
-  process_sequence_duplicate: { url: '2/3', postgres_js: '2/3', kysely_on_pg: '4/4' },
+  process_sequence_duplicate: { url: '1/3', postgres_js: '1/3', kysely_on_pg: '4/4' },
   process_key: { url: '3/4', postgres_js: '3/4', kysely_on_pg: '5/5' },
-  process_key_duplicate: { url: '2/3', postgres_js: '2/3', kysely_on_pg: '4/4' },
+  process_key_duplicate: { url: '1/3', postgres_js: '1/3', kysely_on_pg: '4/4' },
   process_queries: { url: '1/3', postgres_js: '1/3', kysely_on_pg: '4/4' },
   process_queries_duplicate: { url: '1/3', postgres_js: '1/3', kysely_on_pg: '4/4' },
   process_key_keep_result: { url: '3/5', postgres_js: '3/5', kysely_on_pg: '6/6' },
@@ -21,7 +21,7 @@ const expected: Record<FlowName, Record<Target, string>> = {
   process_2: { url: '6/9', postgres_js: '6/9', kysely_on_pg: '11/12' },
   batch_sequences: { url: '3/4', postgres_js: '3/4', kysely_on_pg: '5/5' },
   batch_keys: { url: '3/4', postgres_js: '3/4', kysely_on_pg: '5/5' },
-  batch_duplicates: { url: '2/3', postgres_js: '2/3', kysely_on_pg: '4/4' },
+  batch_duplicates: { url: '1/3', postgres_js: '1/3', kysely_on_pg: '4/4' },
   transaction_1: { url: '2/3', postgres_js: '2/3', kysely_on_pg: '4/4' },
   transaction_1_record: { url: '3/4', postgres_js: '3/4', kysely_on_pg: '5/5' },
   transaction_2: { url: '5/8', postgres_js: '5/8', kysely_on_pg: '10/11' },

@@ -85,7 +85,10 @@ async function runBody(here: World, call: Call, stage: Stage): Promise<(() => Pr
   }
   if (claim?.when === 'first') {
     await take(claim)
-    if (attempt.claim === 'duplicate') return undefined
+    if (attempt.claim === 'duplicate') {
+      stage.leave()
+      return undefined
+    }
   }
   await stage.handle(() => handle(here, operations, stage, attempt))
   if (claim?.when !== 'late') return undefined

@@ -50,6 +50,8 @@ export interface Work {
   /** Milliseconds to wait for the answer to COMMIT. */
   readonly answerTimeout: number
   readonly record: boolean
+  /** Nothing was changed, and whoever waits knows all that there is to know: a duplicate. */
+  readonly isVoid: boolean
 }
 
 export interface Committed {
@@ -75,6 +77,10 @@ export async function commit(work: Work): Promise<Committed> {
   const [only] = branches
   if (only === undefined) return { id: null, unfinished: undefined }
   await deadline.race(Promise.all(branches.map((branch) => branch.obeyFence())))
+  if (work.isVoid) {
+    await Promise.all(branches.map((branch) => leave(branch)))
+    return { id: null, unfinished: undefined }
+  }
   if (branches.length === 1 && !record) return await commitAlone(work, only)
 
   const home = await findHome(work)
@@ -103,6 +109,16 @@ async function findHome({ branches, deadline, preferredHome }: Work): Promise<Br
     // It wrote nothing here after all: as home it would be one participant more.
     candidates = candidates.filter(({ wrote }) => wrote)
   }
+}
+
+/**
+ * Ends a transaction in which nothing happened. With the second net nobody waits for it: whoever uses the connection
+ * next stands in line behind it, and if it is lost, so is what they sent.
+ */
+async function leave({ link }: Branch): Promise<void> {
+  const ended = link.send(say.rollback())
+  if (link.isDirect) ended.catch(() => link.abandon())
+  else await ended
 }
 
 /** Undefined on a caller's connection, where what a handler leaves is the caller's. */

@@ -54,6 +54,8 @@ export interface Stage {
   begin(name: string): Promise<Branch>
   /** Runs the handler. Behind it its handles are of no use any more. */
   handle<T>(handler: () => Promise<T>): Promise<T>
+  /** There is nothing to commit: no handler has run, and nothing was changed. */
+  leave(): void
 }
 
 export type TransactionBody<T> = (stage: Stage) => Promise<T>
@@ -169,6 +171,7 @@ class Attempt<T> {
     isForsaken: false,
   }
   #givenUp = false
+  #isVoid = false
 
   constructor(context: Context, options: TransactionOptions, deadline: Deadline, body: TransactionBody<T>) {
     this.#context = context
@@ -185,6 +188,9 @@ class Attempt<T> {
         handles: this.#handles(),
         begin: (name) => this.#begin(databaseNamed(this.#context.databases, name)),
         handle: (handler) => this.#handle(handler),
+        leave: () => {
+          this.#isVoid = true
+        },
       }
       return await this.#commit(await this.#deadline.race(this.#body(stage)))
     } catch (error) {
@@ -272,6 +278,7 @@ class Attempt<T> {
       answerTimeout: timeout,
       record,
       preferredHome,
+      isVoid: this.#isVoid,
     })
     if (unfinished === undefined) {
       this.#release()

@@ -150,6 +150,8 @@ export interface ClaimPlan {
   readonly statement: say.Statement<say.Claim>
   /** The claim and its effects in one statement. */
   readonly withEffects: (statements: readonly string[]) => say.Statement<say.Claim>
+  /** Whether an answer has changed nothing: a duplicate, unless it has raised its producer's epoch. */
+  readonly isVoid: (claim: say.Claim) => boolean
   /** What keeps the handler's result beside the claim; undefined if it is not kept. */
   readonly keep: ((result: unknown) => say.Statement<unknown>) | undefined
 }
@@ -162,12 +164,16 @@ export function planClaim(message: Message): ClaimPlan {
     })
   }
   if (isSequenced(message)) {
-    const statement = say.claimSequence(
-      checkName('producer', message.producer),
-      checkSequence(message.sequence),
-      sequenceOptions(message),
-    )
-    return { statement, withEffects: say.withEffects(statement), keep: undefined }
+    const producer = checkName('producer', message.producer)
+    const sequence = checkSequence(message.sequence)
+    const options = sequenceOptions(message)
+    const statement = say.claimSequence(producer, sequence, options)
+    return {
+      statement,
+      withEffects: say.withEffects(statement),
+      isVoid: ({ status }) => status === 'duplicate' && options.epoch === 0,
+      keep: undefined,
+    }
   }
   const scope = checkName('scope', message.scope)
   const key = checkKey(message.key)
@@ -177,6 +183,7 @@ export function planClaim(message: Message): ClaimPlan {
   return {
     statement,
     withEffects: say.withEffects(statement),
+    isVoid: ({ status }) => status === 'duplicate',
     keep: keeps ? (result) => say.keepResult(scope, key, resultJson(result), at) : undefined,
   }
 }
@@ -185,6 +192,8 @@ export function planClaim(message: Message): ClaimPlan {
 export interface SequencesPlan {
   readonly sequences: readonly bigint[]
   readonly statement: say.Statement<readonly say.Range[]>
+  /** As {@link ClaimPlan.isVoid}. */
+  readonly isVoid: (claimed: readonly say.Range[]) => boolean
 }
 
 /** @throws InvalidInputError `ONARG` */
@@ -192,7 +201,12 @@ export function planSequences(batch: SequencedBatch): SequencesPlan {
   const producer = checkName('producer', batch.producer)
   // Not map, which skips what a sparse array lacks.
   const sequences = Array.from(checkArray('sequences', batch.sequences), checkSequence)
-  return { sequences, statement: say.claimRanges(producer, rangesOf(sequences), sequenceOptions(batch)) }
+  const options = sequenceOptions(batch)
+  return {
+    sequences,
+    statement: say.claimRanges(producer, rangesOf(sequences), options),
+    isVoid: (claimed) => claimed.length === 0 && options.epoch === 0,
+  }
 }
 
 function sequenceOptions({
@@ -242,6 +256,8 @@ export function freshOf(sequences: readonly bigint[], claimed: readonly say.Rang
 export interface KeysPlan {
   readonly keys: readonly string[]
   readonly statement: say.Statement<readonly say.Claim[]>
+  /** As {@link ClaimPlan.isVoid}. */
+  readonly isVoid: (claims: readonly say.Claim[]) => boolean
 }
 
 /** @throws InvalidInputError `ONARG` */
@@ -268,6 +284,7 @@ export function planKeys(batch: KeyedBatch): KeysPlan {
   return {
     keys,
     statement: say.claimKeys(checkName('scope', batch.scope), keys, messages.map(time), messages.map(hash)),
+    isVoid: (claims) => claims.every(({ status }) => status === 'duplicate'),
   }
 }
 
