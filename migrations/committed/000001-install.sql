@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:7686de9001d6729d5f9812b9c264d79fee86a7c0
+--! Hash: sha1:b0eec20c5d1152520bff1afa4138063c5a30515e
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -1942,8 +1942,8 @@ call once.allow('app, recover, monitor', 'branch_outcome');
 create function once.gid_outcome(gid text) returns text language plpgsql volatile set search_path = '' as $$
 declare
   -- An application's id is a gid without the participant.
-  v_gid record := once.decode_gid(case when gid_outcome.gid ~ '^once:1:[^:]*:[^:]*:[^:]*$' then gid_outcome.gid || ':-'
-                                       else gid_outcome.gid end);
+  v_gid record := once.decode_gid(gid_outcome.gid
+    || case when gid_outcome.gid ~ '^once:1:[^:]*:[^:]*:[^:]*$' then ':-' else '' end);
 begin
   if v_gid.manager <> 'pgonce' then
     raise exception 'not a gid of pgonce: %', coalesce(quote_literal(left(gid_outcome.gid, 200)), 'null')
@@ -1953,7 +1953,7 @@ begin
   return once.branch_outcome(v_gid.home, v_gid.transaction_id, v_gid.home_xid::xid8);
 end $$;
 comment on function once.gid_outcome(text) is
-  'Home: committed, aborted or pending for a gid: select once.gid_outcome(''once:1:...''). Elsewhere: see once.ask_home.';
+  'Home: committed, aborted or pending: select once.gid_outcome(''once:1:...''). Elsewhere: once.ask_home.';
 call once.allow('recover, monitor', 'gid_outcome');
 --! EndIncluded recovery/gid_outcome.sql
 --! Included recovery/outcome.sql
@@ -3211,13 +3211,12 @@ call once.allow('app, recover, monitor', 'known_outcomes');
 -- or not, what it locks, whom it blocks, and what was decided.
 --
 -- pg_locks is read once, which is most of the cost. A prepared transaction's locks carry no pid, and until a
--- restart they carry the virtual transaction of the session that prepared it (from then on '-1/<xid>', which
--- the documentation of pg_prepared_xacts joins by). Its lock on its own xid tells which it is, either way.
+-- restart the virtual transaction of the session that prepared it (then '-1/<xid>'). Its own xid's lock
+-- tells.
 --
--- Who waits is worked out here: pg_blocking_pids() would be asked per session, locks the lock table each
--- time, and calls every prepared transaction 0. A session waits for those that hold what it wants in a mode
--- that conflicts, and for those before it in the queue that want so; hence for a prepared transaction through
--- any number of others, as every reader behind an ALTER TABLE that waits for it.
+-- Who waits is worked out here: pg_blocking_pids() locks the lock table for each session, and calls every
+-- prepared transaction 0. A session waits for those that hold what it wants in a mode that conflicts, and for
+-- those before it in the queue that want so; hence for a prepared transaction through any number of others.
 --
 -- A function, so that it can tell the planner to hash: nothing is known of how many rows pg_locks has, and a
 -- nested loop over two lists of a thousand each takes longer than all the rest.
@@ -3250,7 +3249,8 @@ begin
      where l.pid is null and l.granted
        and (l.locktype = 'transactionid'
             or l.locktype = 'relation'
-               and l.database in (0, (select d.oid from pg_catalog.pg_database d where d.datname = current_database())))
+               and l.database in (0, (select d.oid from pg_catalog.pg_database d
+                                       where d.datname = current_database())))
      group by l.relation, l.mode
   ), holder as materialized (
     select u.transaction, u.virtualtransaction
@@ -3268,14 +3268,12 @@ begin
      group by h.virtualtransaction
   ), conflict (mode, with_modes) as (
     -- https://www.postgresql.org/docs/current/explicit-locking.html#TABLE-LOCK-COMPATIBILITY
-    values ('AccessShareLock', '{AccessExclusiveLock}'::text[]),
-           ('RowShareLock', '{ExclusiveLock,AccessExclusiveLock}'),
-           ('RowExclusiveLock', '{ShareLock,ShareRowExclusiveLock,ExclusiveLock,AccessExclusiveLock}'),
-           ('ShareUpdateExclusiveLock', '{ShareUpdateExclusiveLock,ShareLock,ShareRowExclusiveLock,ExclusiveLock,AccessExclusiveLock}'),
-           ('ShareLock', '{RowExclusiveLock,ShareUpdateExclusiveLock,ShareRowExclusiveLock,ExclusiveLock,AccessExclusiveLock}'),
-           ('ShareRowExclusiveLock', '{RowExclusiveLock,ShareUpdateExclusiveLock,ShareLock,ShareRowExclusiveLock,ExclusiveLock,AccessExclusiveLock}'),
-           ('ExclusiveLock', '{RowShareLock,RowExclusiveLock,ShareUpdateExclusiveLock,ShareLock,ShareRowExclusiveLock,ExclusiveLock,AccessExclusiveLock}'),
-           ('AccessExclusiveLock', '{AccessShareLock,RowShareLock,RowExclusiveLock,ShareUpdateExclusiveLock,ShareLock,ShareRowExclusiveLock,ExclusiveLock,AccessExclusiveLock}')
+    select m.modes[c.mode], array(select m.modes[n] from unnest(c.with_modes) n)
+      from (values ('{AccessShareLock,RowShareLock,RowExclusiveLock,ShareUpdateExclusiveLock,ShareLock,'
+                    'ShareRowExclusiveLock,ExclusiveLock,AccessExclusiveLock}'::text[])) m (modes),
+           (values (1, '{8}'::integer[]), (2, '{7,8}'), (3, '{5,6,7,8}'), (4, '{4,5,6,7,8}'),
+                   (5, '{3,4,6,7,8}'), (6, '{3,4,5,6,7,8}'), (7, '{2,3,4,5,6,7,8}'),
+                   (8, '{1,2,3,4,5,6,7,8}')) c (mode, with_modes)
   ), waiting as materialized (
     select l.*, c.with_modes from lock l join conflict c on c.mode = l.mode where not l.granted
   ), edge as materialized (
@@ -3303,7 +3301,8 @@ begin
     select distinct b.home, b.transaction_id, b.home_xid from branch b where b.ours
   ), outcome as materialized (
     select k.home, k.transaction_id, k.home_xid, k.outcome
-      from (select array_agg(o.home) as homes, array_agg(o.transaction_id) as ids, array_agg(o.home_xid) as xids from ours o) a,
+      from (select array_agg(o.home) as homes, array_agg(o.transaction_id) as ids,
+                   array_agg(o.home_xid) as xids from ours o) a,
            once.known_outcomes(a.homes, a.ids, a.xids) k
   )
   select b.gid,
@@ -3383,22 +3382,14 @@ call once.allow('recover, monitor', 'in_doubt_elsewhere', 'select');
 --! EndIncluded operator/in_doubt_elsewhere.sql
 --! Included operator/resolve.sql
 -- The statements that finish what is decided, for psql to run: select once.resolve() \gexec Only ours, only
--- what the current user may finish, only as its home decided. Homes elsewhere are asked through dblink; what
--- cannot be asked is left out, and stands in once.in_doubt. A notice says why, since who types this and sees
--- nothing happen would not know what is missing.
---
--- The reason stands before the statement, as a comment: a comment in front does not make it two statements,
--- and one at the end would swallow a semicolon.
+-- what the current user may finish, only as its home decided. Homes elsewhere are asked through dblink. What
+-- cannot be finished is left out, and a notice says why. The reason stands before the statement, as a
+-- comment: one in front does not make it two statements, and one at the end would swallow a semicolon.
 create function once.resolve() returns table (statement text)
 language plpgsql volatile set search_path = '' as $$
 declare v_said jsonb[]; v_left jsonb;
 begin
-  if current_setting('transaction_isolation') <> 'read committed' then
-    raise exception 'an outcome cannot be read under %', current_setting('transaction_isolation')
-      using errcode = 'ONISO',
-      detail = 'The row must be read with a snapshot newer than the transaction''s status.',
-      hint = 'begin transaction isolation level read committed;';
-  end if;
+  perform once.assert_home(once.database_id());
   v_said := array(select c from once.consult('finish') c);
   foreach v_left in array v_said loop
     if v_left ->> 'action' <> 'run' then
@@ -3409,11 +3400,13 @@ begin
   return query with decided as materialized (
     select b.owner, b.prepared_at, r ->> 'role' as role,
            format('/* %s: home %s %s; prepared %s ago */ %s', b.transaction_id, b.home,
-                  case r ->> 'outcome' when 'committed' then 'committed' else 'is over and did not commit' end,
+                  case r ->> 'outcome' when 'committed' then 'committed'
+                                       else 'is over and did not commit' end,
                   date_trunc('second', b.age), r ->> 'statement') as statement
       from unnest(v_said) r join once.branch b on b.gid = r ->> 'gid'
   ), line (owner, step, prepared_at, statement) as (
-    select distinct d.owner, 1, '-infinity'::timestamptz, format('/* only its owner may finish it */ set role %I', d.role)
+    select distinct d.owner, 1, '-infinity'::timestamptz,
+           format('/* only its owner may finish it */ set role %I', d.role)
       from decided d where d.role is not null
     union all
     select d.owner, 2, d.prepared_at, d.statement from decided d

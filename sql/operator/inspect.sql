@@ -2,13 +2,12 @@
 -- or not, what it locks, whom it blocks, and what was decided.
 --
 -- pg_locks is read once, which is most of the cost. A prepared transaction's locks carry no pid, and until a
--- restart they carry the virtual transaction of the session that prepared it (from then on '-1/<xid>', which
--- the documentation of pg_prepared_xacts joins by). Its lock on its own xid tells which it is, either way.
+-- restart the virtual transaction of the session that prepared it (then '-1/<xid>'). Its own xid's lock
+-- tells.
 --
--- Who waits is worked out here: pg_blocking_pids() would be asked per session, locks the lock table each
--- time, and calls every prepared transaction 0. A session waits for those that hold what it wants in a mode
--- that conflicts, and for those before it in the queue that want so; hence for a prepared transaction through
--- any number of others, as every reader behind an ALTER TABLE that waits for it.
+-- Who waits is worked out here: pg_blocking_pids() locks the lock table for each session, and calls every
+-- prepared transaction 0. A session waits for those that hold what it wants in a mode that conflicts, and for
+-- those before it in the queue that want so; hence for a prepared transaction through any number of others.
 --
 -- A function, so that it can tell the planner to hash: nothing is known of how many rows pg_locks has, and a
 -- nested loop over two lists of a thousand each takes longer than all the rest.
@@ -41,7 +40,8 @@ begin
      where l.pid is null and l.granted
        and (l.locktype = 'transactionid'
             or l.locktype = 'relation'
-               and l.database in (0, (select d.oid from pg_catalog.pg_database d where d.datname = current_database())))
+               and l.database in (0, (select d.oid from pg_catalog.pg_database d
+                                       where d.datname = current_database())))
      group by l.relation, l.mode
   ), holder as materialized (
     select u.transaction, u.virtualtransaction
@@ -59,14 +59,12 @@ begin
      group by h.virtualtransaction
   ), conflict (mode, with_modes) as (
     -- https://www.postgresql.org/docs/current/explicit-locking.html#TABLE-LOCK-COMPATIBILITY
-    values ('AccessShareLock', '{AccessExclusiveLock}'::text[]),
-           ('RowShareLock', '{ExclusiveLock,AccessExclusiveLock}'),
-           ('RowExclusiveLock', '{ShareLock,ShareRowExclusiveLock,ExclusiveLock,AccessExclusiveLock}'),
-           ('ShareUpdateExclusiveLock', '{ShareUpdateExclusiveLock,ShareLock,ShareRowExclusiveLock,ExclusiveLock,AccessExclusiveLock}'),
-           ('ShareLock', '{RowExclusiveLock,ShareUpdateExclusiveLock,ShareRowExclusiveLock,ExclusiveLock,AccessExclusiveLock}'),
-           ('ShareRowExclusiveLock', '{RowExclusiveLock,ShareUpdateExclusiveLock,ShareLock,ShareRowExclusiveLock,ExclusiveLock,AccessExclusiveLock}'),
-           ('ExclusiveLock', '{RowShareLock,RowExclusiveLock,ShareUpdateExclusiveLock,ShareLock,ShareRowExclusiveLock,ExclusiveLock,AccessExclusiveLock}'),
-           ('AccessExclusiveLock', '{AccessShareLock,RowShareLock,RowExclusiveLock,ShareUpdateExclusiveLock,ShareLock,ShareRowExclusiveLock,ExclusiveLock,AccessExclusiveLock}')
+    select m.modes[c.mode], array(select m.modes[n] from unnest(c.with_modes) n)
+      from (values ('{AccessShareLock,RowShareLock,RowExclusiveLock,ShareUpdateExclusiveLock,ShareLock,'
+                    'ShareRowExclusiveLock,ExclusiveLock,AccessExclusiveLock}'::text[])) m (modes),
+           (values (1, '{8}'::integer[]), (2, '{7,8}'), (3, '{5,6,7,8}'), (4, '{4,5,6,7,8}'),
+                   (5, '{3,4,6,7,8}'), (6, '{3,4,5,6,7,8}'), (7, '{2,3,4,5,6,7,8}'),
+                   (8, '{1,2,3,4,5,6,7,8}')) c (mode, with_modes)
   ), waiting as materialized (
     select l.*, c.with_modes from lock l join conflict c on c.mode = l.mode where not l.granted
   ), edge as materialized (
@@ -94,7 +92,8 @@ begin
     select distinct b.home, b.transaction_id, b.home_xid from branch b where b.ours
   ), outcome as materialized (
     select k.home, k.transaction_id, k.home_xid, k.outcome
-      from (select array_agg(o.home) as homes, array_agg(o.transaction_id) as ids, array_agg(o.home_xid) as xids from ours o) a,
+      from (select array_agg(o.home) as homes, array_agg(o.transaction_id) as ids,
+                   array_agg(o.home_xid) as xids from ours o) a,
            once.known_outcomes(a.homes, a.ids, a.xids) k
   )
   select b.gid,
