@@ -15,9 +15,9 @@ returns table (transaction_id uuid, home_xid xid8, outcome text)
 language plpgsql volatile set search_path = '' as $$
 declare
   v_over boolean[];
-  v_n integer;
-  v_future constant xid8 := pg_snapshot_xmax(pg_current_snapshot());
-  v_database constant oid := (select d.oid from pg_database d where d.datname = current_database());
+  v_n integer; v_future constant xid8 := pg_snapshot_xmax(pg_current_snapshot());
+  v_database constant oid := (
+    select d.oid from pg_catalog.pg_database d where d.datname = current_database());
 begin
   perform once.assert_home(branch_outcomes.home);
   if cardinality(branch_outcomes.transaction_ids) is distinct from cardinality(branch_outcomes.home_xids)
@@ -48,14 +48,14 @@ begin
   if false = any (v_over) then
     v_over := array(
       with locks as materialized (
-        select l.locktype, l.database, l.transactionid, l.pid, l.mode from pg_locks l
+        select l.locktype, l.database, l.transactionid, l.pid, l.mode from pg_catalog.pg_locks l
          where l.granted and l.locktype in ('transactionid', 'relation'))
       select i.over or not exists (
                select from locks l
                 where l.transactionid = i.xid::xid and l.mode = 'ExclusiveLock'
                   and case
                         when l.pid is null then exists (
-                          select from pg_prepared_xacts p
+                          select from pg_catalog.pg_prepared_xacts p
                            where p.transaction = l.transactionid and p.database = current_database()
                              and (p.gid not like 'once:1:%'
                                   or p.gid like 'once:1:' || branch_outcomes.home || ':%'))
