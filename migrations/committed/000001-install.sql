@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:9bdaeccd85c47ff415c67de9ff227d0f0098faf1
+--! Hash: sha1:6bbe06e4feca5d42e365940968a24898ff833910
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -546,7 +546,7 @@ begin
   return take_effect.status;
 end $$;
 comment on function once.take_effect(text, text[]) is
-  'Runs statements if new: select once.take_effect(once.claim(''shop-7'', 41), array[''update ...'']).';
+  'Runs statements if a claim is new: select once.take_effect(once.claim(''shop-7'', 41), array[''...'']).';
 call once.allow('app', 'take_effect');
 --! EndIncluded ledger/take_effect.sql
 --! Included ledger/set_watermark.sql
@@ -1495,7 +1495,7 @@ create table once.loss (
   acknowledged_at timestamptz, primary key (transaction_id, participant, kind)
 );
 comment on table once.loss is
-  'What the audit found. lost branch: the home committed, the participant not. lost decision: the reverse.';
+  'Found by the audit. lost branch: the home committed, the participant did not; lost decision: the reverse.';
 call once.allow('recover', 'loss', 'select, insert');
 call once.allow('monitor', 'loss', 'select');
 call once.allow('operator', 'loss', 'update (acknowledged_at)');
@@ -1707,7 +1707,7 @@ begin
   return v_xid;
 end $$;
 comment on function once.begin_global(uuid, text[], uuid[], uuid) is
-  'Home, before the others prepare: inserts the decision; the home''s xid for gids (null: it wrote nothing).';
+  'Home, before the others prepare: inserts the decision, returns the home''s xid (null: it wrote nothing).';
 call once.allow('app', 'begin_global');
 --! EndIncluded commit/begin_global.sql
 --! Included recovery/assert_home.sql
@@ -1953,7 +1953,7 @@ begin
   return once.branch_outcome(v_gid.home, v_gid.transaction_id, v_gid.home_xid::xid8);
 end $$;
 comment on function once.gid_outcome(text) is
-  'Home: committed, aborted or pending: select once.gid_outcome(''once:1:...''). Elsewhere: once.ask_home.';
+  'Home: committed, aborted or pending: select once.gid_outcome(''once:1:...''); elsewhere once.ask_home.';
 call once.allow('recover, monitor', 'gid_outcome');
 --! EndIncluded recovery/gid_outcome.sql
 --! Included recovery/outcome.sql
@@ -2016,7 +2016,7 @@ select p.gid, g.transaction_id, g.home, g.home_xid, g.participant, p.owner, p.pr
   from prepared p join owner o on o.owner is not distinct from p.owner
   join decoded g on g.gid = p.gid;
 comment on view once.branch is
-  'Prepared transactions with pgonce''s prefix here: gid, owner, age, whether it is ours, and yours to end.';
+  'Prepared transactions here with our prefix: gid, owner, age, whether ours, whether you may finish it.';
 call once.allow('app, recover, monitor', 'branch', 'select');
 --! EndIncluded recovery/branch.sql
 --! Included recovery/unproven.sql
@@ -2073,10 +2073,10 @@ comment on function once.mark_proven(uuid[]) is
 call once.allow('recover', 'mark_proven');
 --! EndIncluded recovery/mark_proven.sql
 --! Included recovery/proven.sql
--- Purging, step 4 (home): proven decisions that nobody is likely to ask about any more, to be confirmed:
--- their evidence is looked for once more. A participant whose standby took over without the newest
--- transactions has lost evidence that we had seen; if it is gone, and nothing is prepared, the branch was
--- lost. So keep is also how far a standby may lag without an unnoticed loss. Time decides nothing else.
+-- Purging, step 4 (home): proven decisions, to be confirmed: their evidence is looked for once more. A
+-- participant whose standby took over without the newest transactions has lost evidence that we had seen; if
+-- it is gone, and nothing is prepared, the branch was lost. So keep is also how far a standby may lag without
+-- a loss going unnoticed. The time decides when to look, nothing else.
 create function once.proven(
   batch_size integer default 1000, keep interval default '5 minutes',
   after_proven_at timestamptz default '-infinity',
@@ -2606,7 +2606,7 @@ begin
   return v_id;
 end $$;
 comment on function once.add_peer(text) is
-  'Names the foreign server to another database of pgonce, returns its id: select once.add_peer(''other'').';
+  'Names the foreign server to another database of pgonce; its id: select once.add_peer(''billing'').';
 call once.allow('operator', 'add_peer');
 --! EndIncluded recovery/add_peer.sql
 --! Included recovery/finish_remote.sql

@@ -49,5 +49,5 @@ begin
   return v_xid;
 end $$;
 comment on function once.begin_global(uuid, text[], uuid[], uuid) is
-  'Home, before the others prepare: inserts the decision; the home''s xid for gids (null: it wrote nothing).';
+  'Home, before the others prepare: inserts the decision, returns the home''s xid (null: it wrote nothing).';
 call once.allow('app', 'begin_global');

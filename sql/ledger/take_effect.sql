@@ -11,5 +11,5 @@ begin
   return take_effect.status;
 end $$;
 comment on function once.take_effect(text, text[]) is
-  'Runs statements if new: select once.take_effect(once.claim(''shop-7'', 41), array[''update ...'']).';
+  'Runs statements if a claim is new: select once.take_effect(once.claim(''shop-7'', 41), array[''...'']).';
 call once.allow('app', 'take_effect');

@@ -32,5 +32,5 @@ begin
   return v_id;
 end $$;
 comment on function once.add_peer(text) is
-  'Names the foreign server to another database of pgonce, returns its id: select once.add_peer(''other'').';
+  'Names the foreign server to another database of pgonce; its id: select once.add_peer(''billing'').';
 call once.allow('operator', 'add_peer');

@@ -15,5 +15,5 @@ select p.gid, g.transaction_id, g.home, g.home_xid, g.participant, p.owner, p.pr
   from prepared p join owner o on o.owner is not distinct from p.owner
   join decoded g on g.gid = p.gid;
 comment on view once.branch is
-  'Prepared transactions with pgonce''s prefix here: gid, owner, age, whether it is ours, and yours to end.';
+  'Prepared transactions here with our prefix: gid, owner, age, whether ours, whether you may finish it.';
 call once.allow('app, recover, monitor', 'branch', 'select');

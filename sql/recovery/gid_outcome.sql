@@ -13,5 +13,5 @@ begin
   return once.branch_outcome(v_gid.home, v_gid.transaction_id, v_gid.home_xid::xid8);
 end $$;
 comment on function once.gid_outcome(text) is
-  'Home: committed, aborted or pending: select once.gid_outcome(''once:1:...''). Elsewhere: once.ask_home.';
+  'Home: committed, aborted or pending: select once.gid_outcome(''once:1:...''); elsewhere once.ask_home.';
 call once.allow('recover, monitor', 'gid_outcome');

@@ -6,7 +6,7 @@ create table once.loss (
   acknowledged_at timestamptz, primary key (transaction_id, participant, kind)
 );
 comment on table once.loss is
-  'What the audit found. lost branch: the home committed, the participant not. lost decision: the reverse.';
+  'Found by the audit. lost branch: the home committed, the participant did not; lost decision: the reverse.';
 call once.allow('recover', 'loss', 'select, insert');
 call once.allow('monitor', 'loss', 'select');
 call once.allow('operator', 'loss', 'update (acknowledged_at)');

@@ -1,7 +1,7 @@
--- Purging, step 4 (home): proven decisions that nobody is likely to ask about any more, to be confirmed:
--- their evidence is looked for once more. A participant whose standby took over without the newest
--- transactions has lost evidence that we had seen; if it is gone, and nothing is prepared, the branch was
--- lost. So keep is also how far a standby may lag without an unnoticed loss. Time decides nothing else.
+-- Purging, step 4 (home): proven decisions, to be confirmed: their evidence is looked for once more. A
+-- participant whose standby took over without the newest transactions has lost evidence that we had seen; if
+-- it is gone, and nothing is prepared, the branch was lost. So keep is also how far a standby may lag without
+-- a loss going unnoticed. The time decides when to look, nothing else.
 create function once.proven(
   batch_size integer default 1000, keep interval default '5 minutes',
   after_proven_at timestamptz default '-infinity',
