@@ -1,40 +1,29 @@
--- What people did by hand: every function that overrules the protocol writes here first, in the same
--- transaction, so that nobody has to remember who moved a position and why.
+-- What people did by hand: every function that overrules the protocol writes here first, in its transaction.
 create table once.intervention (
   intervention_id bigint generated always as identity primary key,
-  happened_at timestamptz not null default now(),
-  login name not null default session_user,
-  action text not null,
-  subject jsonb not null,
-  reason text not null check (reason <> '')
+  happened_at timestamptz not null default now(), login name not null default session_user,
+  action text not null, subject jsonb not null, reason text not null check (reason <> '')
 );
-
 comment on table once.intervention is
-  'Every manual override (position reset, watermark moved, database id changed, loss acknowledged): who, when, why.';
+  'Every manual override (position, watermark, database id, loss, forced branch): who, when, why.';
 
--- Internal: records one intervention; refuses an empty reason, because "why" is the only part that
--- cannot be found out later.
+-- Internal: records an intervention. "Why" cannot be found out later, so it is required.
 create function once.record_intervention(action text, subject jsonb, reason text) returns void
-language plpgsql volatile
-set search_path = ''
-as $$
+language plpgsql volatile set search_path = '' as $$
 begin
   if coalesce(record_intervention.reason, '') = '' then
-    raise exception 'a reason is required for %', record_intervention.action
-      using errcode = 'ONARG',
-            detail = 'Got an empty reason.',
-            hint = 'Say why in the argument "reason"; it is kept in once.intervention.';
+    raise exception 'a reason is required for %', record_intervention.action using errcode = 'ONARG',
+      detail = 'Got an empty reason.',
+      hint = 'Say why in the argument "reason"; it is kept in once.intervention.';
   end if;
   if record_intervention.action is null or record_intervention.subject is null then
-    raise exception 'null is not allowed as action or subject'
-      using errcode = 'ONARG', detail = 'They say what was done to what.',
-            hint = 'select once.record_intervention(''restore'', ''{"from": "the backup of Monday"}'', ''why'')';
+    raise exception 'null is not allowed as action or subject' using errcode = 'ONARG',
+      detail = 'They say what was done to what.',
+      hint = 'select once.record_intervention(''restore'', ''{"from": "the backup of Monday"}'', ''why'')';
   end if;
   insert into once.intervention (action, subject, reason)
   values (record_intervention.action, record_intervention.subject, record_intervention.reason);
-end
-$$;
-
+end $$;
 comment on function once.record_intervention(text, jsonb, text) is
   'Internal: writes a row to once.intervention.';
 call once.allow('operator', 'record_intervention');

@@ -1,21 +1,14 @@
 -- Internal, of once.expire, and with its owner's rights and search_path for that: goes on with the pass
 -- through the ledger until so many keys past their horizon are deleted, or as many blocks read; it counts
--- after each 32 blocks, some 5,000 keys. It passes over rows that somebody has locked (to keep a result of a
--- key that is as good as gone): those stay as garbage.
+-- after each 32 blocks, some 5,000 keys. Rows that somebody has locked (to keep a result) stay as garbage.
 create function once.delete_keys(batch_size integer)
 returns table (action text, scope text, detail text, count bigint, more boolean)
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-set enable_seqscan = off
-as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
   v_end constant bigint := pg_relation_size('once.message') / current_setting('block_size')::bigint;
   v_from bigint := (select e.next_block from once.expiry e);
   v_last constant bigint := v_from + greatest(1000, delete_keys.batch_size);
-  v_blocks constant integer := 32;
-  v_counts jsonb := '{}';
-  v_deleted bigint := 0;
-  v_scope text;
+  v_blocks constant integer := 32; v_counts jsonb := '{}'; v_deleted bigint := 0; v_scope text;
   v_count bigint;
 begin
   while v_from < v_end and v_from < v_last and v_deleted < delete_keys.batch_size loop
@@ -28,10 +21,8 @@ begin
           from once.scope s
          where s.retention is not null or s.delete_before is not null
       ), doomed as (
-        select m.ctid
-          from once.message m join due d on d.scope_id = m.scope_id
-         where m.ctid >= format('(%s,0)', v_from)::tid
-           and m.ctid < format('(%s,0)', v_from + v_blocks)::tid
+        select m.ctid from once.message m join due d on d.scope_id = m.scope_id
+         where m.ctid >= format('(%s,0)', v_from)::tid and m.ctid < format('(%s,0)', v_from + v_blocks)::tid
            and case when m.claimed_on is null then m.digest < d.before
                     else m.claimed_on < d.claimed_before end
            for update of m skip locked
@@ -48,8 +39,7 @@ begin
     v_from := v_from + v_blocks;
   end loop;
 
-  return query
-  select 'delete', c.key, 'keys past their horizon', c.value::bigint, false
+  return query select 'delete', c.key, 'keys past their horizon', c.value::bigint, false
     from jsonb_each_text(v_counts) c order by c.key;
   if v_from < v_end then
     update once.expiry e set next_block = v_from;
@@ -59,9 +49,7 @@ begin
   else
     update once.expiry e set finished_on = (now() at time zone 'UTC')::date, begun_at = null;
   end if;
-end
-$$;
-
+end $$;
 comment on function once.delete_keys(integer) is
   'Internal: deletes keys past their horizon from the next stretch of blocks; says whether there is more.';
 call once.allow('owner', 'delete_keys');

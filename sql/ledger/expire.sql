@@ -1,31 +1,27 @@
 -- One bounded step of retention: moves the horizons of scopes that have a retention, and deletes a batch of
--- keys that are past them and of the records of expired claims. Call it again, each time in a transaction of
--- its own, while a row says more.
+-- keys and of records of expired claims that are past them. Call it again, each time in a transaction of its
+-- own, while a row says more. It never waits for a claim's lock, and no claim waits for it.
 --
--- It never waits for a claim's lock, and no claim waits for it. Deleting a key is safe once no claim can come
--- through with an older horizon, which is seen without any lock that claims take: (1) the horizons are moved
--- and what to delete is fixed from them, and that commits; (2) a later transaction notes who else is running,
--- by virtual transaction ids, which everybody holds from before its first snapshot to its end; (3) when all
--- of those have ended, whoever claims has a snapshot that shows the new horizons, at whatever isolation
--- level, and hears 'expired'. New transactions do not count, so that it makes progress under any load. The
--- exception is a snapshot that was exported (SET TRANSACTION SNAPSHOT): do not claim in one.
+-- Deleting a key is safe once no claim can come through with an older horizon: (1) the horizons are moved and
+-- what to delete is fixed from them, and that commits; (2) a later transaction notes who else is running, by
+-- virtual transaction ids, which everybody holds from before its first snapshot to its end; (3) when all of
+-- those have ended, whoever claims has a snapshot that shows the new horizons, at any isolation level, and
+-- hears 'expired'. New transactions do not count, so it makes progress under any load. A prepared transaction
+-- holds none, and does not read any more. Do not claim in an exported snapshot.
 --
--- A prepared transaction holds no virtual transaction id, and does not read any more. SECURITY DEFINER
--- because nobody else may delete keys; the search_path names pg_temp, last: else Postgres looks for types
--- there first, and a caller's own type "date" would run code as our owner.
+-- SECURITY DEFINER because nobody else may delete keys; the search_path names pg_temp, last: else Postgres
+-- looks for types there first, and a caller's own type "date" would run code as our owner.
 create function once.expire(batch_size integer default 5000)
 returns table (action text, scope text, detail text, count bigint, more boolean)
-language plpgsql volatile security definer
-set search_path = pg_catalog, pg_temp
-as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
   v_pass once.expiry;
   v_today constant date := (now() at time zone 'UTC')::date;
   v_count bigint;
 begin
   if expire.batch_size is null or expire.batch_size not between 1 and 1000000 then
-    raise exception 'bad batch_size: %', coalesce(expire.batch_size::text, 'null')
-      using errcode = 'ONARG', detail = 'Expected 1 to 1000000 keys.', hint = 'Leave it out for 5000.';
+    raise exception 'bad batch_size: %', coalesce(expire.batch_size::text, 'null') using errcode = 'ONARG',
+      detail = 'Expected 1 to 1000000 keys.', hint = 'Leave it out for 5000.';
   end if;
   select e.* into v_pass from once.expiry e for update skip locked;
   if not found then
@@ -64,13 +60,9 @@ begin
     return;
   end if;
   return query select * from once.await_claims();
-  if not exists (select from once.expiry e where e.waits_for = '{}') then
-    return;
-  end if;
+  if not exists (select from once.expiry e where e.waits_for = '{}') then return; end if;
   return query select * from once.delete_keys(expire.batch_size);
-end
-$$;
-
+end $$;
 comment on function once.expire(integer) is
   'One step of retention: select * from once.expire(); again, in another transaction, while a row says more.';
 call once.allow('recover', 'expire');

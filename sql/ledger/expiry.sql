@@ -1,20 +1,17 @@
 -- How far once.expire has come. Once a day it goes through once.message from front to back, a stretch of
--- blocks per call. No index serves it: for keys with a time one would do, but keys without would need one
--- more, of 7 bytes per key and as much work for each claim, and reading the table once a day costs less.
+-- blocks per call. An index for it would cost each claim more than reading the table once a day.
 create table once.expiry (
   singleton boolean primary key default true check (singleton),
   -- The day (UTC) of the last complete pass.
   finished_on date not null default '-infinity',
   -- Of the pass that is under way: when it began, and the transaction that fixed what it deletes.
-  begun_at timestamptz,
-  begun_by xid8,
+  begun_at timestamptz, begun_by xid8,
   -- Transactions that may have read an older horizon, as virtual transaction ids; null: not looked yet.
   waits_for text[],
   next_block bigint not null default 0
 );
 
 insert into once.expiry default values;
-
 comment on table once.expiry is
   'One row: the last complete pass of once.expire(), and where the pass under way goes on or waits.';
 call once.allow('monitor', 'expiry', 'select');

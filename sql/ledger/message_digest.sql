@@ -1,10 +1,7 @@
--- The identity of a message: 2 bytes for the day of its time (UTC), counted from 1999-12-31 and 0 without a
--- time, and 14 bytes of a SHA-256 over scope and key. No text contains a zero byte, so that scope and key
--- cannot be cut in two ways. Null for a time that no claim can have.
+-- The identity of a message: 2 bytes for the day of its time (UTC), counted from 1999-12-31, 0 without a
+-- time; 14 bytes of a SHA-256 over scope and key, with a zero byte between. Null: no claim has this time.
 create function once.message_digest(scope text, key text, occurred_at timestamptz default null) returns uuid
-language plpgsql immutable parallel safe
-set search_path = ''
-as $$
+language plpgsql immutable parallel safe set search_path = '' as $$
 begin
   return encode(
     case when message_digest.occurred_at is null then decode('0000', 'hex')
@@ -15,9 +12,7 @@ begin
     end
     || substring(sha256(convert_to(message_digest.scope, 'UTF8') || decode('00', 'hex')
                         || convert_to(message_digest.key, 'UTF8')) for 14), 'hex')::uuid;
-end
-$$;
-
+end $$;
 comment on function once.message_digest(text, text, timestamptz) is
   'How the ledger remembers a key: 2 bytes for the day (0: no time), 14 of SHA-256 over scope, zero, key.';
 call once.allow('app', 'message_digest');

@@ -1,14 +1,9 @@
 -- The time that a key itself carries: a UUIDv7 (RFC 9562, 5.7) says so in its version bits; a ULID is 26
--- characters of Crockford base32 with 48 bits of milliseconds first. Other keys of 26 such characters
--- exist, so a ULID counts only with a time between 2010 and 2100. The answer depends on nothing but the
--- key: if it depended on the clock, one key could be kept in two places.
+-- characters of Crockford base32, 48 bits of milliseconds first. Others look like that, so a ULID counts only
+-- from 2010 to 2100. It depends on the key alone: by the clock, a key could be kept in two places.
 create function once.message_time(key text) returns timestamptz
-language plpgsql immutable strict parallel safe
-set search_path = ''
-as $$
-declare
-  v_milliseconds bigint := 0;
-  v_time timestamptz;
+language plpgsql immutable strict parallel safe set search_path = '' as $$
+declare v_milliseconds bigint := 0; v_time timestamptz;
 begin
   if message_time.key ~* '^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$' then
     v_milliseconds := ('x' || lpad(left(replace(message_time.key, '-', ''), 12), 16, '0'))::bit(64)::bigint;
@@ -24,9 +19,6 @@ begin
     return null;
   end if;
   return timestamptz '1970-01-01 00:00:00+00' + v_milliseconds * interval '1 millisecond';
-end
-$$;
-
-comment on function once.message_time(text) is
-  'The time in a UUIDv7 or ULID (2010 to 2100), else null.';
+end $$;
+comment on function once.message_time(text) is 'The time in a UUIDv7 or ULID (2010 to 2100), else null.';
 call once.allow('app', 'message_time');

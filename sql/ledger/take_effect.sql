@@ -1,11 +1,7 @@
--- The effects of a message in the same round trip as its claim: runs statements if the claim is new, and hands on the
--- answer of the claim. Their names are the caller's, so it has no search_path of its own, and names what it uses with
--- its schema.
-create function once.take_effect(status text, statements text[]) returns text
-language plpgsql volatile
-as $$
-declare
-  v_statement pg_catalog.text;
+-- Runs statements if the claim is new, in the claim's round trip, and hands on its answer. The names in them
+-- are the caller's, so it has no search_path of its own, and names what it uses with its schema.
+create function once.take_effect(status text, statements text[]) returns text language plpgsql volatile as $$
+declare v_statement pg_catalog.text;
 begin
   if take_effect.status operator(pg_catalog.=) 'claimed'::pg_catalog.text then
     foreach v_statement in array take_effect.statements loop
@@ -13,9 +9,7 @@ begin
     end loop;
   end if;
   return take_effect.status;
-end
-$$;
-
+end $$;
 comment on function once.take_effect(text, text[]) is
-  'Runs statements if a claim is new, in one round trip: select once.take_effect(once.claim(''shop-7'', 41), array[''update ...'']).';
+  'Runs statements if a claim is new: select once.take_effect(once.claim(''shop-7'', 41), array[''...'']).';
 call once.allow('app', 'take_effect');

@@ -1,30 +1,15 @@
--- What does not add up, with what it means and what to do. Losses that recovery has recorded, forced
--- branches, and what can be found now by asking the other databases: this one's evidence is compared with the
--- decisions at its homes, and its decisions with the evidence at their participants. Those are reached
--- through dblink; who cannot be reached is a finding of its own, so that silence is never taken for health.
---
--- Its pages are long, and a generic plan would compare each id with each: with the arrays known, they are
--- hashed.
-create function once.audit()
-returns table (
-  finding text,
-  transaction_id uuid,
-  participant text,
-  home uuid,
-  since timestamptz,
-  meaning text,
-  to_do text
-)
-language plpgsql volatile
-set search_path = ''
-set plan_cache_mode = force_custom_plan
-as $$
+-- What does not add up, with what it means and what to do: losses that recovery has recorded, forced
+-- branches, and what the other databases answer now, through dblink: this one's evidence is compared with the
+-- decisions at its homes, its decisions with the evidence at their participants. Who cannot be reached is a
+-- finding of its own, so that silence is never taken for health. Pages are long, and a generic plan would
+-- compare each id with each: hence custom plans.
+create function once.audit() returns table (
+  finding text, transaction_id uuid, participant text, home uuid, since timestamptz, meaning text, to_do text
+) language plpgsql volatile set search_path = '' set plan_cache_mode = force_custom_plan as $$
 declare
   v_self uuid := once.database_id();
   v_patience constant interval := '1 minute';  -- younger than this, recovery is probably at it
-  v_other record;
-  v_answer record;
-  v_page constant integer := 100000;
+  v_other record; v_answer record; v_page constant integer := 100000;
   v_repair constant text := 'compare the data of both, repair by hand; '
                             'then select once.acknowledge(%L, ''<what you did>'')';
   v_to_do constant text := 'pgonce recover (or once.recover()) records it; then compare the data of both and '
@@ -32,22 +17,18 @@ declare
 begin
   perform once.assert_home(v_self);
 
-  return query
-  select l.kind, l.transaction_id, l.participant, l.home, l.found_at,
+  return query select l.kind, l.transaction_id, l.participant, l.home, l.found_at,
          format(case l.kind
                   when 'lost branch'
                     then 'the home committed, participant %s did not: it has lost its prepared branch'
                   else 'participant %s committed, the home has no decision: it has lost it' end,
                 l.participant),
          format(v_repair, l.transaction_id)
-    from once.loss l
-   where l.acknowledged_at is null
-   order by l.found_at;
+    from once.loss l where l.acknowledged_at is null order by l.found_at;
 
   -- A forced branch whose home answers again.
   perform once.consult('judge');
-  return query
-  select o.outcome, o.transaction_id, o.participant, o.home, o.forced_at,
+  return query select o.outcome, o.transaction_id, o.participant, o.home, o.forced_at,
          format(case o.outcome
                   when 'hazard' then 'forced to %1$s by %2$s (%3$s); what the home decided is not known'
                   when 'mixed' then 'forced by %2$s (%3$s): this branch %4$s, the home %5$s'
@@ -61,9 +42,7 @@ begin
                   else 'wait for the home; if it never comes: select once.acknowledge(%L, ''<why>'')' end,
                 o.transaction_id)
     from once.heuristics o
-    left join once.branch b on b.gid = o.gid
-   where o.acknowledged_at is null
-   order by o.forced_at;
+    left join once.branch b on b.gid = o.gid where o.acknowledged_at is null order by o.forced_at;
 
   -- Each of the other databases is asked what a recoverer would ask it:
   --   evidence here, decisions there. A decision goes only after its evidence: so evidence that is still
@@ -89,34 +68,28 @@ begin
       from (select g.* from once.global_transaction g
              where g.confirmed_at is null and g.decided_at < clock_timestamp() - v_patience
              order by g.proven_at nulls first, g.decided_at limit v_page) g
-     cross join lateral unnest(g.database_ids) p (id)
-     group by p.id
+     cross join lateral unnest(g.database_ids) p (id) group by p.id
     union all
     select 'acknowledge', b.home, array_agg(b.transaction_id), null,
            'branches in doubt here could not be compared with their home'
-      from once.branch b where b.ours
-     group by b.home
+      from once.branch b where b.ours group by b.home
   loop
     begin
       select a.* into v_answer from once.read_messages(once.carry(jsonb_build_object(
         'step', v_other.step, 'asking', v_self, 'asked', v_other.asked, 'ids', v_other.ids)::text)) a;
     exception when others then
-      return query
-      select 'not compared', null::uuid, null::text, v_other.asked, v_other.since,
+      return query select 'not compared', null::uuid, null::text, v_other.asked, v_other.since,
              format('%s %s: %s', cardinality(v_other.ids), v_other.problem, sqlerrm),
              'reach it: select once.add_peer(''server''); or from outside: npx pgonce recover';
       continue;
     end;
     if v_other.step = 'audit' then
-      return query
-      select 'evidence without home row', e.transaction_id, e.participant, e.home, e.recorded_at,
+      return query select 'evidence without home row', e.transaction_id, e.participant, e.home, e.recorded_at,
              'this branch committed, its home has no decision: it lost it (a failover, a restored backup)',
              v_to_do
-        from once.evidence e
-       where e.transaction_id = any (v_answer.missing);
+        from once.evidence e where e.transaction_id = any (v_answer.missing);
     elsif v_other.step = 'prove' then
-      return query
-      select case when i.lost then 'home row without evidence' else 'decided, not finished' end,
+      return query select case when i.lost then 'home row without evidence' else 'decided, not finished' end,
              g.transaction_id, p.name, v_self, g.decided_at,
              case when i.lost
                   then 'committed here, and the participant has neither the prepared branch nor evidence: '
@@ -139,24 +112,17 @@ begin
              'from a backup or a standby. Recovery would roll it back',
              'read once.intervention at the home: what was repaired there by hand must not be done twice; '
              'then finish it by hand'
-        from once.branch b
-       where b.ours and b.transaction_id = any (v_answer.ids);
+        from once.branch b where b.ours and b.transaction_id = any (v_answer.ids);
     end if;
   end loop;
 
-  -- Branches whose owner was dropped: nothing proves any more that they are ours, so nobody offers to finish
-  -- them.
-  return query
-  select 'branch without an owner', b.transaction_id, b.participant, b.home, b.prepared_at,
+  return query select 'branch without an owner', b.transaction_id, b.participant, b.home, b.prepared_at,
          'prepared by a role that was dropped: nothing proves any more that it is ours, so recovery leaves '
          'it, with its locks',
          format('at its home: select once.gid_outcome(%1$L); then here, as a superuser: '
                 'commit prepared %1$L, or rollback', b.gid)
-    from once.branch b
-   where b.owner is null and b.transaction_id is not null;
-end
-$$;
-
+    from once.branch b where b.owner is null and b.transaction_id is not null;
+end $$;
 comment on function once.audit() is
   'What does not add up: losses, forced branches, evidence without decision or the reverse; and what to do.';
 call once.allow('recover', 'audit');

@@ -6,9 +6,8 @@ select f.gid, f.transaction_id, f.participant, f.home,
             when (f.decided = 'committed') <> (f.done = 'committed') then 'mixed'
             when f.done = 'committed' then 'heuristic commit'
             else 'heuristic rollback' end as outcome,
-       f.outcome as forced, f.done, f.decided, f.forced_at, f.forced_by, f.reason, f.judged_at, f.acknowledged_at
-  from once.heuristic f;
-
+       f.outcome as forced, f.done, f.decided, f.forced_at, f.forced_by, f.reason,
+       f.judged_at, f.acknowledged_at from once.heuristic f;
 comment on view once.heuristics is
-  'Forced branches: heuristic commit or rollback (as the home decided), mixed (the reverse), or hazard (the home has not been asked again).';
+  'Forced branches: heuristic commit or rollback (as decided), mixed (the reverse), hazard (not known yet).';
 call once.allow('recover, monitor', 'heuristics', 'select');

@@ -1,15 +1,7 @@
 -- Recovery, step 2 (the database that a question is for): answers it. Only a primary answers, only the
--- database that is asked, and only under READ COMMITTED, where each reading has a newer snapshot than the one
--- before.
-create function once.answer(question text) returns text
-language plpgsql volatile
-set search_path = ''
-as $$
-declare
-  v_question record;
-  v_header jsonb;
-  v_prepared uuid[];
-  v_evident uuid[];
+-- database that is asked, and only under READ COMMITTED, where each reading has a newer snapshot.
+create function once.answer(question text) returns text language plpgsql volatile set search_path = '' as $$
+declare v_question record; v_header jsonb; v_prepared uuid[]; v_evident uuid[];
 begin
   select q.* into strict v_question from once.read_messages(answer.question) q;
   perform once.assert_home(v_question.asked);
@@ -40,13 +32,11 @@ begin
       return v_header || jsonb_build_object('ids',
         array(select i from once.find_acknowledged(v_question.ids) i));
     else
-      raise exception 'unknown question: %', quote_literal(left(v_question.step, 40))
-        using errcode = 'ONARG', detail = 'Another version of schema once has asked it.',
-              hint = 'Bring all databases up to date: npx pgonce migrate';
+      raise exception 'unknown question: %', quote_literal(left(v_question.step, 40)) using errcode = 'ONARG',
+        detail = 'Another version of schema once has asked it.',
+        hint = 'Bring all databases up to date: npx pgonce migrate';
   end case;
-end
-$$;
-
+end $$;
 comment on function once.answer(text) is
   'Recovery, step 2: answers a question of once.ask that is for this database.';
 call once.allow('recover', 'answer');

@@ -5,20 +5,11 @@
 --   "pending", "unfinished"          a gid as "subject", and the "detail"
 --   "proven", "purged"               a "count"
 --   "lost branch", "lost decision"   a transaction as "subject", "participant", "home" and "detail"
---
--- Answers may be late, come again, or be some of a batch only: an outcome, once given, never changes; a mark
--- needs the evidence of every participant; and what is called lost is read once more here, after the answer.
+-- Answers may be late, come again, or be some of a batch only: an outcome never changes; a mark needs the
+-- evidence of every participant; and what is called lost is read once more here, after the answer.
 create function once.apply(answers text) returns setof text
-language plpgsql volatile
-set search_path = ''
-as $$
-declare
-  v_self uuid;
-  v_step text;
-  v_answer record;
-  v_loss record;
-  v_ids uuid[] := '{}';
-  v_count bigint;
+language plpgsql volatile set search_path = '' as $$
+declare v_self uuid; v_step text; v_answer record; v_loss record; v_ids uuid[] := '{}'; v_count bigint;
 begin
   for v_answer in select a.* from once.read_messages(apply.answers) a loop
     perform once.assert_home(v_answer.asking);
@@ -30,8 +21,7 @@ begin
     v_step := v_answer.step;
     v_ids := v_ids || v_answer.ids;
     if v_step = 'finish' then
-      return query
-      select s::text
+      return query select s::text
         from once.finish_statements(v_answer.asked, v_answer.ids, v_answer.xids, v_answer.outcomes) s;
     elsif v_step = 'judge' then
       perform once.judge_heuristic(h.transaction_id, o.outcome)
@@ -39,11 +29,9 @@ begin
          join once.heuristic h on h.home = v_answer.asked and h.transaction_id = o.id and h.home_xid = o.xid
         where h.judged_at is null;
     elsif v_step = 'audit' then
-      -- A decision goes only after its evidence: if that is still here after the decision was not there,
-      -- the home has lost it.
+      -- A decision goes only after its evidence: if that is still here, the home has lost the decision.
       for v_loss in
-        select e.transaction_id as id, e.participant
-          from once.evidence e
+        select e.transaction_id as id, e.participant from once.evidence e
          where e.transaction_id in (select f from once.find_evidence(v_answer.missing) f)
            and e.home = v_answer.asked
       loop
@@ -55,19 +43,15 @@ begin
       end loop;
     end if;
   end loop;
-  if coalesce(v_step, '') not in ('prove', 'confirm', 'purge') then
-    return;
-  end if;
+  if coalesce(v_step, '') not in ('prove', 'confirm', 'purge') then return; end if;
 
   -- Those that every participant has answered for: with evidence, or that it is deleted.
   v_ids := array(
-    select g.transaction_id
-      from once.global_transaction g
+    select g.transaction_id from once.global_transaction g
       left join lateral unnest(g.database_ids) p (id) on true
       left join (select distinct a.asked, unnest(case v_step when 'purge' then a.ids else a.evident end) as id
                    from once.read_messages(apply.answers) a) n on n.id = g.transaction_id and n.asked = p.id
-     where g.transaction_id = any (v_ids)
-     group by g.transaction_id
+     where g.transaction_id = any (v_ids) group by g.transaction_id
     having count(p.id) = count(n.id));
   v_count := case v_step when 'prove' then once.mark_proven(v_ids)
                          when 'confirm' then once.mark_confirmed(v_ids)
@@ -83,8 +67,7 @@ begin
   -- its evidence before; and evidence goes only after the decision is marked. Hence the order of readings.
   for v_loss in
     select d.transaction_id as id, coalesce(p.name, '') as name, a.asked
-      from once.read_messages(apply.answers) a
-     cross join lateral unnest(a.missing) m (id)
+      from once.read_messages(apply.answers) a cross join lateral unnest(a.missing) m (id)
       join once.find_decisions(array(select unnest(o.missing) from once.read_messages(apply.answers) o)) d
         on d.transaction_id = m.id and not case v_step when 'prove' then d.proven else d.confirmed end
       join once.global_transaction g on g.transaction_id = d.transaction_id
@@ -97,9 +80,7 @@ begin
         format('committed here, participant %s has neither the branch nor evidence of it', v_loss.name));
     end if;
   end loop;
-end
-$$;
-
+end $$;
 comment on function once.apply(text) is
   'Recovery, step 3: applies answers of once.answer here; returns as JSON what to run, and what to report.';
 call once.allow('recover', 'apply');

@@ -11,21 +11,11 @@
 -- "keep", of which one half lies between the two looks at the evidence, and the other before it goes; and
 -- "recoverer", to note who looked after this database. It answers a page at a time: a long backlog must fit
 -- into memory, and what cannot be done now must not keep the rest from its turn.
-create function once.ask(request text) returns setof text
-language plpgsql volatile
-set search_path = ''
-as $$
+create function once.ask(request text) returns setof text language plpgsql volatile set search_path = '' as $$
 declare
   v_self constant uuid := once.database_id();
-  v_request jsonb;
-  v_steps text[];
-  v_step text;
-  v_settle interval;
-  v_half interval;
-  v_at timestamptz;
-  v_id uuid;
-  v_gid text;
-  v_branches constant integer := 10000;
+  v_request jsonb; v_steps text[]; v_step text; v_settle interval; v_half interval;
+  v_at timestamptz; v_id uuid; v_gid text; v_branches constant integer := 10000;
   v_page constant integer := 1000;
 begin
   perform once.assert_primary();
@@ -48,8 +38,7 @@ begin
 
   foreach v_step in array v_steps loop
     if v_step = 'finish' then
-      return query
-      with branch as materialized (
+      return query with branch as materialized (
         select b.* from once.branch b
          where (b.ours or b.owner is null and b.transaction_id is not null) and b.gid > v_gid
       ), page as materialized (
@@ -61,8 +50,7 @@ begin
                   'ids', jsonb_agg(p.transaction_id), 'xids', jsonb_agg(p.home_xid)))::text
          from page p
         where p.can_finish or not p.ours
-        group by p.home
-        order by p.home <> v_self)
+        group by p.home order by p.home <> v_self)
       union all
       select jsonb_build_object('action', 'unfinished', 'subject', p.gid, 'detail',
                format('only role %1$I may finish it; a superuser can: grant %1$I to %2$I',
@@ -76,8 +64,7 @@ begin
         from page p having count(*) = v_branches;
       continue;
     end if;
-    return query
-    with item as materialized (
+    return query with item as materialized (
       select i.*
         from (select d.decided_at, d.transaction_id, d.database_ids, null::text
                 from once.unproven(v_page, v_at, v_id) d where v_step = 'prove'
@@ -109,8 +96,7 @@ begin
               'after', jsonb_build_object('at', i.at, 'id', i.id)))::text
        from item i
       where v_step <> 'judge' and (select count(*) from item) = v_page
-      order by i.at desc, i.id desc
-      limit 1);
+      order by i.at desc, i.id desc limit 1);
   end loop;
 
   if v_request ->> 'recoverer' is not null then
@@ -120,9 +106,7 @@ begin
       null;  -- that the role may not is no reason not to recover
     end;
   end if;
-end
-$$;
-
+end $$;
 comment on function once.ask(text) is
   'Recovery, step 1: what this database wants to know from which other, in JSON, for couriers to carry.';
 call once.allow('recover', 'ask');

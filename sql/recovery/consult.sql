@@ -1,11 +1,8 @@
 -- Internal: a courier within the caller's transaction, for people at psql: asks here, carries each question,
 -- applies each answer here. For the steps whose answers need not be applied together; it runs no statements.
 create function once.consult(step text) returns setof jsonb
-language plpgsql volatile
-set search_path = ''
-as $$
-declare
-  v_row jsonb;
+language plpgsql volatile set search_path = '' as $$
+declare v_row jsonb;
 begin
   for v_row in select a::jsonb from once.ask(jsonb_build_object('steps', array[consult.step])::text) a loop
     if v_row ? 'action' then
@@ -19,9 +16,7 @@ begin
       end;
     end if;
   end loop;
-end
-$$;
-
+end $$;
 comment on function once.consult(text) is
   'Internal: asks, carries through dblink and applies, to finish or to judge; returns what once.apply does.';
 call once.allow('recover', 'consult');

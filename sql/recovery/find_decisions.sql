@@ -1,17 +1,12 @@
--- The audit's question to a home: which of these decisions do you still have, are they proven, and confirmed?
-create function once.find_decisions(transaction_ids uuid[]) returns table (transaction_id uuid, proven boolean, confirmed boolean)
-language plpgsql volatile
-set search_path = ''
-as $$
+-- The audit's question to a home: which of these decisions do you still have, proven, confirmed?
+create function once.find_decisions(transaction_ids uuid[])
+returns table (transaction_id uuid, proven boolean, confirmed boolean)
+language plpgsql volatile set search_path = '' as $$
 begin
   perform once.assert_home(once.database_id());
-  return query
-  select g.transaction_id, g.proven_at is not null, g.confirmed_at is not null
-    from once.global_transaction g
-   where g.transaction_id = any (find_decisions.transaction_ids);
-end
-$$;
-
+  return query select g.transaction_id, g.proven_at is not null, g.confirmed_at is not null
+    from once.global_transaction g where g.transaction_id = any (find_decisions.transaction_ids);
+end $$;
 comment on function once.find_decisions(uuid[]) is
-  'Home: those of the given transactions that have a decision row here, and whether it is proven, and confirmed.';
+  'Home: which of the given transactions have a decision row here, and whether it is proven, and confirmed.';
 call once.allow('recover', 'find_decisions');

@@ -1,16 +1,12 @@
 -- Internal: runs a statement of once.apply over a loopback connection: COMMIT PREPARED cannot run in a
--- function. Returns null when it is done, 'gone' if somebody else was faster, else why it is not done.
+-- function. Null when it is done, 'gone' if somebody else was faster, else why it is not done.
 --
--- No statement_timeout, ours or the role's, may end it: of all that commits, only COMMIT PREPARED would be
--- cancelled while it waits for a synchronous standby, and then be answered as done, seen and believed
--- although no standby has it. It waits for nothing else. So what bounds it is what bounds every commit here:
--- the standby comes back, or somebody takes it off synchronous_standby_names.
+-- No statement_timeout, ours or the role's, may end it: COMMIT PREPARED would be cancelled while it waits for
+-- a synchronous standby, and then be answered as done, seen and believed although no standby has it. It waits
+-- for nothing else. What bounds it is what bounds every commit: the standby comes back or is given up.
 create function once.finish_remote(connection text, statement text, role name) returns text
-language plpgsql volatile
-set search_path = ''
-as $$
-declare
-  v_problem text := 'busy: somebody else is finishing it';
+language plpgsql volatile set search_path = '' as $$
+declare v_problem text := 'busy: somebody else is finishing it';
 begin
   begin
     perform once.remote(finish_remote.connection,
@@ -42,9 +38,7 @@ begin
     perform once.connect(once.database_id());
   end;
   return v_problem;
-end
-$$;
-
+end $$;
 comment on function once.finish_remote(text, text, name) is
   'Internal: COMMIT or ROLLBACK PREPARED over a connection; null when done, gone, or why not.';
 call once.allow('recover', 'finish_remote');

@@ -1,14 +1,9 @@
 -- Internal: what a home's outcomes mean for the branches in doubt here: the statement that finishes each, or
--- why there is none. Of all three ids, since anybody can read the transaction's in a gid and prepare another
--- with another xid.
+-- why there is none. By all three ids: anybody can read the transaction's and prepare another xid.
 create function once.finish_statements(home uuid, ids uuid[], xids xid8[], outcomes text[])
-returns setof jsonb
-language plpgsql volatile
-set search_path = ''
-as $$
+returns setof jsonb language plpgsql volatile set search_path = '' as $$
 begin
-  return query
-  select case
+  return query select case
            when o.outcome = 'pending'
              then jsonb_build_object('action', 'pending', 'subject', b.gid,
                     'detail', 'the home''s transaction still runs')
@@ -29,12 +24,9 @@ begin
      select format('%s prepared %L', case o.outcome when 'committed' then 'commit' else 'rollback' end, b.gid)
    ) s (statement)
     join pg_catalog.pg_roles u on u.rolname = current_user
-   where b.home = finish_statements.home
-     and (b.ours and b.can_finish or b.owner is null)
+   where b.home = finish_statements.home and (b.ours and b.can_finish or b.owner is null)
    order by b.prepared_at;
-end
-$$;
-
+end $$;
 comment on function once.finish_statements(uuid, uuid[], xid8[], text[]) is
   'Internal: what to do with each branch here whose home has answered: a statement, or why there is none.';
 call once.allow('recover', 'finish_statements');

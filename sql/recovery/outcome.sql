@@ -1,22 +1,16 @@
--- What became of a global transaction, asked by an application that lost the connection. As once.branch_outcome,
--- but the question may come long after the last branch was finished and the row purged. A branch in
--- doubt keeps its row; an application's question does not. So an absent row means 'aborted' only for
--- transactions newer than every purged one, else 'purged': committed and cleaned up, or aborted.
+-- As once.branch_outcome, for an application that lost the connection, which may ask long after the last
+-- branch was finished and the row purged. So an absent row means 'aborted' only for transactions newer than
+-- every purged one, else 'purged': committed and cleaned up, or aborted.
 create function once.outcome(home uuid, transaction_id uuid, home_xid xid8) returns text
-language plpgsql volatile
-set search_path = ''
-as $$
-declare
-  v_outcome text := once.branch_outcome(outcome.home, outcome.transaction_id, outcome.home_xid);
+language plpgsql volatile set search_path = '' as $$
+declare v_outcome text := once.branch_outcome(outcome.home, outcome.transaction_id, outcome.home_xid);
 begin
   -- Read after the row: a row that was purged before we looked for it has raised the mark before.
   if v_outcome = 'aborted' and (select i.purged_xid >= outcome.home_xid from once.database i) then
     return 'purged';
   end if;
   return v_outcome;
-end
-$$;
-
+end $$;
 comment on function once.outcome(uuid, uuid, xid8) is
-  'Home: committed, aborted, pending or purged (cleaned up too long ago to tell) for an application''s question.';
+  'Home: committed, aborted, pending or purged (too long ago to tell), for the question of an application.';
 call once.allow('app, recover', 'outcome');

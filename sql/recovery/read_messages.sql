@@ -5,23 +5,10 @@
 --   asking, asked                   the databases, by their ids
 --   ids                             transactions; with xids of their home, for outcomes
 --   outcomes, evident, missing      of an answer; outcomes in the order of ids
-create function once.read_messages(messages text)
-returns table (
-  step text,
-  asking uuid,
-  asked uuid,
-  ids uuid[],
-  xids xid8[],
-  outcomes text[],
-  evident uuid[],
-  missing uuid[]
-)
-language plpgsql stable
-set search_path = ''
-as $$
-declare
-  v_messages jsonb;
-  v_message jsonb;
+create function once.read_messages(messages text) returns table (
+  step text, asking uuid, asked uuid, ids uuid[], xids xid8[], outcomes text[], evident uuid[], missing uuid[]
+) language plpgsql stable set search_path = '' as $$
+declare v_messages jsonb; v_message jsonb;
 begin
   begin
     v_messages := read_messages.messages;
@@ -48,9 +35,7 @@ begin
     raise exception 'no message of recovery: %', quote_nullable(left(read_messages.messages, 200))
       using errcode = 'ONARG', detail = sqlerrm, hint = 'Pass on what once.ask and once.answer say as it is.';
   end;
-end
-$$;
-
+end $$;
 comment on function once.read_messages(text) is
   'Internal: takes a question of once.ask, or a list of answers of once.answer, apart; else raises ONARG.';
 call once.allow('recover', 'read_messages');

@@ -1,29 +1,17 @@
--- A whole round of recovery inside Postgres, for this database: a courier over dblink. What it carries comes
--- from once.ask, once.answer and once.apply, as in TypeScript (src/recovery/courier.ts); both may run at
--- once, and several of each. By pg_cron: see docs/operations.md.
+-- A whole round of recovery inside Postgres, for this database: a courier over dblink of what once.ask,
+-- once.answer and once.apply say, as in TypeScript (src/recovery/courier.ts); both may run at once, and
+-- several of each. By pg_cron: see docs/operations.md.
 --
 -- This database's own part goes over a loopback connection, each call as a transaction of its own: COMMIT
--- PREPARED cannot run in a function; each reading needs a snapshot newer than the one before; and "proven"
--- must be committed before any evidence goes, which our caller's transaction, as long as it is open, is not.
--- Questions are carried from there as well, since dblink heeds no connect_timeout since Postgres 16, and
--- statement_timeout there ends what hangs.
+-- PREPARED cannot run in a function; each reading needs a newer snapshot; and "proven" must be committed
+-- before any evidence goes. Questions are carried from there as well: dblink heeds no connect_timeout since
+-- Postgres 16, statement_timeout there ends what hangs.
 create function once.recover(keep interval default '10 minutes', settle interval default '0')
 returns table (action text, count bigint, subject text, detail text)
-language plpgsql volatile
-set search_path = ''
-set intervalstyle = 'postgres'
-as $$
+language plpgsql volatile set search_path = '' set intervalstyle = 'postgres' as $$
 declare
-  v_self uuid := once.database_id();
-  v_me text;
-  v_audit boolean;
-  v_requests text[];
-  v_rows jsonb[];
-  v_batch jsonb[];
-  v_question jsonb;
-  v_answers text[];
-  v_result jsonb;
-  v_problem text;
+  v_self uuid := once.database_id(); v_me text; v_audit boolean; v_requests text[]; v_rows jsonb[];
+  v_batch jsonb[]; v_question jsonb; v_answers text[]; v_result jsonb; v_problem text;
   v_down text[] := '{}';
 begin
   perform once.assert_home(v_self);
@@ -88,9 +76,7 @@ begin
     perform once.remote(v_me, 'select once.stamp_recovery(''once.recover()'', true)::text');
   end if;
   perform once.disconnect(v_me);
-end
-$$;
-
+end $$;
 comment on function once.recover(interval, interval) is
   'Recovers this database from within, through dblink; says what it did: select * from once.recover();';
 call once.allow('recover', 'recover');

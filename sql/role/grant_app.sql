@@ -1,11 +1,7 @@
--- What an application needs to claim, to move positions and to take part in global transactions. It can add
--- keys, never take one back, and cannot touch anybody's decisions; the counters of producers and positions
--- it must be trusted with, since it updates them.
+-- What an application needs. It can add keys, never take one back, and cannot touch anybody's decisions; with
+-- counters of producers and positions it must be trusted, since it updates them.
 create function once.grant_app(role text) returns void
-language sql volatile
-set search_path = ''
-as $$ select once.grant_kind('app', grant_app.role) $$;
-
+language sql volatile set search_path = '' as $$ select once.grant_kind('app', grant_app.role) $$;
 comment on function once.grant_app(text) is
   'Lets a role claim, move positions and take part in global transactions: select once.grant_app(''shop'').';
 call once.allow('owner', 'grant_app');

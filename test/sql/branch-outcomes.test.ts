@@ -30,6 +30,21 @@ test('A home that rolled back, or whose session was killed, has aborted; before 
   }
 })
 
+test('A temporary table with the name of a catalog does not make a running home look aborted', async (t) => {
+  const { sql, url } = shared()
+  const homeId = await databaseIdOf(sql)
+  for (const catalog of ['pg_locks', 'pg_prepared_xacts', 'pg_database']) {
+    const id = randomUUID()
+    const [home, asker] = [await openSession(t, url), await openSession(t, url)]
+    const xid = await beginHome(home, id)
+    // Where a search_path does not name pg_temp, Postgres looks there first for tables, before pg_catalog.
+    await asker.rows(`create temp table ${catalog} as select * from pg_catalog.${catalog} where false`)
+    t.is(await decide(asker.sql, homeId, id, xid), 'pending', catalog)
+    await home.rows('commit')
+    t.is(await decide(asker.sql, homeId, id, xid), 'committed', catalog)
+  }
+})
+
 test('A home that fails after its decision row was inserted has aborted', async (t) => {
   const { sql, url } = shared()
   const id = randomUUID()
