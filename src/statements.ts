@@ -155,7 +155,17 @@ export function hello(withArrays: boolean): Statement<Hello> {
 }
 
 /** From here on this session writes only inside of `begin read write`. */
-export const secondNet = () => script('second_net', ['set default_transaction_read_only = on'], [], nothing)
+export const secondNet = () =>
+  script(
+    'second_net',
+    [
+      'set default_transaction_read_only = on',
+      // Said at each commit: to plan the function anew each time costs more than the whole COMMIT.
+      'prepare once_unlock as select where pg_catalog.pg_advisory_unlock_all() is null',
+    ],
+    [],
+    nothing,
+  )
 
 /** Whether an operator has made the database read-only since: our own setting only hides it from the session. */
 export const fence = () =>
@@ -288,8 +298,14 @@ export const noteXid = () =>
  * a handler may have left in it is taken back. `reset all` takes our own setting away, so it is put up again; all of
  * this is undone if the transaction is, but for the advisory locks of the session.
  */
-const reset = ['reset session authorization', 'reset all', 'select pg_catalog.pg_advisory_unlock_all()']
-const settle = ['set constraints all immediate', ...reset, 'set default_transaction_read_only = on']
+const settings = ['reset session authorization', 'reset all']
+const unlock = 'select pg_catalog.pg_advisory_unlock_all()'
+const settle = [
+  'set constraints all immediate',
+  ...settings,
+  'execute once_unlock',
+  'set default_transaction_read_only = on',
+]
 /** None of these may stand before PREPARE; what they take away, PREPARE refuses. */
 const tidy = ['close all', 'discard temp', 'unlisten *']
 
@@ -321,7 +337,7 @@ export interface Shared {
 
 /** Behind the question whether the transaction is ours, whose mark these take away; nothing of a caller's is reset. */
 const resetShared = (shared: Shared | undefined, statements: readonly string[]) =>
-  shared === undefined ? [] : [...reset, ...statements]
+  shared === undefined ? [] : [...settings, unlock, ...statements]
 
 /** What it resets is another statement. */
 const nameOf = (name: string, shared: Shared | undefined) => (shared === undefined ? name : `${name}_shared`)
@@ -441,7 +457,7 @@ export const decide = (global: GlobalId, participants: readonly Participant[], s
 
 /** Link-level advisory locks outlive a rollback; all else that a handler set goes with it. */
 export const rollbackDirect = () =>
-  script('rollback_direct', ['rollback', 'select pg_catalog.pg_advisory_unlock_all()'], [], nothing)
+  script('rollback_direct', ['rollback', unlock], [], nothing)
 
 export const rollback = () => script('rollback', ['rollback'], [], nothing)
 

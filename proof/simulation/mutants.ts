@@ -404,7 +404,7 @@ const seeded: readonly (Pick<Mutant, 'name' | 'what'> & Partial<SimulationMutant
       ['settings', 'reset all', 'set default_transaction_read_only'],
       ['role', 'reset session authorization'],
       ['net', 'set default_transaction_read_only'],
-      ['locks', 'select pg_catalog.pg_advisory_unlock_all()'],
+      ['locks', 'execute once_unlock'],
     ] as const
   ).flatMap(([what, ...commands]) =>
     (['commit_direct', 'prepare_direct'] as const).map((statement) => ({

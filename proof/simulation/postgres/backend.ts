@@ -59,6 +59,7 @@ export function openBackend(
     transaction: undefined,
     implicit: false,
     advisory: 0,
+    canUnlock: false,
     isPooled,
     pid,
     epoch: database.server.epoch,

@@ -28,6 +28,8 @@ export interface SessionState extends Mutable<SessionSettings> {
   implicit: boolean
   /** Advisory locks of the session. */
   advisory: number
+  /** Whether `once_unlock` is prepared. */
+  canUnlock: boolean
   /** A pooler gives it to one client of ours after another. */
   readonly isPooled: boolean
 }

@@ -70,21 +70,31 @@ const unlockAll = command('select pg_catalog.pg_advisory_unlock_all()', (session
   return select('')
 })
 
+const prepareUnlock = command('prepare once_unlock as ', (session) => {
+  if (session.canUnlock) throw refuse('42P05', 'prepared statement "once_unlock" already exists')
+  session.canUnlock = true
+  return tag('PREPARE')
+})
+const executeUnlock = command('execute once_unlock', (session) => {
+  if (!session.canUnlock) throw refuse('26000', 'prepared statement "once_unlock" does not exist')
+  session.advisory = 0
+  return select()
+})
+
 const constraints = command('set constraints all immediate', setConstraints)
-const reset: readonly Command[] = [
+const settings: readonly Command[] = [
   command('reset session authorization', (session) => {
     set(session, { role: session.login })
     return tag('RESET')
   }),
   command('reset all', resetAll),
-  unlockAll,
 ]
 const setNet = command('set default_transaction_read_only = on', (session) => {
   set(session, { defaultReadOnly: true })
   return tag('SET')
 })
 
-const settle = [constraints, ...reset, setNet]
+const settle = [constraints, ...settings, executeUnlock, setNet]
 
 const tidy: readonly Command[] = [
   command('close all', (session) => {
@@ -179,7 +189,7 @@ const named: Readonly<Record<string, Named>> = {
       }),
     ],
   },
-  second_net: { arity: 0, commands: [setNet] },
+  second_net: { arity: 0, commands: [setNet, prepareUnlock] },
   fence: {
     arity: 0,
     commands: [
@@ -289,7 +299,7 @@ const named: Readonly<Record<string, Named>> = {
   commit: { arity: 1, commands: [constraints, sealed, command('commit', commit)] },
   commit_shared: {
     arity: 2,
-    commands: [constraints, sealed, ...reset, ...tidy, durable(1), command('commit', commit)],
+    commands: [constraints, sealed, ...settings, unlockAll, ...tidy, durable(1), command('commit', commit)],
   },
   prepare_direct: {
     arity: 6,
@@ -307,7 +317,7 @@ const named: Readonly<Record<string, Named>> = {
     ],
   },
   prepare: { arity: 6, commands: [constraints, voted, prepareNow] },
-  prepare_shared: { arity: 7, commands: [constraints, voted, ...reset, decisive, prepareNow] },
+  prepare_shared: { arity: 7, commands: [constraints, voted, ...settings, unlockAll, decisive, prepareNow] },
   decide_direct: {
     arity: 5,
     commands: [
@@ -329,7 +339,7 @@ const named: Readonly<Record<string, Named>> = {
   decide: { arity: 5, commands: [constraints, begunGlobal, command('commit', commit)] },
   decide_shared: {
     arity: 6,
-    commands: [constraints, begunGlobal, ...reset, ...tidy, decisive, command('commit', commit)],
+    commands: [constraints, begunGlobal, ...settings, unlockAll, ...tidy, decisive, command('commit', commit)],
   },
   rollback_direct: { arity: 0, commands: [command('rollback', rollback), unlockAll] },
   rollback: { arity: 0, commands: [command('rollback', rollback)] },

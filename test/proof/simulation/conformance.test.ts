@@ -283,6 +283,8 @@ function* scriptOf(dice: Random, seed: number, databaseIds: readonly string[]): 
   const inBlock = [false, false, false]
   /** Recovery never has the second net, and is not asked what it would say there. */
   const hasNet = [false, false, false]
+  /** What stands there the texts of a commit use, so mostly it does. */
+  const isPrepared = [false, false, false]
   let effect = seed * 1000
   const beginnings = [
     'open_direct',
@@ -370,6 +372,10 @@ function* scriptOf(dice: Random, seed: number, databaseIds: readonly string[]): 
       if (dice.chance(0.6)) {
         inBlock[session] = true
         const how = dice.pick(beginnings)
+        if (how === 'open_direct' && !isPrepared[session] && dice.chance(0.9)) {
+          isPrepared[session] = true
+          yield named('second_net')
+        }
         yield named(how)
         if (how === 'begin') yield named('open')
         continue
