@@ -309,17 +309,15 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
     if (closing !== undefined) throw new AbortedError('CLOSED', 'This client is closed, or about to be')
   }
   /** Runs what uses the databases: refused after close(), which waits for what was begun before. */
-  const unlessClosed = <T>(run: () => Promise<T>): Promise<T> => {
-    const result = (async () => {
-      refuseIfClosed()
-      return await run()
-    })()
-    const ended = result.then(
-      () => void inFlight.delete(ended),
-      () => void inFlight.delete(ended),
-    )
-    inFlight.add(ended)
-    return result
+  const unlessClosed = async <T>(run: () => Promise<T>): Promise<T> => {
+    refuseIfClosed()
+    const running = run()
+    inFlight.add(running)
+    try {
+      return await running
+    } finally {
+      inFlight.delete(running)
+    }
   }
   /** The options are read at once; a body's own inputs are by then. */
   const run = <T>(own: TransactionOptions, body: TransactionBody<T>) => {

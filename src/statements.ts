@@ -90,6 +90,19 @@ function query<A>(
   }
 }
 
+/** A statement for each value, made once: its text is joined from many pieces, and there are few values. */
+function memoized<Key, A>(make: (key: Key) => Statement<A>): (key: Key) => Statement<A> {
+  const made = new Map<Key, Statement<A>>()
+  return (key) => {
+    let statement = made.get(key)
+    if (statement === undefined) {
+      statement = make(key)
+      made.set(key, statement)
+    }
+    return statement
+  }
+}
+
 function script<A>(
   name: string,
   statements: readonly string[],
@@ -321,13 +334,14 @@ const decisive = (level: string | undefined) =>
   `set local synchronous_commit = ${level === 'remote_apply' ? level : 'on'}`
 
 /** True if it committed; false where the transaction had failed and the driver tells so. */
-export const commitDirect = (level: string | undefined) =>
+export const commitDirect = memoized((level: string | undefined) =>
   script(
     'commit_direct',
     [...settle, ...tidy, durable(level), ...commitNow],
     [level ?? null],
     tagged('COMMIT'),
-  )
+  ),
+)
 
 /** A session of ours that we share with a pooler's other clients, or that an operator has made read-only. */
 export interface Shared {
@@ -546,12 +560,16 @@ export const claimRanges = (
     },
   )
 
+/** The usual answer, which need not be parsed. */
+const plainlyClaimed = '{"status":"claimed","result":null}'
+
 export const claimKey = (scope: string, key: string, at: string | null, hash: string | null) =>
   query(
     'claim_key',
     `select pg_catalog.to_json(once.claim_key($1, $2, $3::pg_catalog.timestamptz, $4::pg_catalog.bytea))::pg_catalog.text`,
     [scope, key, at, hash],
     (answer): Claim => {
+      if (answer.rows[0] === plainlyClaimed) return { status: 'claimed', result: undefined }
       const { status, result } = json<{ status?: unknown; result?: unknown }>(answer)
       if (status !== 'claimed' && status !== 'duplicate' && status !== 'expired') {
         return refuseAnswer(status, 'claimed, duplicate or expired')

@@ -45,8 +45,13 @@ export interface Branch {
   sendAhead<A>(statement: say.Statement<A>): Promise<{ readonly answer: Promise<A> }>
   /** Waits for all that was sent. @throws the first error among them */
   settle(): Promise<void>
-  /** @throws DatabaseError `READ_ONLY` if an operator has made the database read-only since its session was opened */
-  obeyFence(): Promise<void>
+  /** What failed first of what was sent; answers come in order, so it is known when a later one is. */
+  readonly refusal: unknown
+  /**
+   * Undefined where nobody asked.
+   * @throws DatabaseError `READ_ONLY` if an operator has made the database read-only since its session was opened
+   */
+  obeyFence(): Promise<void> | undefined
   /** Asks for the transaction's xid, if that makes nobody wait. */
   noteXid(): void
   /** Whether it wrote: asks, unless a statement has shown it already; with the xid where that is wanted. */
@@ -111,7 +116,9 @@ class OpenBranch implements Branch {
   answered = false
   failure: unknown
   readonly #progress: Progress
-  readonly #sent: Promise<unknown>[] = []
+  refusal: unknown
+  /** The last of what was sent ahead; answers come in order. */
+  #ahead: Promise<void> | undefined
   #noting: Promise<void> | undefined
   #fence: Promise<'on' | 'off'> | undefined
 
@@ -124,14 +131,14 @@ class OpenBranch implements Branch {
     this.connection = withStreams({ executeQuery: (query) => this.#execute(query) as never })
   }
 
-  async ask<A>(statement: say.Statement<A>): Promise<A> {
-    try {
-      const answer = await this.link.send(statement)
-      this.answered = true
-      return answer
-    } catch (error) {
-      throw await this.#ours(error)
-    }
+  ask<A>(statement: say.Statement<A>): Promise<A> {
+    return this.link.send(statement).then(
+      (answer) => {
+        this.answered = true
+        return answer
+      },
+      (error) => this.#ours(error),
+    )
   }
 
   change<A>(statement: say.Statement<A>): Promise<A> {
@@ -139,24 +146,20 @@ class OpenBranch implements Branch {
   }
 
   async send(statement: say.Statement<unknown>): Promise<void> {
-    if (this.link.isDirect) this.#ahead(this.link.send(statement))
+    if (this.link.isDirect) this.#send(statement)
     else await this.change(statement)
   }
 
   async settle(): Promise<void> {
-    const outcomes = await Promise.allSettled(this.#sent.splice(0))
-    for (const outcome of outcomes) {
-      if (outcome.status === 'rejected')
-        throw asAborted(this.database, fromOwn(this.database.name, outcome.reason))
-    }
-    if (outcomes.length > 0) this.answered = true
+    await this.#ahead
+    const error = this.refusal
+    this.refusal = undefined
+    if (error !== undefined) throw error
   }
 
   async sendAhead<A>(statement: say.Statement<A>): Promise<{ readonly answer: Promise<A> }> {
     if (!this.link.isDirect) return { answer: Promise.resolve(await this.change(statement)) }
-    const answer = this.link.send(statement)
-    this.#ahead(answer)
-    return { answer }
+    return { answer: this.#send(statement) }
   }
 
   /** Ahead of BEGIN, and so outside of the transaction: {@link obeyFence} waits for it. */
@@ -165,9 +168,12 @@ class OpenBranch implements Branch {
     this.#fence.catch(() => {})
   }
 
-  async obeyFence(): Promise<void> {
-    if (this.#fence === undefined) return
-    const answer = await this.#fence.catch((error: unknown) => {
+  obeyFence(): Promise<void> | undefined {
+    return this.#fence && this.#obey(this.#fence)
+  }
+
+  async #obey(asked: Promise<'on' | 'off'>): Promise<void> {
+    const answer = await asked.catch((error: unknown) => {
       throw asAborted(this.database, fromOwn(this.database.name, error))
     })
     if (answer === 'off') return
@@ -192,9 +198,17 @@ class OpenBranch implements Branch {
     this.wrote = this.xid !== null
   }
 
-  #ahead(answer: Promise<unknown>): void {
-    answer.catch(() => {})
-    this.#sent.push(answer)
+  #send<A>(statement: say.Statement<A>): Promise<A> {
+    const answer = this.link.send(statement)
+    this.#ahead = answer.then(
+      () => {
+        this.answered = true
+      },
+      (error) => {
+        this.refusal ??= asAborted(this.database, fromOwn(this.database.name, error))
+      },
+    )
+    return answer
   }
 
   async #execute(query: Parameters<DatabaseConnection['executeQuery']>[0]) {
@@ -236,10 +250,10 @@ class OpenBranch implements Branch {
   }
 
   /** A statement of ours failed: what was sent ahead (BEGIN) and failed is the better explanation. */
-  async #ours(error: unknown): Promise<unknown> {
+  async #ours(error: unknown): Promise<never> {
     await this.settle()
-    if (codeOf(error) === '25P02' && this.failure !== undefined) return swallowed(this)
-    return asAborted(this.database, fromOwn(this.database.name, error))
+    if (codeOf(error) === '25P02' && this.failure !== undefined) throw swallowed(this)
+    throw asAborted(this.database, fromOwn(this.database.name, error))
   }
 }
 

@@ -76,7 +76,8 @@ export async function commit(work: Work): Promise<Committed> {
   const { branches, deadline, record } = work
   const [only] = branches
   if (only === undefined) return { id: null, unfinished: undefined }
-  await deadline.race(Promise.all(branches.map((branch) => branch.obeyFence())))
+  const fences = branches.flatMap((branch) => branch.obeyFence() ?? [])
+  if (fences.length > 0) await deadline.race(Promise.all(fences))
   if (work.isVoid) {
     await Promise.all(branches.map((branch) => leave(branch)))
     return { id: null, unfinished: undefined }
@@ -267,21 +268,19 @@ async function decide(
   statement: say.Statement<boolean>,
 ): Promise<Decision> {
   return await traced('decide', branch, async (): Promise<Decision> => {
-    const [before, committed] = await Promise.allSettled([
-      branch.settle(),
-      inTime(answerTimeout, branch.link.send(statement)),
-    ])
-    if (committed.status === 'fulfilled') {
-      return committed.value ? { outcome: 'committed' } : { outcome: 'aborted', error: swallowed(branch) }
+    try {
+      const committed = await inTime(answerTimeout, branch.link.send(statement))
+      return committed ? { outcome: 'committed' } : { outcome: 'aborted', error: swallowed(branch) }
+    } catch (error) {
+      if (isErrorAnswer(error)) {
+        // What was sent ahead and failed explains why COMMIT did.
+        const { refusal } = branch
+        return { outcome: 'aborted', error: reasonOf(branch, isRefusal(refusal) ? refusal : error) }
+      }
+      return wasNeverSent(error)
+        ? { outcome: 'aborted', error: lost(branch, error) }
+        : { outcome: 'unknown', error }
     }
-    if (before.status === 'rejected' && isRefusal(before.reason) && isErrorAnswer(committed.reason)) {
-      return { outcome: 'aborted', error: reasonOf(branch, before.reason) }
-    }
-    const error = committed.reason
-    if (isErrorAnswer(error)) return { outcome: 'aborted', error: reasonOf(branch, error) }
-    return wasNeverSent(error)
-      ? { outcome: 'aborted', error: lost(branch, error) }
-      : { outcome: 'unknown', error }
   })
 }
 

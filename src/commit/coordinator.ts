@@ -248,7 +248,7 @@ class Attempt<T> {
     // Permits are taken in the order of database ids, so the id comes first.
     const databaseId = database.databaseId ?? (await database.identify())
     refuseTwice(this.#context, database, databaseId)
-    await this.#permits.take(database, this.#deadline.signal)
+    if (!this.#permits.takeNow(database)) await this.#permits.take(database, this.#deadline.signal)
     const branch = await openBranch(database, {
       transactionId: this.#transactionId,
       databaseId,
@@ -347,10 +347,24 @@ class Permits {
   #over = false
   // One after the other, or two waits of one transaction could be out of order among themselves.
   #last: Promise<unknown> = Promise.resolve()
+  #waiting = 0
+
+  /** Takes what is free, while none of this transaction waits. */
+  takeNow(database: Database): boolean {
+    if (this.#waiting > 0 || this.#over) return false
+    if (this.#held.has(database)) return true
+    if (!database.permits.tryTake()) return false
+    this.#held.add(database)
+    return true
+  }
 
   take(database: Database, signal: AbortSignal): Promise<void> {
+    this.#waiting += 1
     const taken = this.#last.then(() => this.#takeOne(database, signal))
-    this.#last = taken.catch(() => {})
+    this.#last = taken.then(
+      () => void (this.#waiting -= 1),
+      () => void (this.#waiting -= 1),
+    )
     return taken
   }
 

@@ -113,7 +113,9 @@ export function databaseOver(
       fenceAsked = now
       return true
     },
-    connect: (timeout = connectTimeout) => within(timeout, name, main.take()),
+    async connect(timeout = connectTimeout) {
+      return main.idle?.() ?? (await within(timeout, name, main.take()))
+    },
     connectApart: (timeout = connectTimeout) => {
       apart ??= main.apart()
       return within(timeout, name, apart.take())
@@ -189,7 +191,16 @@ export function inTime<T>(milliseconds: number, answer: Promise<T>): Promise<T> 
     const stopTimer = environment.after(milliseconds, () =>
       reject(new AbortedError('TIMEOUT', `No answer within ${milliseconds} ms`)),
     )
-    answer.then(resolve, reject).finally(stopTimer)
+    answer.then(
+      (value) => {
+        stopTimer()
+        resolve(value)
+      },
+      (error) => {
+        stopTimer()
+        reject(error)
+      },
+    )
   })
 }
 

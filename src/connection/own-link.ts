@@ -33,8 +33,10 @@ export interface Owner {
   generation: number
 }
 
+type Results = postgres.RowList<postgres.Row[]>
+
 /** What postgres.js gives for a statement. */
-export interface WireQuery extends Promise<postgres.RowList<postgres.Row[]>> {
+export interface WireQuery extends Promise<Results> {
   raw(): this
   readonly canceller: ((query: WireQuery) => Promise<void>) | null
   readonly state: { readonly pid: number | null } | null
@@ -108,28 +110,35 @@ export class OwnLink implements Link {
     return greeting
   }
 
-  async send<A>(statement: Statement<A>): Promise<A> {
-    const { text, values, isScript } = statement
+  send<A>(statement: Statement<A>): Promise<A> {
+    const { text, values, isScript, name } = statement
     const prepare = !isScript && this.#isUnpooled && this.#wire.mayPrepare
-    const query = this.#wire.client.unsafe(text, isScript ? [] : ([...values] as never[]), {
-      prepare,
-      simple: isScript,
-      statement,
-    } as object) as unknown as WireQuery
-    return statement.read(answerOf(await this.#answer(query.raw(), committing.test(statement.name))))
+    const options = { prepare, simple: isScript, statement } as object
+    return this.#answer(
+      () =>
+        (
+          this.#wire.client.unsafe(text, (isScript ? none : values) as never[], options) as unknown as WireQuery
+        ).raw(),
+      (result) => statement.read(answerOf(result)),
+      committing.test(name),
+    )
   }
 
-  async query<R>(text: string, parameters: readonly unknown[] = []) {
-    const result = lastOf(await this.#run(text, parameters, false))
-    return { rows: Array.from(result) as R[], command: result.command }
+  query<R>(text: string, parameters: readonly unknown[] = []) {
+    return this.#run(text, parameters, false, (results) => {
+      const result = lastOf(results)
+      return { rows: Array.from(result) as R[], command: result.command }
+    })
   }
 
-  async executeQuery<R>({ sql, parameters }: CompiledQuery): Promise<QueryResult<R>> {
-    const result = await this.#run(sql, parameters, this.#isWorthPreparing(sql))
-    const rows = Array.from(result) as R[]
-    return counting.has(result.command) && typeof result.count === 'number'
-      ? { rows, numAffectedRows: BigInt(result.count), ...{ command: result.command } }
-      : { rows, ...{ command: result.command } }
+  executeQuery<R>({ sql, parameters }: CompiledQuery): Promise<QueryResult<R>> {
+    return this.#run(sql, parameters, this.#isWorthPreparing(sql), (result) => {
+      const { command, count } = result
+      const answer = { rows: Array.from(result) as R[], command }
+      return counting.has(command) && typeof count === 'number'
+        ? { ...answer, numAffectedRows: BigInt(count) }
+        : answer
+    })
   }
 
   async takeRole(role: string): Promise<void> {
@@ -183,22 +192,33 @@ export class OwnLink implements Link {
     this.#pending.clear()
   }
 
-  async #run(text: string, parameters: readonly unknown[], prepare: boolean) {
-    const values = textParameters(this.#wire.client, parameters)
-    const query = this.#wire.client.unsafe(text, values as never[], { prepare }) as unknown as WireQuery
-    return await this.#answer(query, false)
+  #run<A>(
+    text: string,
+    parameters: readonly unknown[],
+    prepare: boolean,
+    read: (result: Results) => A,
+  ): Promise<A> {
+    const { client } = this.#wire
+    const begin = () => client.unsafe(text, textParameters(client, parameters) as never[], { prepare })
+    return this.#answer(begin as unknown as () => WireQuery, read, false)
   }
 
-  #answer(query: WireQuery, mayCommit: boolean): Promise<postgres.RowList<postgres.Row[]>> {
+  /** One promise for all of it: this is run for every statement there is. */
+  #answer<A>(begin: () => WireQuery, read: (result: Results) => A, mayCommit: boolean): Promise<A> {
     return new Promise((resolve, reject) => {
       this.#refuseIfLost()
+      const query = begin()
       const pending = { query, mayCommit, reject }
       this.#pending.add(pending)
       query.then(
         (result) => {
           this.#pending.delete(pending)
           this.#pid ??= query.state?.pid ?? undefined
-          resolve(result)
+          try {
+            resolve(read(result))
+          } catch (error) {
+            reject(error)
+          }
         },
         (error: unknown) => {
           this.#pending.delete(pending)
@@ -234,21 +254,21 @@ export class OwnLink implements Link {
   }
 }
 
+const none: readonly never[] = []
+
 const counting = new Set(['INSERT', 'UPDATE', 'DELETE', 'MERGE', 'COPY'])
 
 /** Not an error yet: to make one takes longer than to give a connection back. */
 const givenBack = Symbol('given back')
 
 /** Of several statements in one text postgres.js gives as many results. */
-function lastOf(result: postgres.RowList<postgres.Row[]>): postgres.RowList<postgres.Row[]> {
+function lastOf(result: Results): Results {
   const last = result.at(-1)
-  return Array.isArray(last) && 'command' in last
-    ? (last as unknown as postgres.RowList<postgres.Row[]>)
-    : result
+  return Array.isArray(last) && 'command' in last ? (last as unknown as Results) : result
 }
 
 /** The bytes as they came: no parser and no transform has seen them. */
-function answerOf(results: postgres.RowList<postgres.Row[]>): Answer {
+function answerOf(results: Results): Answer {
   const result = lastOf(results)
   return {
     command: result.command,

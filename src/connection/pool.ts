@@ -11,6 +11,8 @@ import { type ArrayType, learnArrays } from './parameters.ts'
 export interface Pool {
   /** Opens a connection where none is idle. @throws the server's refusal; AbortedError `CLOSED` */
   take(): Promise<Link>
+  /** One that is free; undefined if there is none, or the pool has ended. */
+  idle(): Link | undefined
   /** Waits a while for connections in use, then hangs up. */
   end(): Promise<void>
 }
@@ -84,19 +86,24 @@ export function pool(
     }
   }
 
+  const takeIdle = () => {
+    for (let link = idle.pop(); link !== undefined; link = idle.pop()) {
+      if (link.isFit) {
+        link.reuse()
+        return link
+      }
+      link.close()
+    }
+    return undefined
+  }
+
   return {
+    idle: takeIdle,
     async take() {
       for (;;) {
         if (ended) throw new AbortedError('CLOSED', 'This client is closed')
-        const link = idle.pop()
-        if (link?.isFit) {
-          link.reuse()
-          return link
-        }
-        if (link !== undefined) {
-          link.close()
-          continue
-        }
+        const link = takeIdle()
+        if (link !== undefined) return link
         if (open.size < max) return await connect()
         await new Promise<void>((resolve) => waiting.push(resolve))
       }

@@ -39,6 +39,8 @@ export interface OpenDatabase<DB> {
   /** Compiles queries, with the caller's plugins; for those who need it, runs them as well. */
   readonly db: Kysely<DB>
   take(): Promise<Link>
+  /** One that is free at once, of ours. */
+  idle?(): Link | undefined
   /** How many connections there are; undefined where the caller's instance does not tell. */
   readonly maxConnections: number | undefined
   /** Whether the connections are ours. */
@@ -109,6 +111,7 @@ function overOwn<DB>(address: Address, options: OpenOptions): OpenDatabase<DB> {
   return {
     db: overPool(connections),
     take: connections.take,
+    idle: connections.idle,
     maxConnections: max,
     isOwn: true,
     apart: () => overOwn(address, { max: 1, applicationName: `${name} recovery`, connectTimeout }),

@@ -34,7 +34,7 @@ for (const driver of drivers) {
     const once = client<Three>(
       t,
       { a: reach(t, driver, a.url), b: reach(t, driver, b.url), c: reach(t, driver, c.url) },
-      { connectTimeout: 500 },
+      { connectTimeout: 2_000 },
     )
     const report = await promptly(once.recovery.run())
     if (report === 'nothing') return t.fail('recovery waits')
@@ -54,7 +54,7 @@ for (const driver of drivers) {
     const once = client<Three>(
       t,
       { a: reach(t, driver, a.url), b: reach(t, driver, b.url), c: reach(t, driver, c.url) },
-      { connectTimeout: 500 },
+      { connectTimeout: 2_000 },
     )
     once.recovery.start()
     await t.throwsAsync(promptly(write(once, 1, 'b')), {
