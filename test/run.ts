@@ -5,11 +5,12 @@
  * PGONCE_TEST_POSTGRES=15|16|17|18 picks the version. `--versions 18,15` runs the suite on each in turn, what does
  * not depend on the version on the first only, and prints what passed and failed in all as the last line.
  */
-import { spawn } from 'node:child_process'
-import { glob } from 'node:fs/promises'
+import { execFile, spawn } from 'node:child_process'
+import { glob, mkdtemp, rm, statfs, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
-import { stripVTControlCharacters } from 'node:util'
+import { promisify, stripVTControlCharacters } from 'node:util'
 import {
   chosenVersion,
   type PostgresVersion,
@@ -67,6 +68,11 @@ interface Result {
 const root = join(import.meta.dirname, '..')
 const avaProgram = join(root, 'node_modules', 'ava', 'entrypoints', 'cli.js')
 
+// Read from where it always is, so that the next run finds it.
+process.env.NODE_COMPILE_CACHE ??= join(tmpdir(), 'pgonce-test-cache')
+const inMemory = process.env.TMPDIR === undefined ? await folderInMemory() : undefined
+if (inMemory !== undefined) process.env.TMPDIR = inMemory
+
 let interrupted = 0
 let stopTests = () => {}
 for (const [signal, code] of [
@@ -110,6 +116,29 @@ async function withoutIndependent(rest: readonly string[]): Promise<readonly str
     if (!independent.has(file)) files.push(file)
   }
   return [...files.sort(), ...rest]
+}
+
+/**
+ * Where servers keep their files if there is room: on a disk it takes up to thirty times as long to make a database,
+ * and there is one for nearly every test. Undefined where there is too little of it, or programs may not be run there.
+ */
+async function folderInMemory(): Promise<string | undefined> {
+  const folder = '/dev/shm'
+  try {
+    const { bavail, bsize } = await statfs(folder)
+    if (bavail * bsize < 6 * 2 ** 30) return undefined
+    const probe = await mkdtemp(join(folder, 'pgonce-probe-'))
+    try {
+      const program = join(probe, 'program')
+      await writeFile(program, '#!/bin/sh\n', { mode: 0o755 })
+      await promisify(execFile)(program)
+    } finally {
+      await rm(probe, { recursive: true })
+    }
+    return folder
+  } catch {
+    return undefined
+  }
 }
 
 async function runOn(
