@@ -7,9 +7,9 @@
 
 /** What an error carries beside its message. */
 export interface PgonceErrorOptions extends ErrorOptions {
-  /** What exactly was found. */
+  /** What exactly was found; undefined if the message says it all. */
   readonly detail?: string | undefined
-  /** What to type next. */
+  /** What to type next; undefined if there is nothing to do. */
   readonly hint?: string | undefined
 }
 
@@ -17,11 +17,9 @@ export interface PgonceErrorOptions extends ErrorOptions {
  * The root of all errors of this package. `code` tells them apart for programs: a SQLSTATE of class `ON`
  * where SQL raised it (the files in `sql/` say when), a word in capitals where the client did.
  */
-export class PgonceError extends Error {
+export class PgonceError extends Error implements PgonceErrorOptions {
   readonly code: string
-  /** What exactly was found; undefined if the message says it all. */
   readonly detail: string | undefined
-  /** What to type next; undefined if there is nothing to do. */
   readonly hint: string | undefined
 
   constructor(code: string, message: string, options: PgonceErrorOptions = {}) {
@@ -43,9 +41,8 @@ export class FencedError extends PgonceError {}
 export class SequenceGapError extends PgonceError {}
 
 /**
- * A bound was reached: gaps of a producer (`ONMAX`), prepared transactions (`NO_SLOTS`),
- * connections of the pool (`NO_CONNECTION`) or of the server (`TOO_MANY_CONNECTIONS`), the time for a lock that a
- * statement of ours needed (`LOCK_TIMEOUT`).
+ * A bound was reached: gaps of a producer (`ONMAX`), prepared transactions (`NO_SLOTS`), connections of the pool
+ * (`NO_CONNECTION`) or of the server (`TOO_MANY_CONNECTIONS`), the time for a lock (`LOCK_TIMEOUT`).
  */
 export class LimitError extends PgonceError {}
 
@@ -56,27 +53,21 @@ export class PayloadMismatchError extends PgonceError {}
 export class PositionError extends PgonceError {}
 
 /**
- * A handler did what a handler must not: tried to end its transaction (`ONEND`), left another role in force (`ONROL`),
- * went on after a failed statement (`SWALLOWED`), returned a query without executing it (`NOT_EXECUTED`) or before it
- * was answered (`NOT_AWAITED`), began another transaction (`NESTED`), used what cannot be prepared
- * (`CANNOT_PREPARE`), ran COPY from or to the client (`COPY`), or used its transaction after the end (`ENDED`).
- * Everything was rolled back.
+ * A handler did what a handler must not, and everything was rolled back: it tried to end its transaction (`ONEND`), left
+ * another role in force (`ONROL`), went on after a failed statement (`SWALLOWED`), returned a query without executing it
+ * (`NOT_EXECUTED`) or before it was answered (`NOT_AWAITED`), began another transaction (`NESTED`), used what cannot be
+ * prepared (`CANNOT_PREPARE`), ran COPY from or to the client (`COPY`), or used its transaction after the end (`ENDED`).
  */
 export class HandlerError extends PgonceError {}
 
 /**
- * A database cannot do what it is asked.
- *
- * - We do not get in: there is none of this name (`NO_DATABASE`), it refuses user or password (`LOGIN_REFUSED`), the
- *   role may not (`NO_PRIVILEGE`).
- * - It is not the right one: too old (`SERVER_VERSION`), a standby (`ONSTB`), a copy (`ONCPY`), hidden by row level security (`ONRLS`), not the home (`ONIDN`),
- *   under two names (`SAME_DATABASE`).
- * - It is not set up: no schema once (`NOT_INSTALLED`), one of another version (`SCHEMA_VERSION`) or of somebody else
- *   (`FOREIGN_SCHEMA`), an installation that failed (`MIGRATION_FAILED`), prepared transactions switched off
- *   (`PREPARE_DISABLED`), no dblink (`ONEXT`), no way to another database from inside (`ONPER`).
- * - It is read-only (`READ_ONLY`), its driver cannot be trusted (`DRIVER`), or a pooler has lost what was prepared
- *   (`NO_STATEMENT`).
- * - A decision cannot be read under this isolation level (`ONISO`).
+ * A database cannot do what it is asked. We do not get in (`NO_DATABASE`, `LOGIN_REFUSED`, `NO_PRIVILEGE`). It is not the
+ * right one: too old (`SERVER_VERSION`), a standby (`ONSTB`), a copy (`ONCPY`), hidden by row level security (`ONRLS`),
+ * not the home (`ONIDN`), under two names (`SAME_DATABASE`). It is not set up: no schema once (`NOT_INSTALLED`), another
+ * version (`SCHEMA_VERSION`) or somebody else's (`FOREIGN_SCHEMA`), `MIGRATION_FAILED`, no prepared transactions
+ * (`PREPARE_DISABLED`), no dblink (`ONEXT`), no way to another database from inside (`ONPER`). Or it is `READ_ONLY`, its
+ * `DRIVER` cannot be trusted, a pooler has lost what was prepared (`NO_STATEMENT`), or the isolation level keeps it from
+ * reading a decision (`ONISO`).
  */
 export class DatabaseError extends PgonceError {}
 
@@ -89,8 +80,7 @@ export class AbortedError extends PgonceError {}
 
 /**
  * The decision was asked for and its answer was lost (`OUTCOME_UNKNOWN`). What was decided stands and recovery
- * completes it; only this process does not know it. Never retry blindly: ask `once.outcome(error.id)`, or deliver
- * the message again, since its claim knows.
+ * completes it. Never retry blindly: ask `once.outcome(error.id)`, or deliver the message again: its claim knows.
  */
 export class OutcomeUnknownError extends PgonceError {
   /** For `once.outcome(id)`; null if the transaction left no row (one database, without `record`). */
@@ -163,41 +153,34 @@ export function fromSql(error: unknown): unknown {
   return new Class(code, message, { detail, hint, cause: error })
 }
 
-/**
- * As {@link fromSql}, for statements of ours in a transaction; also names the database, and who may have the lock
- * that was waited for in vain. Statements of handlers keep Postgres's own error.
- */
+/** As {@link fromSql}, for statements of ours in a transaction: names the database. Handlers get Postgres's own error. */
 export function fromOwn(database: string, error: unknown): unknown {
-  const { message } = error as Error
+  const cause = error
+  const { message, detail, hint } = error as PgonceErrorOptions & Error
+  const said = `Postgres says: ${message}`
   switch (codeOf(error)) {
-    case '55P03':
-      return new LimitError('LOCK_TIMEOUT', `Timed out waiting for a lock in database ${database}`, {
-        detail: `Postgres says: ${message}`,
-        hint:
-          'If a branch in doubt has it (npx pgonce in-doubt), recovery frees it: once.recovery.start(), or ' +
-          'npx pgonce recover. If another transaction has it, make that one shorter, or lockTimeout longer',
-        cause: error,
-      })
-    case '25006':
-      return new DatabaseError('READ_ONLY', `Database ${database} is read-only`, {
-        detail: `Postgres says: ${message}`,
-        hint: 'Is it a standby, or did somebody set default_transaction_read_only, because a disk was full? pgonce doctor tells',
-        cause: error,
-      })
-    case '26000':
-      return new DatabaseError(
-        'NO_STATEMENT',
-        `A prepared statement is gone in database ${database}: ${message}`,
-        {
-          hint: 'Is a pooler in transaction mode in between? Switch prepared statements off in the driver of your instance',
-          cause: error,
-        },
-      )
-    case 'ONEND': {
-      if (error instanceof PgonceError) return error
-      const { detail, hint } = error as { detail?: string; hint?: string }
-      return new HandlerError('ONEND', `${message}, in database ${database}`, { detail, hint, cause: error })
+    case '55P03': {
+      const advice =
+        'If a branch in doubt has it (npx pgonce in-doubt), recovery frees it: once.recovery.start(), or ' +
+        'npx pgonce recover. If another transaction has it, make that one shorter, or lockTimeout longer'
+      const what = `Timed out waiting for a lock in database ${database}`
+      return new LimitError('LOCK_TIMEOUT', what, { detail: said, hint: advice, cause })
     }
+    case '25006': {
+      const advice =
+        'Is it a standby, or did somebody set default_transaction_read_only, because a disk was full? pgonce doctor tells'
+      const what = `Database ${database} is read-only`
+      return new DatabaseError('READ_ONLY', what, { detail: said, hint: advice, cause })
+    }
+    case '26000': {
+      const advice =
+        'Is a pooler in transaction mode in between? Switch prepared statements off in the driver of your instance'
+      const what = `A prepared statement is gone in database ${database}: ${message}`
+      return new DatabaseError('NO_STATEMENT', what, { hint: advice, cause })
+    }
+    case 'ONEND':
+      if (error instanceof PgonceError) return error
+      return new HandlerError('ONEND', `${message}, in database ${database}`, { detail, hint, cause })
     default:
       return fromSql(error)
   }
