@@ -81,44 +81,38 @@ export type Jsonified<T> = unknown extends T
 /** What became of a message. */
 export type Processed<T> =
   /** It was new; the handler ran and its effects are committed. */
-  | {
-      readonly status: 'processed'
-      readonly result: T
-      readonly id: string | null
-      readonly finished: boolean
-    }
+  | ({ readonly status: 'processed' } & TransactionResult<T>)
   /** It had taken effect before; with the first one's result, as it comes back from JSON, if that was kept. */
   | { readonly status: 'duplicate'; readonly result: Jsonified<T> | undefined }
   /** It is older than its scope's horizon: whether it took effect is not known any more. */
   | { readonly status: 'expired' }
 
-/** What became of a batch of sequenced messages. */
-export interface ProcessedBatch<T> {
+/** What became of a batch of sequenced messages; `result` is undefined if nothing was new and the handler did not run. */
+export interface ProcessedBatch<T> extends TransactionResult<T | undefined> {
   /** The new ones, in the order given. */
   readonly claimed: readonly bigint[]
   /** How many had taken effect before, or were repeated in the batch. */
   readonly duplicates: number
-  /** What the handler returned; undefined if nothing was new and it did not run. */
-  readonly result: T | undefined
-  readonly id: string | null
-  readonly finished: boolean
 }
 
-/** What became of a batch of keyed messages. */
-export interface ProcessedKeys<T> {
-  /** The keys that were new, in the order given. */
+/** As {@link ProcessedBatch}, of keyed messages. */
+export interface ProcessedKeys<T> extends TransactionResult<T | undefined> {
   readonly claimed: readonly string[]
   /** The others, each with its status and the result that was kept for it. */
   readonly rest: readonly KeyClaim[]
-  readonly result: T | undefined
-  readonly id: string | null
-  readonly finished: boolean
 }
 
 export interface ProcessOptions extends Omit<TransactionOptions, 'home'> {
   /** A position to move in the same commit, in the database of the claim; also if the message is a duplicate. */
   readonly position?: PositionMove
 }
+
+/** Runs with the claim's transaction, with what is new of a batch, and with the handles of all databases. */
+type BatchHandler<Databases, Name extends keyof Databases, Fresh, T> = (
+  trx: Transaction<Databases[Name]>,
+  fresh: readonly Fresh[],
+  transactions: Transactions<Databases>,
+) => Promise<T>
 
 export interface Pgonce<Databases> extends AsyncDisposable {
   /**
@@ -170,28 +164,20 @@ export interface Pgonce<Databases> extends AsyncDisposable {
   processBatch<Name extends keyof Databases & string, T>(
     database: Name,
     batch: SequencedBatch,
-    handler: (
-      trx: Transaction<Databases[Name]>,
-      fresh: readonly bigint[],
-      transactions: Transactions<Databases>,
-    ) => Promise<T>,
+    handler: BatchHandler<Databases, Name, bigint, T>,
     options?: ProcessOptions,
   ): Promise<ProcessedBatch<T>>
   processBatch<Name extends keyof Databases & string, T>(
     database: Name,
     batch: KeyedBatch,
-    handler: (
-      trx: Transaction<Databases[Name]>,
-      fresh: readonly string[],
-      transactions: Transactions<Databases>,
-    ) => Promise<T>,
+    handler: BatchHandler<Databases, Name, string, T>,
     options?: ProcessOptions,
   ): Promise<ProcessedKeys<T>>
 
   /**
    * Runs the handler and commits what it did in every database, or in none. A database takes part when it is
    * first used; if only one was written to, it is a plain COMMIT. Deadlocks and serialization failures run the
-   * handler anew.
+   * handler again.
    *
    * @throws AbortedError, HandlerError, LimitError, DatabaseError after rolling back everywhere, and what the
    *   handler throws; OutcomeUnknownError if the answer to the decision was lost
@@ -210,14 +196,25 @@ export interface Pgonce<Databases> extends AsyncDisposable {
    */
   outcome(id: string): Promise<Outcome>
 
-  /** Takes a partition for a consumer; see {@link takePartition}. */
+  /**
+   * Takes a partition for a consumer: bumps its epoch, which fences the previous owner. If the connection is lost it may
+   * have been taken, without anybody knowing the epoch: take it again. `lockTimeout` and `timeout` are the client's.
+   *
+   * @throws PgonceError `ONARG`, `CONNECTION_LOST`, `LOCK_TIMEOUT`, `TIMEOUT`
+   * @see sql/position/take_partition.sql
+   */
   takePartition(
     database: keyof Databases & string,
     partition: Partition,
     owner?: string,
   ): Promise<TakenPartition>
 
-  /** Reads a position without taking the partition; undefined if it was never taken. */
+  /**
+   * Reads a position without taking the partition; undefined if it was never taken.
+   *
+   * @throws PgonceError `ONARG`, `CONNECTION_LOST`, `TIMEOUT`
+   * @see sql/position/read_position.sql
+   */
   readPosition(database: keyof Databases & string, partition: Partition): Promise<PositionState | undefined>
 
   /** Builds queries for a database, with the plugins of its instance; it runs none. */
