@@ -9,53 +9,25 @@
  * to a database, so a user's own chain and ours could not live side by side.
  */
 import { type Kysely, sql } from 'kysely'
-import { checkBoolean, checkFunction, checkMilliseconds, checkObject } from '../check.ts'
 import { inTime, unreachable } from '../connection/database.ts'
 import { identifier, literal } from '../connection/quote.ts'
 import { type DatabaseTarget, open } from '../connection/target.ts'
 import { checkUrl, databaseIn, describeTarget } from '../connection/url.ts'
-import { codeOf, DatabaseError, InvalidInputError, LimitError, PgonceError } from '../errors.ts'
+import {
+  codeOf,
+  DatabaseError,
+  InvalidInputError,
+  LimitError,
+  PgonceError,
+  type PgonceErrorOptions,
+} from '../errors.ts'
+import { complete, type MigrateOptions, migrateOptions } from '../options.ts'
 import { installationOf, type MigrationFile, packageVersion, readMigrations, versionOf } from './migration.ts'
-
-/** `installed` now, `present` before, or `pending` (only with `dryRun`). */
-export type MigrationStatus = 'installed' | 'present' | 'pending'
 
 export interface MigrationStep {
   readonly name: string
-  readonly status: MigrationStatus
-}
-
-export interface MigrateOptions {
-  /**
-   * Look, but change nothing: what would run has the status `pending`.
-   * @defaultValue false
-   */
-  readonly dryRun?: boolean
-
-  /**
-   * How long, in milliseconds, the database may take to answer at first. Only for a URL: an instance has
-   * settings of its own.
-   * @defaultValue 10000
-   */
-  readonly connectTimeout?: number
-
-  /**
-   * How long, in milliseconds, a migration waits for a lock that a running transaction holds, before it
-   * gives up and leaves the database as it was. Whoever needs the table queues up behind it meanwhile.
-   * 0 waits for ever. Waiting for another installer is not limited.
-   * @defaultValue 10000
-   */
-  readonly lockTimeout?: number
-
-  /** Called after each migration that was installed. */
-  readonly onProgress?: (step: MigrationStep) => void
-
-  /**
-   * The migrations, in order.
-   * @defaultValue the ones that this package ships
-   * @internal
-   */
-  readonly migrations?: readonly MigrationFile[]
+  /** `installed` now, `present` before, or `pending` (only with `dryRun`). */
+  readonly status: 'installed' | 'present' | 'pending'
 }
 
 export interface MigrateResult {
@@ -70,10 +42,7 @@ export interface MigrateResult {
 /** The oldest server on which every function works. */
 const oldestServer = 150_000
 
-/**
- * The advisory lock that one installer holds while others wait: a random number, which every version of the
- * package must agree on. Advisory locks are per database, so installs into different ones do not meet.
- */
+/** One installer of a database holds it while others wait: a random number, the same in every version of the package. */
 const installerLock = '2087155398171459377'
 
 /**
@@ -86,28 +55,20 @@ const installerLock = '2087155398171459377'
  * @example
  * await migrate('postgres://app@localhost/orders')
  *
- * @throws InvalidInputError `ONARG`: what was given is no database, a URL that names none, or a timeout no number
- *   of milliseconds
- * @throws LimitError `LOCK_TIMEOUT` a lock was not to be had in time. As below, the migration at hand left no trace
- * @throws AbortedError `CONNECTION_LOST` nobody answered
- * @throws DatabaseError
- *   `NO_DATABASE`, `LOGIN_REFUSED` we do not get in; `SERVER_VERSION` older than Postgres 15; `ONSTB` a standby;
- *   `SCHEMA_VERSION` the schema is newer than this package; `FOREIGN_SCHEMA` a schema once of somebody else;
- *   `NO_PRIVILEGE` not allowed to; `MIGRATION_FAILED` anything else, `cause` has it
+ * @throws InvalidInputError `ONARG`; LimitError `LOCK_TIMEOUT` a lock was not to be had in time; AbortedError
+ *   `CONNECTION_LOST` nobody answered; DatabaseError `NO_DATABASE`, `LOGIN_REFUSED` we do not get in, `SERVER_VERSION`
+ *   older than Postgres 15, `ONSTB` a standby, `SCHEMA_VERSION` newer than this package, `FOREIGN_SCHEMA` somebody
+ *   else's, `NO_PRIVILEGE` not allowed to, `MIGRATION_FAILED` anything else. The migration at hand left no trace
  */
 export async function migrate<DB = unknown>(
   target: DatabaseTarget<DB>,
   options: MigrateOptions = {},
 ): Promise<MigrateResult> {
-  checkObject('options', options)
-  const dryRun = checkBoolean('dryRun', options.dryRun, false)
-  const onProgress = options.onProgress && checkFunction('onProgress', options.onProgress)
-  const connectTimeout = checkMilliseconds('connectTimeout', options.connectTimeout ?? 10_000, 1)
-  const lockTimeout = checkMilliseconds('lockTimeout', options.lockTimeout ?? 10_000)
+  const { dryRun, onProgress, connectTimeout, lockTimeout, ...given } = complete(migrateOptions, options)
   const isUrl = typeof target === 'string' || target instanceof URL
   if (isUrl) refuseUnnamed(String(target))
   else refuseTransaction(target)
-  const migrations = options.migrations ?? (await readMigrations())
+  const migrations = given.migrations ?? (await readMigrations())
   const opened = open<unknown>(target, { applicationName: 'pgonce migrate', connectTimeout })
   // A plugin that renames columns would rename Postgres's own.
   const db = opened.db.withoutPlugins()
@@ -115,25 +76,25 @@ export async function migrate<DB = unknown>(
   try {
     // Where something else than Postgres takes the connection, it may never answer.
     const found = await (isUrl ? inTime(connectTimeout, look(db, place)) : look(db, place))
-    checkServer(found)
-    await refuseNewer(found.database, found.installed, migrations)
-    const present = new Set(found.installed)
-    const isPending = migrations.some(({ name }) => !present.has(name))
-    if (isPending) checkPrivileges(found)
-    const installed = new Set<string>()
+    const { database } = found
+    const present = found.booked ? await installedNames(db) : []
+    await refuseNewer(database, present, migrations)
+    const isPending = migrations.some(({ name }) => !present.includes(name))
+    if (isPending) refuseUnprivileged(found)
+    const installed: string[] = []
     while (isPending && !dryRun) {
-      const name = await installNext(db, place, { database: found.database, migrations, lockTimeout })
+      const name = await installNext(db, place, { database, migrations, lockTimeout })
       if (name === undefined) break
-      installed.add(name)
+      installed.push(name)
       onProgress?.({ name, status: 'installed' })
     }
-    const statusOf = (name: string): MigrationStatus => {
-      if (installed.has(name)) return 'installed'
-      return dryRun && !present.has(name) ? 'pending' : 'present'
+    const statusOf = (name: string) => {
+      if (installed.includes(name)) return 'installed'
+      return dryRun && !present.includes(name) ? 'pending' : 'present'
     }
     return {
-      database: found.database,
-      schemaVersion: versionOf(dryRun ? found.installed.at(-1) : migrations.at(-1)?.name),
+      database,
+      schemaVersion: versionOf(dryRun ? present.at(-1) : migrations.at(-1)?.name),
       migrations: migrations.map(({ name }) => ({ name, status: statusOf(name) })),
     }
   } catch (error) {
@@ -185,13 +146,11 @@ interface Found {
   /** Whether it has once.migration, and we may read it. */
   readonly booked: boolean
   readonly readable: boolean
-  /** The names in once.migration, in order. */
-  readonly installed: readonly string[]
 }
 
 async function look(db: Kysely<unknown>, place: Place): Promise<Found> {
   // Works on any Postgres, in any search_path, and takes no lock that anybody could wait for.
-  const { rows } = await sql<Omit<Found, 'installed'>>`
+  const { rows } = await sql<Found>`
     select pg_catalog.current_setting('server_version_num')::pg_catalog.int4 as server,
            pg_catalog.current_setting('server_version') as release,
            pg_catalog.pg_is_in_recovery() as standby,
@@ -210,42 +169,34 @@ async function look(db: Kysely<unknown>, place: Place): Promise<Found> {
       left join pg_catalog.pg_class m on m.relnamespace = n.oid and m.relname = 'migration' and m.relkind = 'r'`.execute(
     db,
   )
-  const found = rows[0] as Omit<Found, 'installed'>
+  const found = rows[0] as Found
   place.connected = true
-  if (found.booked && !found.readable) throw unreadable(found)
-  return { ...found, installed: found.booked ? await installedNames(db) : [] }
+  const { server, release, standby, booked, readable } = found
+  const [database, login, owner] = quoted(found)
+  if (server < oldestServer) {
+    const message = `Database ${database} is on Postgres ${release}; pgonce needs 15 or later`
+    throw new DatabaseError('SERVER_VERSION', message)
+  }
+  if (standby) {
+    const message = `Database ${database} is on a standby, which cannot be written to`
+    throw new DatabaseError('ONSTB', message, { hint: 'Give the URL of its primary' })
+  }
+  if (booked && !readable) {
+    const grant = `select once.grant_app(${literal(found.login)});`
+    throw denied(
+      `Role ${login} may not see which version schema once has in database ${database}`,
+      `Connect as ${owner}, who owns it, or let that role type: ${grant}`,
+    )
+  }
+  return found
 }
 
-function unreadable({ database, login, owner }: Omit<Found, 'installed'>): DatabaseError {
-  return new DatabaseError(
-    'NO_PRIVILEGE',
-    `Role ${identifier(login)} may not see which version schema once has in database ${identifier(database)}`,
-    {
-      hint:
-        `Connect as ${identifier(owner ?? '')}, who owns it, or let that role type: ` +
-        `select once.grant_app(${literal(login)});`,
-    },
-  )
-}
+const quoted = ({ database, login, owner }: Found) => [database, login, owner ?? ''].map(identifier)
+const denied = (message: string, hint: string) => new DatabaseError('NO_PRIVILEGE', message, { hint })
 
 async function installedNames(db: Kysely<unknown>): Promise<string[]> {
   const names = sql<{ name: string }>`select name from once.migration order by name collate "C"`
   return (await names.execute(db)).rows.map(({ name }) => name)
-}
-
-function checkServer(found: Found): void {
-  const place = `Database ${identifier(found.database)}`
-  if (found.server < oldestServer) {
-    throw new DatabaseError(
-      'SERVER_VERSION',
-      `${place} is on Postgres ${found.release}; pgonce needs 15 or later`,
-    )
-  }
-  if (found.standby) {
-    throw new DatabaseError('ONSTB', `${place} is on a standby, which cannot be written to`, {
-      hint: 'Give the URL of its primary',
-    })
-  }
 }
 
 async function refuseNewer(
@@ -265,18 +216,17 @@ async function refuseNewer(
   )
 }
 
-function checkPrivileges(found: Found): void {
-  const [database, login, owner] = [found.database, found.login, found.owner ?? ''].map(identifier)
-  const refuse = (message: string, hint: string) => new DatabaseError('NO_PRIVILEGE', message, { hint })
+function refuseUnprivileged(found: Found): void {
+  const [database, login, owner] = quoted(found)
   if (!found.exists && !found.creator) {
-    throw refuse(
+    throw denied(
       `Role ${login} may not create a schema in database ${database}`,
       `Let the owner of the database type: grant create on database ${database} to ${login}; ` +
         `or: create schema once authorization ${login};`,
     )
   }
   if (found.exists && !found.ours) {
-    throw refuse(
+    throw denied(
       `Schema once in database ${database} belongs to role ${owner}, and ${login} is no member of it`,
       `Connect as ${owner}, or let a superuser type: grant ${owner} to ${login};`,
     )
@@ -293,18 +243,17 @@ function checkPrivileges(found: Found): void {
 // ---------------------------------------------------------------------------------------------------
 // Installing
 
-interface InstallOptions {
-  readonly database: string
-  readonly migrations: readonly MigrationFile[]
-  readonly lockTimeout: number
-}
-
 /** Runs the first migration that the database lacks and gives its name; undefined if it lacks none. */
 function installNext(
   db: Kysely<unknown>,
   place: Place,
-  { database, migrations, lockTimeout }: InstallOptions,
+  options: {
+    readonly database: string
+    readonly migrations: readonly MigrationFile[]
+    readonly lockTimeout: number
+  },
 ): Promise<string | undefined> {
+  const { database, migrations, lockTimeout } = options
   return db.transaction().execute(async (trx) => {
     // Several statements in one text go only without parameters; then both drivers send it as it is.
     const run = (text: string) => sql.raw(text).execute(trx)
@@ -333,29 +282,27 @@ function installNext(
   })
 }
 
-// ---------------------------------------------------------------------------------------------------
-// Words
-
-function explain(error: unknown, place: Place): Error {
-  if (!place.connected) {
+function explain(error: unknown, { label, connected, migration }: Place): Error {
+  if (!connected) {
     // Nothing is known of a transaction yet that could be tried again.
     const isLate = error instanceof PgonceError && error.code === 'TIMEOUT'
-    return unreachable(place.label, isLate ? new Error(error.message) : error)
+    return unreachable(label, isLate ? new Error(error.message) : error)
   }
   if (error instanceof PgonceError) return error
-  const { message, detail, hint } = error as { message: string; detail?: string; hint?: string }
-  const what = `${place.migration === undefined ? 'The installation' : `Migration ${place.migration}`} of ${place.label}`
-  if (codeOf(error) === '55P03') {
-    return new LimitError('LOCK_TIMEOUT', `${what} gave up waiting for a lock; nothing of it was kept`, {
-      cause: error,
-      detail,
-      hint: 'Repeat it when long transactions have ended: select * from pg_stat_activity where xact_start is not null',
-    })
+  const { message, detail, hint } = error as Error & PgonceErrorOptions
+  const told = { cause: error, detail, hint }
+  const what = `${migration === undefined ? 'The installation' : `Migration ${migration}`} of ${label}`
+  const why = `${what} failed: ${message}; nothing of it was kept`
+  switch (codeOf(error)) {
+    case '55P03': {
+      const advice =
+        'Repeat it when long transactions have ended: select * from pg_stat_activity where xact_start is not null'
+      const gaveUp = `${what} gave up waiting for a lock; nothing of it was kept`
+      return new LimitError('LOCK_TIMEOUT', gaveUp, { ...told, hint: advice })
+    }
+    case '42501':
+      return new DatabaseError('NO_PRIVILEGE', why, told)
+    default:
+      return new DatabaseError('MIGRATION_FAILED', why, told)
   }
-  const isDenied = codeOf(error) === '42501'
-  return new DatabaseError(
-    isDenied ? 'NO_PRIVILEGE' : 'MIGRATION_FAILED',
-    `${what} failed: ${message}; nothing of it was kept`,
-    { cause: error, detail, hint },
-  )
 }

@@ -1,8 +1,8 @@
 /** The migrations that this package ships, and the SQL text that installs them. */
 import { readdir, readFile } from 'node:fs/promises'
-import { checkObject, show } from '../check.ts'
+import { expect } from '../check.ts'
 import { literal } from '../connection/quote.ts'
-import { InvalidInputError } from '../errors.ts'
+import { complete, type MigrationSqlOptions, migrationSqlOptions } from '../options.ts'
 
 /** One released file: SQL without `begin` and `commit`. */
 export interface MigrationFile {
@@ -90,21 +90,6 @@ function plain(text: string): string {
   return body.endsWith(';') ? body : `${body}\n;`
 }
 
-export interface MigrationSqlOptions {
-  /**
-   * The schema version that the database has already, as `once.schema_version()` gives it.
-   * @defaultValue 0, not installed
-   */
-  readonly from?: number
-
-  /**
-   * The migrations, in order.
-   * @defaultValue the ones that this package ships
-   * @internal
-   */
-  readonly migrations?: readonly MigrationFile[]
-}
-
 /**
  * The whole installation as one SQL text, for people who review it first or who run it with tools of their
  * own: `psql -1 -v ON_ERROR_STOP=1 -f`, or a migration of their own chain. It contains no `begin` and no
@@ -113,16 +98,12 @@ export interface MigrationSqlOptions {
  * @throws InvalidInputError `ONARG` if there is no such version
  */
 export async function migrationSql(options: MigrationSqlOptions = {}): Promise<string> {
-  const { from = 0 } = checkObject('options', options)
-  const migrations = options.migrations ?? (await readMigrations())
+  const { from, ...given } = complete(migrationSqlOptions, options)
+  const migrations = given.migrations ?? (await readMigrations())
   const latest = versionOf(migrations.at(-1)?.name)
-  if (from !== 0 && !migrations.some(({ name }) => versionOf(name) === from)) {
-    throw new InvalidInputError(
-      'ONARG',
-      `Expected \`from\` to be a schema version from 0 (not installed) to ${latest}, got ${show(from)}`,
-      { hint: 'The database tells: select once.schema_version()' },
-    )
-  }
+  const isVersion = from === 0 || migrations.some(({ name }) => versionOf(name) === from)
+  const hint = 'The database tells: select once.schema_version()'
+  expect(isVersion, 'from', from, `a schema version from 0 (not installed) to ${latest}`, hint)
   const head = `-- pgonce ${await packageVersion()}: schema once from version ${from} to ${latest}.\n`
   const texts = migrations.flatMap((file, index) =>
     versionOf(file.name) > from ? [installationOf(file, migrations.slice(0, index))] : [],

@@ -12,35 +12,11 @@
  * @see sql/recovery/
  */
 import { inspect } from 'node:util'
-import { checkBoolean, checkFunction, checkMilliseconds, checkObject } from '../check.ts'
 import type { Database } from '../connection/database.ts'
 import { environment } from '../environment.ts'
-import { type Courier, courierAmong, requestOf, type Step } from './courier.ts'
-import { type Loss, merged, newTally, type RecoveryReport, type Tally } from './report.ts'
-
-export interface RunOptions {
-  /** Leave branches alone that are younger (milliseconds): their coordinator is probably at them. @defaultValue 0 */
-  readonly settle?: number
-  /** Purge what is proven for longer (milliseconds). @defaultValue 600000, ten minutes */
-  readonly keep?: number
-  /** Prove and purge, too. @defaultValue true */
-  readonly purge?: boolean
-  /** Compare all evidence with the decisions at its homes, as {@link Recovery.audit} does. @defaultValue false */
-  readonly audit?: boolean
-}
-
-export interface StartOptions extends Pick<RunOptions, 'keep'> {
-  /**
-   * Milliseconds between two looks at a database; a quarter of it while branches are young or pending there.
-   * @defaultValue 1000
-   */
-  readonly interval?: number
-  /**
-   * Called after each look at a database that found anything, and after the first that found nothing any more. Counts
-   * and losses are of this look; what is unfinished and who is unreachable, of the last look at every database.
-   */
-  readonly onReport?: (report: RecoveryReport) => unknown
-}
+import { complete, type RunOptions, runOptions, type StartOptions, startOptions } from '../options.ts'
+import { type Courier, couriersAmong, requestOf, type Step } from './courier.ts'
+import { type Loss, merged, newTally, type RecoveryReport } from './report.ts'
 
 /** A recovery that runs until it is stopped. */
 export interface RunningRecovery extends AsyncDisposable {
@@ -62,34 +38,27 @@ export interface Recovery {
   audit(): Promise<readonly Loss[]>
 }
 
-const defaults = { settle: 0, keep: 600_000, interval: 1_000 } as const
+const purging = ['prove', 'confirm', 'purge'] as const
+const auditing = ['audit', 'judge'] as const
 
-/** While running: branches younger than this are left to their coordinators, and purging can wait. */
+/** Milliseconds while running: younger branches are left to their coordinators, and purging can wait. */
 const runningSettle = 150
 const purgeEvery = 2_000
 const auditEvery = 60_000
 /** So long a look waits for those who have been asked. */
 const grace = 1_000
 
-/** Looks once: finishes what is in doubt, then proves and purges. What does not answer is reported and passed over. */
 export async function runRecovery(
   databases: readonly Database[],
   options: RunOptions = {},
 ): Promise<RecoveryReport> {
-  checkObject('options', options)
-  const settle = checkMilliseconds('settle', options.settle ?? defaults.settle)
-  const keep = checkMilliseconds('keep', options.keep ?? defaults.keep)
-  const purges = checkBoolean('purge', options.purge, true)
-  const audits = checkBoolean('audit', options.audit, false)
-  const steps: Step[] = ['finish']
-  if (purges) steps.push('prove', 'confirm', 'purge')
-  if (audits) steps.push('audit', 'judge')
-  return await runSteps(databases, steps, { settle, keep })
+  const { purge, audit, ...times } = complete(runOptions, options)
+  const steps = ['finish', ...(purge ? purging : []), ...(audit ? auditing : [])] as const
+  return await runSteps(databases, steps, times)
 }
 
-/** Compares all evidence with the decisions at its homes, and decisions with what was forced by hand. */
 export async function audit(databases: readonly Database[]): Promise<RecoveryReport> {
-  return await runSteps(databases, ['audit', 'judge'], defaults)
+  return await runSteps(databases, auditing, { settle: 0, keep: 0 })
 }
 
 /** One step after the other, each in all databases at once: what one has done, the next finds. */
@@ -98,44 +67,32 @@ async function runSteps(
   steps: readonly Step[],
   times: { readonly settle: number; readonly keep: number },
 ): Promise<RecoveryReport> {
-  let report = newTally()
-  const courier = courierAmong(databases)
+  const couriers = couriersAmong(databases)
   for (const step of steps) {
-    await Promise.all(
-      databases.map(async (database) => {
-        const requests = [requestOf([step], times)]
-        for (let request = requests.shift(); request !== undefined; request = requests.shift()) {
-          if (courier.isSilent(database)) return
-          const look = await courier.look(database, request)
-          report = merged(report, look.report)
-          requests.push(...look.next)
-        }
-      }),
-    )
+    const runStep = async (courier: Courier) => {
+      const requests = [requestOf([step], times)]
+      for (const request of requests) {
+        if (courier.isSilent()) return
+        requests.push(...(await courier.look(request)).next)
+      }
+    }
+    await Promise.all(couriers.map(runStep))
   }
-  return report
+  return couriers.map((courier) => courier.takeReport()).reduce(merged, newTally())
 }
 
 // ---------------------------------------------------------------------------------------------------
 // Running
 
 export function startRecovery(databases: readonly Database[], options: StartOptions = {}): RunningRecovery {
-  checkObject('options', options)
-  if (options.onReport !== undefined) checkFunction('onReport', options.onReport)
-  const { onReport = () => {} } = options
-  const interval = checkMilliseconds('interval', options.interval ?? defaults.interval)
-  const keep = checkMilliseconds('keep', options.keep ?? defaults.keep)
-  const courier = courierAmong(databases)
+  const { onReport = () => {}, ...times } = complete(startOptions, options)
   const say = reporter(onReport)
   // Each database for itself: one that is silent holds up no other.
-  const loops = databases.map((database) => startLoop(courier, database, { interval, keep }, say))
-  const stop = async () => {
-    await Promise.all(loops.map((loop) => loop.stop()))
-    await courier.settled()
-  }
+  const loops = couriersAmong(databases).map((courier) => startLoop(courier, times, say))
+  const stop = async () => void (await Promise.all(loops.map((loop) => loop.stop())))
   return {
-    poke: () => {
-      for (const { poke } of loops) poke()
+    poke() {
+      for (const loop of loops) loop.poke()
     },
     stop,
     [Symbol.asyncDispose]: stop,
@@ -144,40 +101,33 @@ export function startRecovery(databases: readonly Database[], options: StartOpti
 
 function startLoop(
   courier: Courier,
-  database: Database,
   { interval, keep }: { readonly interval: number; readonly keep: number },
-  say: (database: Database, report: Tally) => void,
+  say: (courier: Courier, report: RecoveryReport) => void,
 ): { poke(): void; stop(): Promise<void> } {
-  const times = { settle: runningSettle, keep }
   let stopped = false
   let wake = new AbortController()
-  let purged = Number.NEGATIVE_INFINITY
-  let audited = environment.now()
+  const duties = [
+    { steps: purging, every: purgeEvery, last: Number.NEGATIVE_INFINITY },
+    { steps: auditing, every: auditEvery, last: environment.now() },
+  ]
   /** Requests for what is left of long lists, a page a look, so that branches in doubt need not wait for all. */
   const rest: string[] = []
 
   const lookOnce = async (): Promise<{ soon: boolean }> => {
     const now = environment.now()
     const steps: Step[] = ['finish']
-    if (rest.length === 0 && now - purged >= purgeEvery) {
-      purged = now
-      steps.push('prove', 'confirm', 'purge')
-    }
-    if (rest.length === 0 && now - audited >= auditEvery) {
-      audited = now
-      steps.push('audit', 'judge')
+    for (const duty of duties) {
+      if (rest.length > 0 || now - duty.last < duty.every) continue
+      duty.last = now
+      steps.push(...duty.steps)
     }
     const more = rest.shift()
-    const first = await courier.look(database, requestOf(steps, times), grace)
-    rest.push(...first.next)
-    let { report } = first
-    if (more !== undefined) {
-      const second = await courier.look(database, more, grace)
-      rest.push(...second.next)
-      report = merged(report, second.report)
-    }
-    say(database, report)
-    return { soon: first.again || report.pending > 0 }
+    const { next, again } = await courier.look(requestOf(steps, { settle: runningSettle, keep }), grace)
+    rest.push(...next)
+    if (more !== undefined) rest.push(...(await courier.look(more, grace)).next)
+    const report = courier.takeReport()
+    say(courier, report)
+    return { soon: again || report.pending > 0 }
   }
   const loop = (async () => {
     while (!stopped) {
@@ -194,6 +144,7 @@ function startLoop(
       stopped = true
       wake.abort()
       await loop
+      await courier.settled()
     },
   }
 }
@@ -201,16 +152,17 @@ function startLoop(
 /** Tells a listener what is new, and once that there is nothing any more. */
 function reporter(
   onReport: (report: RecoveryReport) => unknown,
-): (database: Database, report: Tally) => void {
-  const last = new Map<Database, Tally>()
+): (courier: Courier, report: RecoveryReport) => void {
+  const last = new Map<Courier, RecoveryReport>()
   let hadNews = false
-  return (database, report) => {
-    last.set(database, report)
+  return (courier, report) => {
+    last.set(courier, report)
     const { unfinished, unreachable } = [...last.values()].reduce(merged)
-    const told = { ...report, unfinished, unreachable }
-    const news = isNews(told)
+    const { committed, rolledBack, losses } = report
+    const news = committed + rolledBack + losses.length + unfinished.length + unreachable.length > 0
     // What the listener does wrong must neither leave branches in doubt nor end the process.
-    if (news || hadNews) new Promise((resolve) => resolve(onReport(told))).catch(warn)
+    if (news || hadNews)
+      new Promise((resolve) => resolve(onReport({ ...report, unfinished, unreachable }))).catch(warn)
     hadNews = news
   }
 }
@@ -224,8 +176,4 @@ function warn(error: unknown): void {
     what = 'an error that cannot be shown'
   }
   process.emitWarning(`The onReport of a recovery failed: ${what}`)
-}
-
-function isNews({ committed, rolledBack, unfinished, unreachable, losses }: RecoveryReport): boolean {
-  return committed + rolledBack + unfinished.length + unreachable.length + losses.length > 0
 }
