@@ -580,13 +580,8 @@ const seeded: readonly (Pick<Mutant, 'name' | 'what'> & Partial<SimulationMutant
     edits: [
       {
         file: 'src/recovery/courier.ts',
-        find: '      if (answer !== undefined) return answer\n',
-        replace: '      if (answer !== undefined) return (kept ??= answer)\n',
-      },
-      {
-        file: 'src/recovery/courier.ts',
-        find: '  const find = (id: string | undefined) =>',
-        replace: '  let kept: string | undefined\n  const find = (id: string | undefined) =>',
+        find: '    if (answer !== undefined) return answer\n',
+        replace: '    if (answer !== undefined) return ((asker as { kept?: string }).kept ??= answer)\n',
       },
     ],
   },

@@ -14,29 +14,10 @@ import { environment } from '../environment.ts'
 import { codeOf, isServerError } from '../errors.ts'
 import * as say from '../statements.ts'
 import { type Row, read, type Told, told, unexpected } from './messages.ts'
-import { newTally, sayWhy, type Tally } from './report.ts'
+import { newTally, type RecoveryReport, sayWhy, type Tally } from './report.ts'
 
 /** What to ask for, in the order in which it is done. */
 export type Step = 'finish' | 'prove' | 'confirm' | 'purge' | 'audit' | 'judge'
-
-export interface Courier {
-  readonly database: Database
-  /**
-   * Asks the database, and settles what it asks. What cannot be done is reported, and fails nothing. What is not settled
-   * after `grace` milliseconds goes on, and is not begun again before it has ended. Returns what more to request, and
-   * whether there will be more soon.
-   */
-  look(
-    request: string,
-    grace?: number,
-  ): Promise<{ readonly next: readonly string[]; readonly again: boolean }>
-  /** What came of all looks since this was called last. */
-  takeReport(): Tally
-  /** Whether the database did not answer when it was asked last. */
-  isSilent(): boolean
-  /** Waits for what still goes on. */
-  settled(): Promise<void>
-}
 
 /** Milliseconds after which a database that does not answer is passed over. */
 const patience = 10_000
@@ -50,108 +31,72 @@ export function requestOf(
   return JSON.stringify({ steps, settle: `${settle} ms`, keep: `${keep} ms`, recoverer: 'pgonce' })
 }
 
-/** A database, and what its courier knows of it. */
-interface Place {
+/** A database in a recovery, and what its courier knows of it. */
+export interface Place {
   readonly database: Database
-  /** As it said last. */
+  /** Its own and the others of the recovery. */
+  readonly places: readonly Place[]
+  /** The id of the database, as it said last. */
   id: string | undefined
+  /** Whether it did not answer when it was asked last, which {@link asked} waits for. */
   isSilent: boolean
-  /** The last time that it was asked. */
   asked: Promise<unknown>
+  /** What is under way, by batch and request. */
   readonly settling: Map<string, Promise<void>>
   /** What nobody was told yet. */
   report: Tally
 }
 
-export function couriersAmong(databases: readonly Database[]): readonly Courier[] {
-  const places = databases.map(
-    (database): Place => ({
-      database,
-      id: undefined,
-      isSilent: false,
-      asked: Promise.resolve(),
-      settling: new Map(),
-      report: newTally(),
-    }),
-  )
-  const find = (id: string | undefined) => places.find((place) => place.id === id)
-
-  /** The database that a question is for: one that is being asked may turn out to be it. */
-  async function placeOf(id: string): Promise<Place | undefined> {
-    if (find(id) === undefined)
-      await Promise.all(places.filter(({ isSilent }) => !isSilent).map(({ asked }) => asked))
-    return find(id)
+export function placesOf(databases: readonly Database[]): readonly Place[] {
+  const places: Place[] = []
+  for (const database of databases) {
+    const settling = new Map<string, Promise<void>>()
+    const asked = Promise.resolve()
+    places.push({ database, places, id: undefined, isSilent: false, asked, settling, report: newTally() })
   }
-
-  async function answerTo(asker: Place, { to, question, gids = [] }: Row<'question'>) {
-    const home = await placeOf(to)
-    if (home !== undefined && !home.isSilent) {
-      const text = JSON.stringify(question)
-      const answer = await attempt(asker, home, () => carry(home.database, say.answer(text)))
-      if (answer !== undefined) return answer
-    }
-    const reason =
-      home !== undefined
-        ? `its home ${home.database.name} does not answer`
-        : places.some(({ isSilent }) => isSilent)
-          ? `its home ${to} is none of the databases that could be reached`
-          : `its home ${to} is none of the databases given: add the one where once.database has this id`
-    for (const gid of gids) unfinished(asker, gid, reason)
-    return undefined
-  }
-
-  async function settle(place: Place, batch: readonly Row<'question'>[]): Promise<void> {
-    const answers = await Promise.all(batch.map((question) => answerTo(place, question)))
-    const given = answers.filter((answer) => answer !== undefined)
-    if (given.length === 0) return
-    const applied = await attempt(place, place, async () => {
-      const rows = await carry(place.database, say.apply(`[${given.join(',')}]`))
-      return rows.map((row) => read(row, ['run', ...told]))
-    })
-    const statements: Row<'run'>[] = []
-    for (const row of applied ?? []) {
-      if (row.kind === 'run') statements.push(row)
-      else tell(place, row)
-    }
-    await finish(place, statements)
-  }
-
-  return places.map((place) => ({
-    database: place.database,
-    isSilent: () => place.isSilent,
-    takeReport() {
-      const { report } = place
-      place.report = newTally()
-      return report
-    },
-    async settled() {
-      await Promise.all(place.settling.values())
-    },
-    async look(request, grace) {
-      const asked = attempt(place, place, () => ask(place, request))
-      place.asked = asked
-      const rows = (await asked) ?? []
-      // Under two names it is looked after once.
-      if (find(place.id) !== place) return { next: [], again: false }
-      const questions = rows.filter((row) => row.kind === 'question')
-      const settling = [...Map.groupBy(questions, ({ batch }) => batch)].map(([name, batch]) => {
-        const key = `${name} ${request}`
-        const begun =
-          place.settling.get(key) ?? settle(place, batch).finally(() => place.settling.delete(key))
-        place.settling.set(key, begun)
-        return begun
-      })
-      const all = Promise.all(settling)
-      await (grace === undefined ? all : inTime(grace, all).catch(() => {}))
-      const next: string[] = []
-      for (const row of rows) {
-        if (row.kind === 'next') next.push(JSON.stringify(row.next))
-        else if (row.kind !== 'question' && row.kind !== 'again') tell(place, row)
-      }
-      return { next, again: rows.some(({ kind }) => kind === 'again') }
-    },
-  }))
+  return places
 }
+
+/** What came of all looks since this was called last. */
+export function takeReport(place: Place): RecoveryReport {
+  const { report } = place
+  place.report = newTally()
+  return report
+}
+
+/**
+ * Asks a database, and settles what it asks. What cannot be done is reported, and fails nothing. What is not settled
+ * after `grace` milliseconds goes on, and is not begun again before it has ended. Returns what more to request, and
+ * whether there will be more soon.
+ */
+export async function look(
+  place: Place,
+  request: string,
+  grace?: number,
+): Promise<{ readonly next: readonly string[]; readonly again: boolean }> {
+  const asked = attempt(place, place, () => ask(place, request))
+  place.asked = asked
+  const rows = (await asked) ?? []
+  // Under two names it is looked after once.
+  if (find(place, place.id) !== place) return { next: [], again: false }
+  const questions = rows.filter((row) => row.kind === 'question')
+  const settling = [...Map.groupBy(questions, ({ batch }) => batch)].map(([name, batch]) => {
+    const key = `${name} ${request}`
+    const begun = place.settling.get(key) ?? settle(place, batch).finally(() => place.settling.delete(key))
+    place.settling.set(key, begun)
+    return begun
+  })
+  const all = Promise.all(settling)
+  await (grace === undefined ? all : inTime(grace, all).catch(() => {}))
+  const next: string[] = []
+  for (const row of rows) {
+    if (row.kind === 'next') next.push(JSON.stringify(row.next))
+    else if (row.kind !== 'question' && row.kind !== 'again') tell(place, row)
+  }
+  return { next, again: rows.some(({ kind }) => kind === 'again') }
+}
+
+const find = ({ places }: Place, id: string | undefined) => places.find((place) => place.id === id)
 
 /** Runs a step on a database, for one that asks; a step that fails is reported and passed over. */
 async function attempt<T>(asker: Place, place: Place, step: () => Promise<T>): Promise<T | undefined> {
@@ -182,6 +127,43 @@ async function ask(place: Place, request: string) {
   place.id = first.id
   place.isSilent = false
   return rows.filter((row) => row.kind !== 'id')
+}
+
+async function settle(place: Place, batch: readonly Row<'question'>[]): Promise<void> {
+  const answers = await Promise.all(batch.map((question) => answerTo(place, question)))
+  const given = answers.filter((answer) => answer !== undefined)
+  if (given.length === 0) return
+  const applied = await attempt(place, place, async () => {
+    const rows = await carry(place.database, say.apply(`[${given.join(',')}]`))
+    return rows.map((row) => read(row, ['run', ...told]))
+  })
+  const statements: Row<'run'>[] = []
+  for (const row of applied ?? []) {
+    if (row.kind === 'run') statements.push(row)
+    else tell(place, row)
+  }
+  await finish(place, statements)
+}
+
+async function answerTo(asker: Place, { to, question, gids = [] }: Row<'question'>) {
+  const { places } = asker
+  // One that is being asked may turn out to be it.
+  if (find(asker, to) === undefined)
+    await Promise.all(places.filter(({ isSilent }) => !isSilent).map(({ asked }) => asked))
+  const home = find(asker, to)
+  if (home !== undefined && !home.isSilent) {
+    const text = JSON.stringify(question)
+    const answer = await attempt(asker, home, () => carry(home.database, say.answer(text)))
+    if (answer !== undefined) return answer
+  }
+  const reason =
+    home !== undefined
+      ? `its home ${home.database.name} does not answer`
+      : places.some(({ isSilent }) => isSilent)
+        ? `its home ${to} is none of the databases that could be reached`
+        : `its home ${to} is none of the databases given: add the one where once.database has this id`
+  for (const gid of gids) unfinished(asker, gid, reason)
+  return undefined
 }
 
 function tell(place: Place, row: Told): void {
@@ -217,8 +199,9 @@ async function carry<A>(database: Database, message: say.Statement<A>): Promise<
 }
 
 /**
- * Runs what `once.apply` returned, many at once where the driver lets us. Only what was done here is counted: what is
- * gone, somebody else has finished.
+ * Runs what `once.apply` returned, many at once where the driver lets us. Only its owner or a superuser may finish a
+ * branch; a member of the owner's role must take it on first. Only what was done here is counted: what is gone,
+ * somebody else has finished.
  */
 async function finish(place: Place, statements: readonly Row<'run'>[]): Promise<void> {
   const { database } = place
@@ -241,31 +224,23 @@ async function finish(place: Place, statements: readonly Row<'run'>[]): Promise<
   for (const [role, all] of Map.groupBy(statements, (one) => one.role)) {
     for (let from = 0; from < all.length; from += atOnce) {
       const batch = all.slice(from, from + atOnce)
-      const run = (link: Link) => runAs(role, link, batch, runOne)
+      const runAll = async (link: Link) => {
+        try {
+          if (role !== null) await link.takeRole(role)
+          if (link.isOwn) await Promise.all(batch.map((one) => runOne(link, one)))
+          else for (const one of batch) await runOne(link, one)
+        } finally {
+          if (role !== null) await link.leaveRole()
+        }
+      }
       try {
-        await withLink(database.connectApart(patience), run, patience)
+        await withLink(database.connectApart(patience), runAll, patience)
       } catch (error) {
         // Who does not answer would keep us waiting again and again.
         if (!isServerError(error)) return fail(left, error)
         fail(batch, error)
       }
     }
-  }
-}
-
-/** Only its owner or a superuser may finish a branch; a member of the owner's role must take it on first. */
-async function runAs(
-  role: string | null,
-  link: Link,
-  statements: readonly Row<'run'>[],
-  runOne: (link: Link, statement: Row<'run'>) => Promise<void>,
-): Promise<void> {
-  try {
-    if (role !== null) await link.takeRole(role)
-    if (link.isOwn) await Promise.all(statements.map((one) => runOne(link, one)))
-    else for (const one of statements) await runOne(link, one)
-  } finally {
-    if (role !== null) await link.leaveRole()
   }
 }
 

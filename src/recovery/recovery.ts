@@ -1,13 +1,11 @@
 /**
- * Recovery: finishes branches that a coordinator left in doubt, and purges what is proven.
+ * Recovery: finishes branches that a coordinator left in doubt, then proves and purges decisions. On the way, and in
+ * the audit, it finds what no protocol can repair, a decision or a branch that was lost with a server's storage; both
+ * are recorded in `once.loss`.
  *
- * It may run at any time, anywhere, any number of times, beside live coordinators and other recoverers: the
- * home decides (`once.branch_outcome`), a branch is finished by whoever comes first, and no clock decides anything. A
- * branch's age only says whether it is worth a look yet.
- *
- * A run finishes, then proves and purges. On the way, and in the audit, it finds what no protocol can repair, a
- * decision or a branch that was lost with a server's storage; both are recorded in `once.loss`. All of that is decided
- * in SQL; here is when to look, and `courier.ts` carries.
+ * It may run at any time, anywhere, any number of times, beside live coordinators and other recoverers: all is decided
+ * in SQL, and no clock decides anything. A branch's age only says whether it is worth a look yet. Here is when to look;
+ * `courier.ts` carries.
  *
  * @see sql/recovery/
  */
@@ -15,8 +13,8 @@ import { inspect } from 'node:util'
 import type { Database } from '../connection/database.ts'
 import { environment } from '../environment.ts'
 import { complete, type RunOptions, runOptions, type StartOptions, startOptions } from '../options.ts'
-import { type Courier, couriersAmong, requestOf, type Step } from './courier.ts'
-import { type Loss, merged, newTally, type RecoveryReport } from './report.ts'
+import { look, type Place, placesOf, requestOf, type Step, takeReport } from './courier.ts'
+import { type Loss, merged, type RecoveryReport } from './report.ts'
 
 /** A recovery that runs until it is stopped. */
 export interface RunningRecovery extends AsyncDisposable {
@@ -31,10 +29,7 @@ export interface Recovery {
   run(options?: RunOptions): Promise<RecoveryReport>
   /** Looks again and again, through outages, until stopped or the client is closed. */
   start(options?: StartOptions): RunningRecovery
-  /**
-   * Compares all evidence with the decisions at its homes; new losses are recorded and returned. What does not
-   * answer is passed over; a run with `audit` tells which.
-   */
+  /** Compares evidence and decisions; new losses are recorded and returned. What does not answer is passed over. */
   audit(): Promise<readonly Loss[]>
 }
 
@@ -67,18 +62,15 @@ async function runSteps(
   steps: readonly Step[],
   times: { readonly settle: number; readonly keep: number },
 ): Promise<RecoveryReport> {
-  const couriers = couriersAmong(databases)
+  const places = placesOf(databases)
   for (const step of steps) {
-    const runStep = async (courier: Courier) => {
+    const runStep = async (place: Place) => {
       const requests = [requestOf([step], times)]
-      for (const request of requests) {
-        if (courier.isSilent()) return
-        requests.push(...(await courier.look(request)).next)
-      }
+      for (const request of requests) if (!place.isSilent) requests.push(...(await look(place, request)).next)
     }
-    await Promise.all(couriers.map(runStep))
+    await Promise.all(places.map(runStep))
   }
-  return couriers.map((courier) => courier.takeReport()).reduce(merged, newTally())
+  return places.map(takeReport).reduce(merged)
 }
 
 // ---------------------------------------------------------------------------------------------------
@@ -88,7 +80,7 @@ export function startRecovery(databases: readonly Database[], options: StartOpti
   const { onReport = () => {}, ...times } = complete(startOptions, options)
   const say = reporter(onReport)
   // Each database for itself: one that is silent holds up no other.
-  const loops = couriersAmong(databases).map((courier) => startLoop(courier, times, say))
+  const loops = placesOf(databases).map((place) => startLoop(place, times, say))
   const stop = async () => void (await Promise.all(loops.map((loop) => loop.stop())))
   return {
     poke() {
@@ -100,9 +92,9 @@ export function startRecovery(databases: readonly Database[], options: StartOpti
 }
 
 function startLoop(
-  courier: Courier,
+  place: Place,
   { interval, keep }: { readonly interval: number; readonly keep: number },
-  say: (courier: Courier, report: RecoveryReport) => void,
+  say: (place: Place, report: RecoveryReport) => void,
 ): { poke(): void; stop(): Promise<void> } {
   let stopped = false
   let wake = new AbortController()
@@ -113,7 +105,8 @@ function startLoop(
   /** Requests for what is left of long lists, a page a look, so that branches in doubt need not wait for all. */
   const rest: string[] = []
 
-  const lookOnce = async (): Promise<{ soon: boolean }> => {
+  /** Returns the milliseconds until the next look. */
+  const lookOnce = async (): Promise<number> => {
     const now = environment.now()
     const steps: Step[] = ['finish']
     for (const duty of duties) {
@@ -121,30 +114,31 @@ function startLoop(
       duty.last = now
       steps.push(...duty.steps)
     }
-    const more = rest.shift()
-    const { next, again } = await courier.look(requestOf(steps, { settle: runningSettle, keep }), grace)
-    rest.push(...next)
-    if (more !== undefined) rest.push(...(await courier.look(more, grace)).next)
-    const report = courier.takeReport()
-    say(courier, report)
-    return { soon: again || report.pending > 0 }
+    let isSoon = false
+    for (const request of [requestOf(steps, { settle: runningSettle, keep }), ...rest.splice(0, 1)]) {
+      const { next, again } = await look(place, request, grace)
+      rest.push(...next)
+      isSoon ||= again
+    }
+    const report = takeReport(place)
+    say(place, report)
+    if (rest.length > 0) return 0
+    return isSoon || report.pending > 0 ? interval / 4 : interval
   }
   const loop = (async () => {
     while (!stopped) {
-      const { soon } = await lookOnce()
-      if (stopped) break
-      const pause = rest.length > 0 ? 0 : soon ? interval / 4 : interval
-      await environment.sleep(pause, wake.signal).catch(() => {})
+      const pause = await lookOnce()
+      if (!stopped) await environment.sleep(pause, wake.signal).catch(() => {})
       if (wake.signal.aborted) wake = new AbortController()
     }
+    await Promise.all(place.settling.values())
   })()
   return {
     poke: () => wake.abort(),
-    async stop() {
+    stop() {
       stopped = true
       wake.abort()
-      await loop
-      await courier.settled()
+      return loop
     },
   }
 }
@@ -152,11 +146,11 @@ function startLoop(
 /** Tells a listener what is new, and once that there is nothing any more. */
 function reporter(
   onReport: (report: RecoveryReport) => unknown,
-): (courier: Courier, report: RecoveryReport) => void {
-  const last = new Map<Courier, RecoveryReport>()
+): (place: Place, report: RecoveryReport) => void {
+  const last = new Map<Place, RecoveryReport>()
   let hadNews = false
-  return (courier, report) => {
-    last.set(courier, report)
+  return (place, report) => {
+    last.set(place, report)
     const { unfinished, unreachable } = [...last.values()].reduce(merged)
     const { committed, rolledBack, losses } = report
     const news = committed + rolledBack + losses.length + unfinished.length + unreachable.length > 0

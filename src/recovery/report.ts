@@ -1,4 +1,5 @@
 /** What a run of recovery found and did. */
+import type { WritableDeep } from 'type-fest'
 import { codeOf, withHint } from '../errors.ts'
 
 /** A branch that could not be finished yet, and why. */
@@ -39,11 +40,7 @@ export interface RecoveryReport {
 }
 
 /** A report in the making. */
-export type Tally = {
-  -readonly [K in keyof RecoveryReport]: RecoveryReport[K] extends readonly (infer E)[]
-    ? E[]
-    : RecoveryReport[K]
-}
+export type Tally = WritableDeep<RecoveryReport>
 
 export function newTally(): Tally {
   const counts = { committed: 0, rolledBack: 0, pending: 0, proven: 0, purged: 0 }
