@@ -1,26 +1,14 @@
 /**
- * Installs schema `once` into a database that exists already, and brings an older one up to date.
- *
- * Each file of `migrations/` runs in a transaction of its own together with its bookkeeping, as the text that
- * `migration.ts` makes of it: a failure leaves the database at the last complete version. A first install that fails
- * leaves nothing, not even the schema.
- *
- * graphile-migrate, with which the files are written, does not run here: its bookkeeping schema is global
- * to a database, so a user's own chain and ours could not live side by side.
+ * Installs schema `once` into a database that exists already, and brings an older one up to date. graphile-migrate, with
+ * which the files of `migrations/` are written, does not run here: its bookkeeping schema is global to a database, so a
+ * user's own chain and ours could not live side by side.
  */
 import { type Kysely, sql } from 'kysely'
 import { inTime, unreachable } from '../connection/database.ts'
 import { identifier, literal } from '../connection/quote.ts'
 import { type DatabaseTarget, open } from '../connection/target.ts'
 import { checkUrl, databaseIn, describeTarget } from '../connection/url.ts'
-import {
-  codeOf,
-  DatabaseError,
-  InvalidInputError,
-  LimitError,
-  PgonceError,
-  type PgonceErrorOptions,
-} from '../errors.ts'
+import { codeOf, DatabaseError, InvalidInputError, LimitError, PgonceError } from '../errors.ts'
 import { complete, type MigrateOptions, migrateOptions } from '../options.ts'
 import { installationOf, type MigrationFile, packageVersion, readMigrations, versionOf } from './migration.ts'
 
@@ -46,11 +34,10 @@ const oldestServer = 150_000
 const installerLock = '2087155398171459377'
 
 /**
- * Installs or updates schema `once`. Does nothing where it is up to date, and may run in any number of
- * processes at once: one installs, the others wait and find the work done.
- *
- * It needs the privilege to create a schema, or an empty schema `once` of its own; no superuser. Where nothing is to be
- * done, any of our grants is enough.
+ * Installs or updates schema `once`; does nothing where it is up to date. Each migration is a transaction of its own: a
+ * failure leaves the database at the last complete version. Any number of processes may run it at once: one installs, the
+ * others wait and find the work done. It needs the privilege to create a schema, or an empty schema `once` of its own; no
+ * superuser. Where nothing is to be done, any of our grants is enough.
  *
  * @example
  * await migrate('postgres://app@localhost/orders')
@@ -58,7 +45,7 @@ const installerLock = '2087155398171459377'
  * @throws InvalidInputError `ONARG`; LimitError `LOCK_TIMEOUT` a lock was not to be had in time; AbortedError
  *   `CONNECTION_LOST` nobody answered; DatabaseError `NO_DATABASE`, `LOGIN_REFUSED` we do not get in, `SERVER_VERSION`
  *   older than Postgres 15, `ONSTB` a standby, `SCHEMA_VERSION` newer than this package, `FOREIGN_SCHEMA` somebody
- *   else's, `NO_PRIVILEGE` not allowed to, `MIGRATION_FAILED` anything else. The migration at hand left no trace
+ *   else's, `NO_PRIVILEGE` not allowed to, `MIGRATION_FAILED` anything else
  */
 export async function migrate<DB = unknown>(
   target: DatabaseTarget<DB>,
@@ -76,24 +63,21 @@ export async function migrate<DB = unknown>(
   try {
     // Where something else than Postgres takes the connection, it may never answer.
     const found = await (isUrl ? inTime(connectTimeout, look(db, place)) : look(db, place))
-    const { database } = found
     const present = found.booked ? await installedNames(db) : []
-    await refuseNewer(database, present, migrations)
+    await refuseNewer(found.database, present, migrations)
     const isPending = migrations.some(({ name }) => !present.includes(name))
     if (isPending) refuseUnprivileged(found)
-    const installed: string[] = []
+    const done: string[] = []
     while (isPending && !dryRun) {
-      const name = await installNext(db, place, { database, migrations, lockTimeout })
+      const name = await installNext(db, place, migrations, lockTimeout)
       if (name === undefined) break
-      installed.push(name)
+      done.push(name)
       onProgress?.({ name, status: 'installed' })
     }
-    const statusOf = (name: string) => {
-      if (installed.includes(name)) return 'installed'
-      return dryRun && !present.includes(name) ? 'pending' : 'present'
-    }
+    const statusOf = (name: string) =>
+      done.includes(name) ? 'installed' : dryRun && !present.includes(name) ? 'pending' : 'present'
     return {
-      database,
+      database: found.database,
       schemaVersion: versionOf(dryRun ? present.at(-1) : migrations.at(-1)?.name),
       migrations: migrations.map(({ name }) => ({ name, status: statusOf(name) })),
     }
@@ -107,26 +91,22 @@ export async function migrate<DB = unknown>(
 /** Without a name the server's default would be taken, which is hardly ever meant for an installation. */
 function refuseUnnamed(url: string): void {
   if (databaseIn(checkUrl(url)) !== '' || process.env.PGDATABASE) return
-  throw new InvalidInputError('ONARG', `Which database? ${describeTarget(url)} names none`, {
-    hint: 'Add its name to the URL, as in postgres://user@host:5432/orders; or set PGDATABASE',
-  })
+  const hint = 'Add its name to the URL, as in postgres://user@host:5432/orders; or set PGDATABASE'
+  throw new InvalidInputError('ONARG', `Which database? ${describeTarget(url)} names none`, { hint })
 }
 
 function refuseTransaction(target: unknown): void {
   if (typeof target !== 'object' || target === null || !('isTransaction' in target)) return
   if (!target.isTransaction) return
-  throw new InvalidInputError('ONARG', 'Expected a database, got a transaction: each migration has its own', {
-    hint: 'To install as part of your transaction: sql.raw(await migrationSql()).execute(trx)',
-  })
+  const message = 'Expected a database, got a transaction: each migration has its own'
+  const hint = 'To install as part of your transaction: sql.raw(await migrationSql()).execute(trx)'
+  throw new InvalidInputError('ONARG', message, { hint })
 }
-
-// ---------------------------------------------------------------------------------------------------
-// Looking first
 
 /** For messages: what the caller named, and, once we are in, where we are. */
 interface Place {
   readonly label: string
-  connected?: boolean
+  database?: string
   migration?: string
 }
 
@@ -170,7 +150,7 @@ async function look(db: Kysely<unknown>, place: Place): Promise<Found> {
     db,
   )
   const found = rows[0] as Found
-  place.connected = true
+  place.database = found.database
   const { server, release, standby, booked, readable } = found
   const [database, login, owner] = quoted(found)
   if (server < oldestServer) {
@@ -182,11 +162,9 @@ async function look(db: Kysely<unknown>, place: Place): Promise<Found> {
     throw new DatabaseError('ONSTB', message, { hint: 'Give the URL of its primary' })
   }
   if (booked && !readable) {
+    const message = `Role ${login} may not see which version schema once has in database ${database}`
     const grant = `select once.grant_app(${literal(found.login)});`
-    throw denied(
-      `Role ${login} may not see which version schema once has in database ${database}`,
-      `Connect as ${owner}, who owns it, or let that role type: ${grant}`,
-    )
+    throw denied(message, `Connect as ${owner}, who owns it, or let that role type: ${grant}`)
   }
   return found
 }
@@ -208,52 +186,40 @@ async function refuseNewer(
   const unknown = installed.findLast((name) => !known.has(name))
   if (unknown === undefined) return
   const newest = migrations.at(-1)?.name
-  throw new DatabaseError(
-    'SCHEMA_VERSION',
+  const message =
     `Database ${identifier(database)} has schema once at version ${versionOf(installed.at(-1))} (${unknown}), but pgonce ` +
-      `${await packageVersion()} knows only up to version ${versionOf(newest)} (${newest ?? 'none'}). Nothing was changed`,
-    { hint: 'Update the package: npm install pgonce@latest' },
-  )
+    `${await packageVersion()} knows only up to version ${versionOf(newest)} (${newest ?? 'none'}). Nothing was changed`
+  throw new DatabaseError('SCHEMA_VERSION', message, {
+    hint: 'Update the package: npm install pgonce@latest',
+  })
 }
 
 function refuseUnprivileged(found: Found): void {
   const [database, login, owner] = quoted(found)
-  if (!found.exists && !found.creator) {
-    throw denied(
-      `Role ${login} may not create a schema in database ${database}`,
-      `Let the owner of the database type: grant create on database ${database} to ${login}; ` +
-        `or: create schema once authorization ${login};`,
-    )
+  const { exists, creator, ours, used, booked } = found
+  if (!exists && !creator) {
+    const grant = `grant create on database ${database} to ${login}; or: create schema once authorization ${login};`
+    const message = `Role ${login} may not create a schema in database ${database}`
+    throw denied(message, `Let the owner of the database type: ${grant}`)
   }
-  if (found.exists && !found.ours) {
-    throw denied(
-      `Schema once in database ${database} belongs to role ${owner}, and ${login} is no member of it`,
-      `Connect as ${owner}, or let a superuser type: grant ${owner} to ${login};`,
-    )
+  if (exists && !ours) {
+    const message = `Schema once in database ${database} belongs to role ${owner}, and ${login} is no member of it`
+    throw denied(message, `Connect as ${owner}, or let a superuser type: grant ${owner} to ${login};`)
   }
-  if (found.exists && found.used && !found.booked) {
-    throw new DatabaseError(
-      'FOREIGN_SCHEMA',
-      `There is a schema once in database ${database} that pgonce did not make: it has no table once.migration`,
-      { hint: 'Install into another database, or rename that schema: alter schema once rename to …' },
-    )
+  if (exists && used && !booked) {
+    const message = `There is a schema once in database ${database} that pgonce did not make: it has no table once.migration`
+    const hint = 'Install into another database, or rename that schema: alter schema once rename to …'
+    throw new DatabaseError('FOREIGN_SCHEMA', message, { hint })
   }
 }
-
-// ---------------------------------------------------------------------------------------------------
-// Installing
 
 /** Runs the first migration that the database lacks and gives its name; undefined if it lacks none. */
 function installNext(
   db: Kysely<unknown>,
   place: Place,
-  options: {
-    readonly database: string
-    readonly migrations: readonly MigrationFile[]
-    readonly lockTimeout: number
-  },
+  migrations: readonly MigrationFile[],
+  lockTimeout: number,
 ): Promise<string | undefined> {
-  const { database, migrations, lockTimeout } = options
   return db.transaction().execute(async (trx) => {
     // Several statements in one text go only without parameters; then both drivers send it as it is.
     const run = (text: string) => sql.raw(text).execute(trx)
@@ -272,7 +238,7 @@ function installNext(
     const { rows } = await sql<{ booked: boolean }>`
       select pg_catalog.to_regclass('once.migration') is not null as booked`.execute(trx)
     const installed = rows[0]?.booked ? await installedNames(trx) : []
-    await refuseNewer(database, installed, migrations)
+    await refuseNewer(place.database ?? '', installed, migrations)
     const index = migrations.findIndex(({ name }) => !installed.includes(name))
     const next = migrations[index]
     if (next === undefined) return undefined
@@ -282,27 +248,26 @@ function installNext(
   })
 }
 
-function explain(error: unknown, { label, connected, migration }: Place): Error {
-  if (!connected) {
+function explain(cause: unknown, { label, database, migration }: Place): Error {
+  if (database === undefined) {
     // Nothing is known of a transaction yet that could be tried again.
-    const isLate = error instanceof PgonceError && error.code === 'TIMEOUT'
-    return unreachable(label, isLate ? new Error(error.message) : error)
+    const isLate = cause instanceof PgonceError && cause.code === 'TIMEOUT'
+    return unreachable(label, isLate ? new Error(cause.message) : cause)
   }
-  if (error instanceof PgonceError) return error
-  const { message, detail, hint } = error as Error & PgonceErrorOptions
-  const told = { cause: error, detail, hint }
+  if (cause instanceof PgonceError) return cause
+  const { message, detail, hint } = cause as Error & { detail?: string; hint?: string }
   const what = `${migration === undefined ? 'The installation' : `Migration ${migration}`} of ${label}`
-  const why = `${what} failed: ${message}; nothing of it was kept`
-  switch (codeOf(error)) {
+  const failed = `${what} failed: ${message}; nothing of it was kept`
+  switch (codeOf(cause)) {
     case '55P03': {
-      const advice =
-        'Repeat it when long transactions have ended: select * from pg_stat_activity where xact_start is not null'
       const gaveUp = `${what} gave up waiting for a lock; nothing of it was kept`
-      return new LimitError('LOCK_TIMEOUT', gaveUp, { ...told, hint: advice })
+      const running = 'select * from pg_stat_activity where xact_start is not null'
+      const advice = `Repeat it when long transactions have ended: ${running}`
+      return new LimitError('LOCK_TIMEOUT', gaveUp, { cause, detail, hint: advice })
     }
     case '42501':
-      return new DatabaseError('NO_PRIVILEGE', why, told)
+      return new DatabaseError('NO_PRIVILEGE', failed, { cause, detail, hint })
     default:
-      return new DatabaseError('MIGRATION_FAILED', why, told)
+      return new DatabaseError('MIGRATION_FAILED', failed, { cause, detail, hint })
   }
 }

@@ -11,13 +11,10 @@ export interface MigrationFile {
   readonly sql: string
 }
 
-/** A file of the package, from src/ and from dist/ alike. Not made when loaded: a bundle has no such place. */
+/** From src/ and from dist/ alike. Not made when loaded: a bundle has no such place. */
 const inPackage = (path: string) => new URL(`../../${path}`, import.meta.url)
 
-/**
- * The migrations that this package ships, in order.
- * @internal
- */
+/** What this package ships, in order. @internal */
 export async function readMigrations(): Promise<readonly MigrationFile[]> {
   const folder = inPackage('migrations/committed/')
   const files = (await readdir(folder)).filter((file) => file.endsWith('.sql')).sort()
@@ -38,13 +35,7 @@ export function versionOf(name: string | undefined): number {
   return name === undefined ? 0 : Number.parseInt(name, 10)
 }
 
-// ---------------------------------------------------------------------------------------------------
-// The text
-
-/**
- * What installs a migration where exactly those before it are: in one transaction, with its bookkeeping. `migrate()` and
- * {@link migrationSql} have no other.
- */
+/** What installs a migration where exactly those before it are: in one transaction, with its bookkeeping. */
 export function installationOf(file: MigrationFile, before: readonly MigrationFile[]): string {
   return `-- ${file.name}
 ${expectInstalled(before)}
@@ -77,10 +68,7 @@ end
 $pgonce$;`
 }
 
-/**
- * Without graphile-migrate's own comments, which it refuses in a file that somebody includes in his chain,
- * and ready for another statement after it.
- */
+/** Without graphile-migrate's own comments, which it refuses in a file that somebody includes; with a last semicolon. */
 function plain(text: string): string {
   const body = text
     .replace(/^(--! [A-Z][^\n]*\n)+/, '')
