@@ -116,11 +116,9 @@ type BatchHandler<Databases, Name extends keyof Databases, Fresh, T> = (
 
 export interface Pgonce<Databases> extends AsyncDisposable {
   /**
-   * Claims a message and runs the handler if it is new: claim, effects and position commit together.
-   *
-   * The handler gets the transaction of the claim's database, and as second argument the handles of all; what
-   * it writes elsewhere commits with it (two-phase). If it throws, nothing happened and the message is new
-   * again. It may run several times, so keep to effects in these databases.
+   * Claims a message and runs the handler if it is new: claim, effects and position commit together. The handler gets
+   * the transaction of the claim's database, and the handles of all; what it writes elsewhere commits with it
+   * (two-phase). If it throws, nothing happened and the message is new again. It may run several times.
    *
    * @example
    * await once.process('orders', { producer: 'shop-7', sequence: 41n }, async (trx) => {
@@ -138,9 +136,9 @@ export interface Pgonce<Databases> extends AsyncDisposable {
   ): Promise<Processed<T>>
 
   /**
-   * As above, where the effects are known beforehand: queries instead of a handler, of {@link Pgonce.builder} or any
-   * Kysely instance, in this one database. BEGIN, claim, effects and COMMIT travel together, in one round trip.
-   * Parameters are written into the texts: a list as an array, other objects as JSON.
+   * As above with queries instead of a handler, of {@link Pgonce.builder} or any Kysely instance, in this one database:
+   * BEGIN, claim, effects and COMMIT travel together, in one round trip. Parameters are written into the texts: a list
+   * as an array, other objects as JSON.
    *
    * @example
    * const db = once.builder('orders')
@@ -159,7 +157,7 @@ export interface Pgonce<Databases> extends AsyncDisposable {
    * As {@link Pgonce.process} for many messages of one producer, or of one scope, in one transaction. The
    * handler gets the new ones and runs once, or not at all if there are none.
    *
-   * @see sql/ledger/claim_batch.sql, sql/ledger/claim_key_batch.sql
+   * @see sql/ledger/claim_ranges.sql, sql/ledger/claim_keys.sql
    */
   processBatch<Name extends keyof Databases & string, T>(
     database: Name,
@@ -175,9 +173,8 @@ export interface Pgonce<Databases> extends AsyncDisposable {
   ): Promise<ProcessedKeys<T>>
 
   /**
-   * Runs the handler and commits what it did in every database, or in none. A database takes part when it is
-   * first used; if only one was written to, it is a plain COMMIT. Deadlocks and serialization failures run the
-   * handler again.
+   * Runs the handler and commits what it did in every database, or in none. A database takes part when it is first used;
+   * if only one was written to, it is a plain COMMIT. Deadlocks and serialization failures run the handler again.
    *
    * @throws AbortedError, HandlerError, LimitError, DatabaseError after rolling back everywhere, and what the
    *   handler throws; OutcomeUnknownError if the answer to the decision was lost
@@ -209,12 +206,7 @@ export interface Pgonce<Databases> extends AsyncDisposable {
     owner?: string,
   ): Promise<TakenPartition>
 
-  /**
-   * Reads a position without taking the partition; undefined if it was never taken.
-   *
-   * @throws PgonceError `ONARG`, `CONNECTION_LOST`, `TIMEOUT`
-   * @see sql/position/read_position.sql
-   */
+  /** Reads a position without taking the partition; undefined if it was never taken. @throws as above */
   readPosition(database: keyof Databases & string, partition: Partition): Promise<PositionState | undefined>
 
   /** Builds queries for a database, with the plugins of its instance; it runs none. */

@@ -1,8 +1,6 @@
 /**
- * Every error of this package, and the one table that says which SQLSTATE becomes which. What to do about each code
- * is in docs/api.md#errors.
- *
- * Errors that a handler raises, and SQL errors of its own statements, pass through as they are.
+ * Every error of this package, and which SQLSTATE becomes which; docs/api.md#errors says what to do about each. Errors
+ * that a handler raises, and SQL errors of its own statements, pass through as they are.
  */
 
 /** What an error carries beside its message. */
@@ -94,24 +92,16 @@ export class OutcomeUnknownError extends PgonceError {
 
 type ErrorClass = new (code: string, message: string, options?: PgonceErrorOptions) => PgonceError
 
-const classes: Readonly<Record<string, ErrorClass>> = {
-  ONARG: InvalidInputError,
-  ONFEN: FencedError,
-  ONGAP: SequenceGapError,
-  ONMAX: LimitError,
-  ONPAY: PayloadMismatchError,
-  ONCAS: PositionError,
-  ONTKN: PositionError,
-  ONISO: DatabaseError,
-  ONSTB: DatabaseError,
-  ONIDN: DatabaseError,
-  ONCPY: DatabaseError,
-  ONRLS: DatabaseError,
-  ONEND: HandlerError,
-  ONROL: HandlerError,
-  ONEXT: DatabaseError,
-  ONPER: DatabaseError,
-}
+const classes: readonly (readonly [ErrorClass, readonly string[]])[] = [
+  [InvalidInputError, ['ONARG']],
+  [FencedError, ['ONFEN']],
+  [SequenceGapError, ['ONGAP']],
+  [LimitError, ['ONMAX']],
+  [PayloadMismatchError, ['ONPAY']],
+  [PositionError, ['ONCAS', 'ONTKN']],
+  [HandlerError, ['ONEND', 'ONROL']],
+  [DatabaseError, ['ONISO', 'ONSTB', 'ONIDN', 'ONCPY', 'ONRLS', 'ONEXT', 'ONPER']],
+]
 
 /** The SQLSTATE (or the client's own code) of an error of any driver; undefined if it has none. */
 export function codeOf(error: unknown): string | undefined {
@@ -147,9 +137,9 @@ export function withHint(error: unknown): string {
 /** Turns what SQL raised under our class `ON` into our error; anything else comes back unchanged. */
 export function fromSql(error: unknown): unknown {
   const code = codeOf(error)
-  const Class = code === undefined ? undefined : classes[code]
+  const [Class] = classes.find(([, codes]) => codes.some((one) => one === code)) ?? []
   if (Class === undefined || code === undefined || error instanceof PgonceError) return error
-  const { message, detail, hint } = error as { message: string; detail?: string; hint?: string }
+  const { message, detail, hint } = error as Error & PgonceErrorOptions
   return new Class(code, message, { detail, hint, cause: error })
 }
 

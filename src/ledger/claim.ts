@@ -88,15 +88,6 @@ export interface KeyClaim extends say.Claim {
   readonly key: string
 }
 
-/** A claim that is checked and copied: whatever the caller does to the message later, each attempt claims the same. */
-export interface ClaimPlan {
-  readonly statement: say.Statement<say.Claim>
-  /** The claim and its effects in one statement. */
-  readonly withEffects: (statements: readonly string[]) => say.Statement<say.Claim>
-  /** What keeps the handler's result beside the claim; undefined if it is not kept. */
-  readonly keep: ((result: unknown) => say.Statement<unknown>) | undefined
-}
-
 /** Which of the two kinds. */
 export function isSequenced(message: Message): message is SequencedMessage
 export function isSequenced(batch: SequencedBatch | KeyedBatch): batch is SequencedBatch
@@ -109,28 +100,26 @@ function refuseOthers(given: object, fields: readonly string[], what: string): v
   const others = Object.entries(given).filter(([name]) => !fields.includes(name))
   const [found] = others.find(([name, value]) => value !== undefined || !everyField.includes(name)) ?? []
   if (found === undefined) return
-  throw new InvalidInputError('ONARG', `Expected the fields of ${what}, got \`${found.slice(0, 60)}\``, {
-    hint: `They are ${fields.join(', ')}`,
-  })
+  const message = `Expected the fields of ${what}, got \`${found.slice(0, 60)}\``
+  throw new InvalidInputError('ONARG', message, { hint: `They are ${fields.join(', ')}` })
 }
 
 const everyField: readonly string[] = [...bySequence, ...sequencedBatch, ...byKey, ...keyedBatch]
 
-/** @throws InvalidInputError `ONARG` */
-export function planClaim(message: Message): ClaimPlan {
-  checkObject(
-    'message',
-    message,
-    "Pass { producer: 'shop-7', sequence: 41n } or { scope: 'stripe', key: 'evt_1' }",
-  )
+/**
+ * A claim, checked and copied: whatever the caller does to the message later, each attempt claims the same. `withEffects`
+ * makes one statement of it and its effects, `keep` keeps the handler's result beside it, if it is to be kept.
+ *
+ * @throws InvalidInputError `ONARG`
+ */
+export function planClaim(message: Message) {
+  const example = "Pass { producer: 'shop-7', sequence: 41n } or { scope: 'stripe', key: 'evt_1' }"
+  checkObject('message', message, example)
   if (isSequenced(message)) {
     refuseOthers(message, bySequence, 'a message by sequence')
     const producer = checkName('producer', message.producer)
-    const statement = say.claimSequence(
-      producer,
-      checkSequence('sequence', message.sequence),
-      streamOf(message),
-    )
+    const sequence = checkSequence('sequence', message.sequence)
+    const statement = say.claimSequence(producer, sequence, streamOf(message))
     return { statement, withEffects: say.withEffects(statement), keep: undefined }
   }
   refuseOthers(message, byKey, 'a message by key')
@@ -148,9 +137,8 @@ export function planSequences(batch: SequencedBatch) {
   refuseOthers(batch, sequencedBatch, 'a batch by sequence')
   const producer = checkName('producer', batch.producer)
   // Not map, which skips what a sparse array lacks.
-  const sequences: readonly bigint[] = Array.from(checkArray('sequences', batch.sequences), (sequence) =>
-    checkSequence('sequence', sequence),
-  )
+  const given = Array.from(checkArray('sequences', batch.sequences))
+  const sequences: readonly bigint[] = given.map((sequence) => checkSequence('sequence', sequence))
   return { sequences, statement: say.claimRanges(producer, rangesOf(sequences), streamOf(batch)) }
 }
 
@@ -159,11 +147,8 @@ export function planKeys(batch: KeyedBatch) {
   refuseOthers(batch, keyedBatch, 'a batch by key')
   const messages = Array.from(checkArray('messages', batch.messages), (message) => {
     if (typeof message === 'string') return { key: message }
-    refuseOthers(
-      checkObject('message', message, 'Pass its key, or { key: … }'),
-      ofKey,
-      'a message of a batch',
-    )
+    checkObject('message', message, 'Pass its key, or { key: … }')
+    refuseOthers(message, ofKey, 'a message of a batch')
     return message
   })
   const keys: readonly string[] = messages.map(({ key }) => checkKey(key))
@@ -213,8 +198,7 @@ function resultJson(result: unknown): string {
   }
   // NUL, or half of a surrogate pair; an escape only behind an even number of backslashes.
   if (json !== undefined && !/(?<!\\)(?:\\\\)*\\u(?:0000|d[89a-f])/.test(json)) return json
-  const message =
-    'Expected the handler to return what JSON can hold, as well-formed text without NUL characters'
+  const message = 'Expected the handler to return what JSON holds, as well-formed text without NUL characters'
   throw new InvalidInputError('ONARG', message, { hint: 'Return plain data, or leave keepResult out', cause })
 }
 
@@ -246,13 +230,8 @@ function hash({ payload, payloadHash }: PayloadCheck): string | null {
   }
   if (payload === undefined) return null
   const isPayload = typeof payload === 'string' || ArrayBuffer.isView(payload)
-  expect(
-    isPayload,
-    'payload',
-    payload,
-    'a string or bytes',
-    'Pass the message as it came, before it is parsed',
-  )
+  const hint = 'Pass the message as it came, before it is parsed'
+  expect(isPayload, 'payload', payload, 'a string or bytes', hint)
   return bytes(createHash('sha256').update(payload).digest())
 }
 

@@ -6,9 +6,8 @@ import * as say from '../statements.ts'
 
 /** Which position. */
 export interface Partition {
-  /** The consumer group. 1 to 200 characters. */
+  /** The consumer group; it and the topic have 1 to 200 characters. */
   readonly group: string
-  /** 1 to 200 characters. */
   readonly topic: string
   /** @defaultValue 0 */
   readonly partition?: number
@@ -40,12 +39,7 @@ export interface PositionState extends TakenPartition {
   readonly updatedAt: Date
 }
 
-/**
- * See {@link Pgonce.takePartition}. Waits no longer than `lockTimeout` for the transaction that moves its position, which
- * may be a branch in doubt, and no longer than `timeout` for the server (both milliseconds).
- *
- * @throws PgonceError `ONARG`, `CONNECTION_LOST`, `LOCK_TIMEOUT`, `TIMEOUT`
- */
+/** See `Pgonce.takePartition`; `lockTimeout` bounds the wait for a branch in doubt, `timeout` all of it. */
 export async function takePartition(
   database: Database,
   partition: Partition,
@@ -67,7 +61,6 @@ export async function takePartition(
   return { ...checked, ...taken }
 }
 
-/** See {@link Pgonce.readPosition}. @throws PgonceError `ONARG`, `CONNECTION_LOST`, `TIMEOUT` */
 export async function readPosition(
   database: Database,
   partition: Partition,
@@ -80,11 +73,7 @@ export async function readPosition(
   return found && { ...checked, ...found }
 }
 
-/**
- * The move of a position, checked and copied; it is sent with the commit.
- * @throws InvalidInputError `ONARG`; at the commit `ONFEN`, `ONCAS`, `ONTKN`, `ONEND`, `ONROL`
- * @see sql/position/advance.sql
- */
+/** The move of a position, checked and copied; sent with the commit. @throws InvalidInputError `ONARG` */
 export function planMove(move: PositionMove): say.Statement<unknown> {
   const partition = check(move)
   const { expected, next } = move
