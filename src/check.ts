@@ -27,15 +27,11 @@ function describe(value: unknown): string {
   }
 }
 
-/** The value, if it is right. @throws InvalidInputError `ONARG` if not */
-export function expect<T>(
-  isRight: boolean,
-  what: string,
-  value: unknown,
-  expected: string,
-  hint?: string,
-): T {
-  if (isRight) return value as T
+/** Gives the value back. @throws InvalidInputError `ONARG` unless it is right */
+export type Check<T> = (what: string, value: unknown) => T
+
+export function expect<T>(fits: boolean, what: string, value: unknown, expected: string, hint?: string): T {
+  if (fits) return value as T
   throw new InvalidInputError('ONARG', `Expected \`${what}\` to be ${expected}, got ${show(value)}`, { hint })
 }
 
@@ -56,8 +52,7 @@ export function checkName(what: string, value: unknown): string {
 /** Text of any length; half of a surrogate pair would be sent as U+FFFD, so that two different keys would be one. */
 export function checkText(what: string, value: unknown): string {
   const isText = typeof value === 'string' && !value.includes('\0') && value.isWellFormed()
-  const hint =
-    'Postgres cannot store NUL or half of a surrogate pair in text; encode it, for example in base64'
+  const hint = 'Postgres cannot store NUL or half of a surrogate pair in text; encode it, say in base64'
   return expect(isText, what, value, 'a well-formed string without NUL characters', hint)
 }
 
@@ -84,9 +79,7 @@ export function checkSignal(what: string, value: unknown): AbortSignal {
   return expect(value instanceof AbortSignal, what, value, 'an AbortSignal', hint)
 }
 
-export function oneOf<Word extends string>(
-  ...words: readonly Word[]
-): (what: string, value: unknown) => Word {
+export function oneOf<Word extends string>(...words: readonly Word[]): Check<Word> {
   const known = words.map((word) => `'${word}'`)
   const expected = `${known.slice(0, -1).join(', ')} or ${known.at(-1)}`
   return (what, value) => expect(words.includes(value as Word), what, value, expected)
@@ -94,9 +87,9 @@ export function oneOf<Word extends string>(
 
 /** A whole number between two bounds; numbers beyond 2^53 must come as bigint, as they were rounded already. */
 export function checkInteger(what: string, value: unknown, min: bigint, max: bigint): bigint {
-  const integer =
-    typeof value === 'bigint' || Number.isSafeInteger(value) ? BigInt(value as number) : undefined
-  if (integer !== undefined && integer >= min && integer <= max) return integer
+  const isInteger = typeof value === 'bigint' || Number.isSafeInteger(value)
+  const integer = isInteger ? BigInt(value as bigint) : min - 1n
+  if (integer >= min && integer <= max) return integer
   return expect(false, what, value, `a whole number from ${min} to ${max}`, integerHint(value, max))
 }
 
@@ -109,16 +102,12 @@ function integerHint(value: unknown, max: bigint): string | undefined {
     : undefined
 }
 
-export function checkSequence(what: string, value: unknown): bigint {
-  return checkInteger(what, value, 0n, maxSequence)
-}
+export const checkSequence: Check<bigint> = (what, value) => checkInteger(what, value, 0n, maxSequence)
 
 /** Epochs and partitions. */
-export function checkInt32(what: string, value: unknown): number {
-  return Number(checkInteger(what, value, 0n, maxInt32))
-}
+export const checkInt32: Check<number> = (what, value) => Number(checkInteger(what, value, 0n, maxInt32))
 
-/** As many as timeouts of Postgres and timers of Node take. As a number: a bigint is taken as well, and timers take none. */
+/** As many as timeouts of Postgres and timers of Node take; those take no bigint. */
 export function checkMilliseconds(what: string, value: unknown, least: 0 | 1 = 0): number {
   return Number(checkInteger(what, value, BigInt(least), maxInt32))
 }

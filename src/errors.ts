@@ -150,23 +150,16 @@ export function fromOwn(database: string, error: unknown): unknown {
   const said = `Postgres says: ${message}`
   switch (codeOf(error)) {
     case '55P03': {
-      const advice =
-        'If a branch in doubt has it (npx pgonce in-doubt), recovery frees it: once.recovery.start(), or ' +
-        'npx pgonce recover. If another transaction has it, make that one shorter, or lockTimeout longer'
       const what = `Timed out waiting for a lock in database ${database}`
-      return new LimitError('LOCK_TIMEOUT', what, { detail: said, hint: advice, cause })
+      return new LimitError('LOCK_TIMEOUT', what, { detail: said, hint: lockHint, cause })
     }
     case '25006': {
-      const advice =
-        'Is it a standby, or did somebody set default_transaction_read_only, because a disk was full? pgonce doctor tells'
       const what = `Database ${database} is read-only`
-      return new DatabaseError('READ_ONLY', what, { detail: said, hint: advice, cause })
+      return new DatabaseError('READ_ONLY', what, { detail: said, hint: readOnlyHint, cause })
     }
     case '26000': {
-      const advice =
-        'Is a pooler in transaction mode in between? Switch prepared statements off in the driver of your instance'
-      const what = `A prepared statement is gone in database ${database}: ${message}`
-      return new DatabaseError('NO_STATEMENT', what, { hint: advice, cause })
+      const what = `A prepared statement is gone in database ${database}`
+      return new DatabaseError('NO_STATEMENT', what, { detail: said, hint: poolerHint, cause })
     }
     case 'ONEND':
       if (error instanceof PgonceError) return error
@@ -176,12 +169,18 @@ export function fromOwn(database: string, error: unknown): unknown {
   }
 }
 
+const lockHint =
+  'If a branch in doubt has it (npx pgonce in-doubt), recovery frees it: once.recovery.start(), or ' +
+  'npx pgonce recover. If another transaction has it, make that one shorter, or lockTimeout longer'
+const readOnlyHint =
+  'Is it a standby, or did somebody set default_transaction_read_only, because a disk was full? pgonce doctor tells'
+const poolerHint =
+  'Is a pooler in transaction mode in between? Switch prepared statements off in the driver of your instance'
+
 /** Whether the server sent this error, as opposed to a network or a driver. */
 export function isServerError(error: unknown): boolean {
-  return (
-    /^[0-9A-Z]{5}$/.test(codeOf(error) ?? '') &&
-    typeof (error as { severity?: unknown }).severity === 'string'
-  )
+  if (!/^[0-9A-Z]{5}$/.test(codeOf(error) ?? '')) return false
+  return typeof (error as { severity?: unknown }).severity === 'string'
 }
 
 /**
@@ -201,10 +200,7 @@ export function isErrorAnswer(error: unknown): boolean {
 /** Codes that come with FATAL or PANIC as well; in a language that we do not know, these count as that. */
 const mayBeFatal = /^(57P..|58...|XX...|28...|53...|25P0[34]|3D000|F0...|72...)$/
 
-/**
- * The transaction did nothing, and doing it again may succeed: deadlock, serialization failure, or a prepared
- * statement that is older than the tables it reads, or gone.
- */
+/** The transaction did nothing, and doing it again may succeed: deadlock, serialization failure, what is outdated. */
 export function isRetryable(error: unknown): boolean {
   const code = codeOf(error)
   return code === '40001' || code === '40P01' || isOutdated(error)
@@ -213,8 +209,6 @@ export function isRetryable(error: unknown): boolean {
 /** A statement was prepared before somebody changed what it reads (0A000), or for another session (26000). */
 export function isOutdated(error: unknown): boolean {
   const code = codeOf(error)
-  return (
-    code === '26000' ||
-    (code === '0A000' && (error as { routine?: unknown }).routine === 'RevalidateCachedQuery')
-  )
+  if (code !== '0A000') return code === '26000'
+  return (error as { routine?: unknown }).routine === 'RevalidateCachedQuery'
 }

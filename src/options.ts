@@ -1,8 +1,9 @@
 /**
- * The options, in tables: each with its check, and with what stands for it where it is left out. A name that is in
- * no table is refused: whoever wrote it expects it to do something.
+ * The options, in tables: each with its check, and its default. A name that is in no table is refused: whoever wrote it
+ * expects it to do something.
  */
 import {
+  type Check,
   checkBoolean,
   checkFunction,
   checkInteger,
@@ -16,8 +17,6 @@ import type { MigrationStep } from './database/migrate.ts'
 import type { MigrationFile } from './database/migration.ts'
 import { InvalidInputError } from './errors.ts'
 import type { RecoveryReport } from './recovery/report.ts'
-
-type Check<T> = (name: string, value: unknown) => T
 
 interface Option<T, Default> {
   readonly check: Check<T>
@@ -39,10 +38,10 @@ type Complete<Options> = {
 const optional = <T>(check: Check<T>): Option<T, undefined> => ({ check, byDefault: undefined })
 const option = <T>(check: Check<T>, byDefault: T): Option<T, T> => ({ check, byDefault })
 const milliseconds = (byDefault: number) => option(checkMilliseconds, byDefault)
-/** Checked later, by those who know more. */
-const asGiven = <T>(_name: string, value: unknown) => value as T
 const atLeastOne = (byDefault: number) =>
   option((name, value) => checkMilliseconds(name, value, 1), byDefault)
+/** Checked later, by those who know more. */
+const asGiven = <T>(_name: string, value: unknown) => value as T
 
 export const transactionOptions = {
   /** Gives up and rolls back, up to the decision; afterwards it has no effect. */
@@ -51,27 +50,17 @@ export const transactionOptions = {
   timeout: atLeastOne(60_000),
   /** Milliseconds a statement waits for a lock; 0: forever. @defaultValue 10000 */
   lockTimeout: milliseconds(10_000),
-  /**
-   * Milliseconds after which the server ends a branch that does nothing, so that a coordinator which vanished does
-   * not hold its locks; 0: never. Prepared branches are not concerned. @defaultValue 60000
-   */
+  /** Milliseconds until the server ends a branch that is idle and not prepared; 0: never. @defaultValue 60000 */
   idleTimeout: milliseconds(60_000),
   /** It goes into the text of BEGIN. @defaultValue as the sessions have it, in Postgres read committed */
   isolationLevel: optional(oneOf('read uncommitted', 'read committed', 'repeatable read', 'serializable')),
-  /**
-   * Whether to wait until every branch is committed, or only for the decision. It stands either way, but until the
-   * branch is finished other transactions do not see its effects there. @defaultValue 'await'
-   */
+  /** Wait until all branches are committed and seen by others, or only for the decision. @defaultValue 'await' */
   finish: option(oneOf('await', 'background'), 'await'),
   /** The database to prefer as home if it was written to. @defaultValue the first that was used */
   home: optional(asGiven<string>),
-  /** How often to run the handler again where nothing happened and trying again helps: a deadlock, a serialization
-   * failure, a statement that a migration has outdated, a connection lost before its first answer. @defaultValue 5 */
+  /** How often to run the handler again where nothing happened and it helps: after a deadlock, say. @defaultValue 5 */
   retries: option((name, value) => Number(checkInteger(name, value, 0n, 1000n)), 5),
-  /**
-   * Record the outcome even if one database only was written to, so that `once.outcome(id)` can tell it should the
-   * answer to COMMIT be lost. Costs a row and a round trip. @defaultValue false
-   */
+  /** Record the outcome for `once.outcome(id)`, also of one database: a row and a round trip. @defaultValue false */
   record: option(checkBoolean, false),
 }
 
@@ -93,10 +82,7 @@ export type RunOptions = Given<typeof runOptions>
 export const startOptions = {
   /** Purge what is proven for longer (milliseconds). @defaultValue 600000, ten minutes */
   keep: runOptions.keep,
-  /**
-   * Milliseconds between two looks at a database; a quarter of it while branches are young or pending there.
-   * @defaultValue 1000
-   */
+  /** Milliseconds between two looks; a quarter of it while branches are young or pending. @defaultValue 1000 */
   interval: milliseconds(1_000),
   /**
    * Called after each look at a database that found anything, and after the first that found nothing any more. Counts
@@ -117,10 +103,7 @@ export const migrateOptions = {
   dryRun: option(checkBoolean, false),
   /** Milliseconds that the database may take to answer at first; an instance has its own. @defaultValue 10000 */
   connectTimeout: atLeastOne(10_000),
-  /**
-   * Milliseconds that a migration waits for a lock of a running transaction (others queue up behind it meanwhile),
-   * before it gives up and leaves the database as it was; 0: forever. @defaultValue 10000
-   */
+  /** Milliseconds to wait for a lock of a running transaction, before it gives up; 0: forever. @defaultValue 10000 */
   lockTimeout: milliseconds(10_000),
   /** Called after each migration that was installed. */
   onProgress: optional(checkFunction<(step: MigrationStep) => void>),
@@ -151,9 +134,8 @@ function checked<Options extends Table>(table: Options, given: Given<Options>): 
   const found: Record<string, unknown> = {}
   for (const [name, value] of Object.entries(checkObject('options', given))) {
     if (!Object.hasOwn(table, name)) {
-      throw new InvalidInputError('ONARG', `Expected the name of an option, got ${show(name)}`, {
-        hint: `The options are ${Object.keys(table).join(', ')}`,
-      })
+      const hint = `The options are ${Object.keys(table).join(', ')}`
+      throw new InvalidInputError('ONARG', `Expected the name of an option, got ${show(name)}`, { hint })
     }
     if (value !== undefined) found[name] = table[name]?.check(name, value)
   }

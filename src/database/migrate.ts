@@ -52,9 +52,8 @@ export async function migrate<DB = unknown>(
   options: MigrateOptions = {},
 ): Promise<MigrateResult> {
   const { dryRun, onProgress, connectTimeout, lockTimeout, ...given } = complete(migrateOptions, options)
+  refuseTarget(target)
   const isUrl = typeof target === 'string' || target instanceof URL
-  if (isUrl) refuseUnnamed(String(target))
-  else refuseTransaction(target)
   const migrations = given.migrations ?? (await readMigrations())
   const opened = open<unknown>(target, { applicationName: 'pgonce migrate', connectTimeout })
   // A plugin that renames columns would rename Postgres's own.
@@ -88,19 +87,18 @@ export async function migrate<DB = unknown>(
   }
 }
 
-/** Without a name the server's default would be taken, which is hardly ever meant for an installation. */
-function refuseUnnamed(url: string): void {
-  if (databaseIn(checkUrl(url)) !== '' || process.env.PGDATABASE) return
-  const hint = 'Add its name to the URL, as in postgres://user@host:5432/orders; or set PGDATABASE'
-  throw new InvalidInputError('ONARG', `Which database? ${describeTarget(url)} names none`, { hint })
-}
-
-function refuseTransaction(target: unknown): void {
-  if (typeof target !== 'object' || target === null || !('isTransaction' in target)) return
-  if (!target.isTransaction) return
-  const message = 'Expected a database, got a transaction: each migration has its own'
-  const hint = 'To install as part of your transaction: sql.raw(await migrationSql()).execute(trx)'
-  throw new InvalidInputError('ONARG', message, { hint })
+function refuseTarget(target: unknown): void {
+  if (typeof target === 'string' || target instanceof URL) {
+    // The server's default would be taken, which is hardly ever meant for an installation.
+    if (databaseIn(checkUrl(String(target))) !== '' || process.env.PGDATABASE) return
+    const hint = 'Add its name to the URL, as in postgres://user@host:5432/orders; or set PGDATABASE'
+    throw new InvalidInputError('ONARG', `Which database? ${describeTarget(target)} names none`, { hint })
+  }
+  if (typeof target === 'object' && target !== null && 'isTransaction' in target && target.isTransaction) {
+    const message = 'Expected a database, got a transaction: each migration has its own'
+    const hint = 'To install as part of your transaction: sql.raw(await migrationSql()).execute(trx)'
+    throw new InvalidInputError('ONARG', message, { hint })
+  }
 }
 
 /** For messages: what the caller named, and, once we are in, where we are. */
@@ -110,15 +108,13 @@ interface Place {
   migration?: string
 }
 
-interface Found {
+/** What a database says of itself, and of its schema once. */
+interface Found extends Readonly<Record<'release' | 'database' | 'login', string>> {
   readonly server: number
-  readonly release: string
   readonly standby: boolean
-  readonly database: string
-  readonly login: string
   /** Whether we may create schemas. */
   readonly creator: boolean
-  /** Whether schema `once` exists, belongs to us, and holds relations. */
+  /** Whether there is one, whose, whether that is us, and whether it holds relations. */
   readonly exists: boolean
   readonly owner: string | null
   readonly ours: boolean | null

@@ -50,10 +50,7 @@ export interface SequencedMessage extends Stream, Without<typeof byKey> {
 export interface Keyed extends Without<typeof bySequence> {
   /** The message's id; any length. The time in a UUIDv7 or ULID counts if `once.set_key_times` said so of the scope. */
   readonly key: string
-  /**
-   * The message's own time, the same at every delivery (never the time of arrival). It decides where the
-   * claim is kept and when it expires. Without any time the claim is kept apart and expires by its age.
-   */
+  /** Its own time, the same at every delivery: where the claim is kept and when it expires; without, by its age. */
   readonly occurredAt?: Date
 }
 
@@ -108,9 +105,7 @@ const everyField: readonly string[] = [...bySequence, ...sequencedBatch, ...byKe
 
 /**
  * A claim, checked and copied: whatever the caller does to the message later, each attempt claims the same. `withEffects`
- * makes one statement of it and its effects, `keep` keeps the handler's result beside it, if it is to be kept.
- *
- * @throws InvalidInputError `ONARG`
+ * is it and its effects in one statement, `keep` what keeps a result beside it. @throws InvalidInputError `ONARG`
  */
 export function planClaim(message: Message) {
   const example = "Pass { producer: 'shop-7', sequence: 41n } or { scope: 'stripe', key: 'evt_1' }"

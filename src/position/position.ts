@@ -18,9 +18,8 @@ export type Position = bigint | string | null
 
 /** A partition that was taken: from here on until somebody else takes it. */
 export interface TakenPartition extends Required<Partition> {
-  /** Fences whoever had it before; every move of the position needs it. */
+  /** Fences whoever had it before; every move needs it. */
   readonly epoch: number
-  /** Where to go on. */
   readonly position: Position
 }
 

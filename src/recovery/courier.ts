@@ -24,12 +24,9 @@ const patience = 10_000
 /** Statements on their way over one connection; others wait for it meanwhile. */
 const atOnce = 100
 
-export function requestOf(
-  steps: readonly Step[],
-  { settle, keep }: { readonly settle: number; readonly keep: number },
-): string {
-  return JSON.stringify({ steps, settle: `${settle} ms`, keep: `${keep} ms`, recoverer: 'pgonce' })
-}
+/** `settle` and `keep` in milliseconds; see `once.ask`. */
+export const requestOf = (steps: readonly Step[], settle: number, keep: number) =>
+  JSON.stringify({ steps, settle: `${settle} ms`, keep: `${keep} ms`, recoverer: 'pgonce' })
 
 /** A database in a recovery, and what its courier knows of it. */
 export interface Place {
@@ -211,35 +208,33 @@ async function finish(place: Place, statements: readonly Row<'run'>[]): Promise<
   }
   const runOne = async (link: Link, one: Row<'run'>) => {
     const { id: transactionId, outcome } = one
+    const run = () => runStatement(link, one)
     try {
-      const done = await traced('recover', { database, transactionId, outcome }, () =>
-        runStatement(link, one),
-      )
+      const done = await traced('recover', { database, transactionId, outcome }, run)
       if (left.delete(one) && done) place.report[outcome === 'committed' ? 'committed' : 'rolledBack'] += 1
     } catch (error) {
       fail([one], error)
       if (!isServerError(error)) throw error
     }
   }
-  for (const [role, all] of Map.groupBy(statements, (one) => one.role)) {
-    for (let from = 0; from < all.length; from += atOnce) {
-      const batch = all.slice(from, from + atOnce)
-      const runAll = async (link: Link) => {
-        try {
-          if (role !== null) await link.takeRole(role)
-          if (link.isOwn) await Promise.all(batch.map((one) => runOne(link, one)))
-          else for (const one of batch) await runOne(link, one)
-        } finally {
-          if (role !== null) await link.leaveRole()
-        }
-      }
+  const nameOf = ({ role }: Row<'run'>, index: number) => `${Math.floor(index / atOnce)} ${role}`
+  for (const batch of Map.groupBy(statements, nameOf).values()) {
+    const role = batch[0]?.role ?? null
+    const runAll = async (link: Link) => {
       try {
-        await withLink(database.connectApart(patience), runAll, patience)
-      } catch (error) {
-        // Who does not answer would keep us waiting again and again.
-        if (!isServerError(error)) return fail(left, error)
-        fail(batch, error)
+        if (role !== null) await link.takeRole(role)
+        if (link.isOwn) await Promise.all(batch.map((one) => runOne(link, one)))
+        else for (const one of batch) await runOne(link, one)
+      } finally {
+        if (role !== null) await link.leaveRole()
       }
+    }
+    try {
+      await withLink(database.connectApart(patience), runAll, patience)
+    } catch (error) {
+      // Who does not answer would keep us waiting again and again.
+      if (!isServerError(error)) return fail(left, error)
+      fail(batch, error)
     }
   }
 }

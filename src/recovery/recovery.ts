@@ -47,25 +47,26 @@ export async function runRecovery(
   databases: readonly Database[],
   options: RunOptions = {},
 ): Promise<RecoveryReport> {
-  const { purge, audit, ...times } = complete(runOptions, options)
+  const { purge, audit, settle, keep } = complete(runOptions, options)
   const steps = ['finish', ...(purge ? purging : []), ...(audit ? auditing : [])] as const
-  return await runSteps(databases, steps, times)
+  return await runSteps(databases, steps, settle, keep)
 }
 
 export async function audit(databases: readonly Database[]): Promise<RecoveryReport> {
-  return await runSteps(databases, auditing, { settle: 0, keep: 0 })
+  return await runSteps(databases, auditing, 0, 0)
 }
 
 /** One step after the other, each in all databases at once: what one has done, the next finds. */
 async function runSteps(
   databases: readonly Database[],
   steps: readonly Step[],
-  times: { readonly settle: number; readonly keep: number },
+  settle: number,
+  keep: number,
 ): Promise<RecoveryReport> {
   const places = placesOf(databases)
   for (const step of steps) {
     const runStep = async (place: Place) => {
-      const requests = [requestOf([step], times)]
+      const requests = [requestOf([step], settle, keep)]
       for (const request of requests) if (!place.isSilent) requests.push(...(await look(place, request)).next)
     }
     await Promise.all(places.map(runStep))
@@ -77,10 +78,10 @@ async function runSteps(
 // Running
 
 export function startRecovery(databases: readonly Database[], options: StartOptions = {}): RunningRecovery {
-  const { onReport = () => {}, ...times } = complete(startOptions, options)
+  const { onReport = () => {}, interval, keep } = complete(startOptions, options)
   const say = reporter(onReport)
   // Each database for itself: one that is silent holds up no other.
-  const loops = placesOf(databases).map((place) => startLoop(place, times, say))
+  const loops = placesOf(databases).map((place) => startLoop(place, interval, keep, say))
   const stop = async () => void (await Promise.all(loops.map((loop) => loop.stop())))
   return {
     poke() {
@@ -93,7 +94,8 @@ export function startRecovery(databases: readonly Database[], options: StartOpti
 
 function startLoop(
   place: Place,
-  { interval, keep }: { readonly interval: number; readonly keep: number },
+  interval: number,
+  keep: number,
   say: (place: Place, report: RecoveryReport) => void,
 ): { poke(): void; stop(): Promise<void> } {
   let stopped = false
@@ -115,7 +117,7 @@ function startLoop(
       steps.push(...duty.steps)
     }
     let isSoon = false
-    for (const request of [requestOf(steps, { settle: runningSettle, keep }), ...rest.splice(0, 1)]) {
+    for (const request of [requestOf(steps, runningSettle, keep), ...rest.splice(0, 1)]) {
       const { next, again } = await look(place, request, grace)
       rest.push(...next)
       isSoon ||= again
