@@ -11,10 +11,7 @@ export interface PgonceErrorOptions extends ErrorOptions {
   readonly hint?: string | undefined
 }
 
-/**
- * The root of all errors of this package. `code` tells them apart for programs: a SQLSTATE of class `ON`
- * where SQL raised it (the files in `sql/` say when), a word in capitals where the client did.
- */
+/** The root. `code` is a SQLSTATE of class `ON` where SQL raised it, else a word in capitals. */
 export class PgonceError extends Error implements PgonceErrorOptions {
   readonly code: string
   readonly detail: string | undefined
@@ -51,28 +48,22 @@ export class PayloadMismatchError extends PgonceError {}
 export class PositionError extends PgonceError {}
 
 /**
- * A handler did what a handler must not, and everything was rolled back: it tried to end its transaction (`ONEND`), left
- * another role in force (`ONROL`), went on after a failed statement (`SWALLOWED`), returned a query without executing it
- * (`NOT_EXECUTED`) or before it was answered (`NOT_AWAITED`), began another transaction (`NESTED`), used what cannot be
- * prepared (`CANNOT_PREPARE`), ran COPY from or to the client (`COPY`), or used its transaction after the end (`ENDED`).
+ * A handler did what a handler must not (`ONEND`, `ONROL`, `SWALLOWED`, `NOT_EXECUTED`, `NOT_AWAITED`, `NESTED`,
+ * `CANNOT_PREPARE`, `COPY`, `ENDED`), and everything was rolled back.
  */
 export class HandlerError extends PgonceError {}
 
 /**
- * A database cannot do what it is asked. We do not get in (`NO_DATABASE`, `LOGIN_REFUSED`, `NO_PRIVILEGE`). It is not the
- * right one: too old (`SERVER_VERSION`), a standby (`ONSTB`), a copy (`ONCPY`), hidden by row level security (`ONRLS`),
- * not the home (`ONIDN`), under two names (`SAME_DATABASE`). It is not set up: no schema once (`NOT_INSTALLED`), another
- * version (`SCHEMA_VERSION`) or somebody else's (`FOREIGN_SCHEMA`), `MIGRATION_FAILED`, no prepared transactions
- * (`PREPARE_DISABLED`), no dblink (`ONEXT`), no way to another database from inside (`ONPER`). Or it is `READ_ONLY`, its
- * `DRIVER` cannot be trusted, a pooler has lost what was prepared (`NO_STATEMENT`), or the isolation level keeps it from
- * reading a decision (`ONISO`).
+ * A database cannot do what it is asked. We do not get in (`NO_DATABASE`, `LOGIN_REFUSED`, `NO_PRIVILEGE`); it is not the
+ * right one (`SERVER_VERSION`, `ONSTB`, `ONCPY`, `ONRLS`, `ONIDN`, `SAME_DATABASE`), not set up (`NOT_INSTALLED`,
+ * `SCHEMA_VERSION`, `FOREIGN_SCHEMA`, `MIGRATION_FAILED`, `PREPARE_DISABLED`, `ONEXT`, `ONPER`), or not as we need it
+ * (`READ_ONLY`, `DRIVER`, `NO_STATEMENT`, `ONISO`).
  */
 export class DatabaseError extends PgonceError {}
 
 /**
- * The transaction was given up before its decision and rolled back: by the caller's signal (`ABORTED`), because its
- * time was over (`TIMEOUT`), a connection was lost or could not be made (`CONNECTION_LOST`), the client was closed
- * (`CLOSED`), or COMMIT found a failed statement (`ROLLED_BACK`).
+ * The transaction was given up before its decision and rolled back: by the caller (`ABORTED`, `CLOSED`), in time
+ * (`TIMEOUT`), for want of a connection (`CONNECTION_LOST`), or by COMMIT after a failed statement (`ROLLED_BACK`).
  */
 export class AbortedError extends PgonceError {}
 

@@ -108,25 +108,18 @@ interface Place {
   migration?: string
 }
 
-/** What a database says of itself, and of its schema once. */
-interface Found extends Readonly<Record<'release' | 'database' | 'login', string>> {
-  readonly server: number
-  readonly standby: boolean
-  /** Whether we may create schemas. */
-  readonly creator: boolean
-  /** Whether there is one, whose, whether that is us, and whether it holds relations. */
-  readonly exists: boolean
-  readonly owner: string | null
-  readonly ours: boolean | null
-  readonly used: boolean
-  /** Whether it has once.migration, and we may read it. */
-  readonly booked: boolean
-  readonly readable: boolean
-}
+/**
+ * What a database says of itself: who and what it is; whether we may create schemas; whether schema `once` exists, is
+ * ours, holds relations, has once.migration, and whether we may read that.
+ */
+type Found = Readonly<Record<'release' | 'database' | 'login' | 'owner', string>> &
+  Readonly<Record<'standby' | 'creator' | 'exists' | 'ours' | 'used' | 'booked' | 'readable', boolean>> & {
+    readonly server: number
+  }
 
 async function look(db: Kysely<unknown>, place: Place): Promise<Found> {
   // Works on any Postgres, in any search_path, and takes no lock that anybody could wait for.
-  const { rows } = await sql<Found>`
+  const asked = sql<Found>`
     select pg_catalog.current_setting('server_version_num')::pg_catalog.int4 as server,
            pg_catalog.current_setting('server_version') as release,
            pg_catalog.pg_is_in_recovery() as standby,
@@ -134,7 +127,7 @@ async function look(db: Kysely<unknown>, place: Place): Promise<Found> {
            current_user as login,
            pg_catalog.has_database_privilege(pg_catalog.current_database(), 'create') as creator,
            n.oid is not null as exists,
-           pg_catalog.pg_get_userbyid(n.nspowner) as owner,
+           coalesce(pg_catalog.pg_get_userbyid(n.nspowner), '') as owner,
            pg_catalog.pg_has_role(n.nspowner, 'usage') as ours,
            exists (select from pg_catalog.pg_class c where c.relnamespace = n.oid) as used,
            m.oid is not null as booked,
@@ -142,10 +135,8 @@ async function look(db: Kysely<unknown>, place: Place): Promise<Found> {
              and pg_catalog.has_table_privilege(m.oid, 'select') as readable
       from (select) x
       left join pg_catalog.pg_namespace n on n.nspname = 'once'
-      left join pg_catalog.pg_class m on m.relnamespace = n.oid and m.relname = 'migration' and m.relkind = 'r'`.execute(
-    db,
-  )
-  const found = rows[0] as Found
+      left join pg_catalog.pg_class m on m.relnamespace = n.oid and m.relname = 'migration' and m.relkind = 'r'`
+  const found = (await asked.execute(db)).rows[0] as Found
   place.database = found.database
   const { server, release, standby, booked, readable } = found
   const [database, login, owner] = quoted(found)
@@ -165,7 +156,7 @@ async function look(db: Kysely<unknown>, place: Place): Promise<Found> {
   return found
 }
 
-const quoted = ({ database, login, owner }: Found) => [database, login, owner ?? ''].map(identifier)
+const quoted = ({ database, login, owner }: Found) => [database, login, owner].map(identifier)
 const denied = (message: string, hint: string) => new DatabaseError('NO_PRIVILEGE', message, { hint })
 
 async function installedNames(db: Kysely<unknown>): Promise<string[]> {
@@ -185,9 +176,8 @@ async function refuseNewer(
   const message =
     `Database ${identifier(database)} has schema once at version ${versionOf(installed.at(-1))} (${unknown}), but pgonce ` +
     `${await packageVersion()} knows only up to version ${versionOf(newest)} (${newest ?? 'none'}). Nothing was changed`
-  throw new DatabaseError('SCHEMA_VERSION', message, {
-    hint: 'Update the package: npm install pgonce@latest',
-  })
+  const hint = 'Update the package: npm install pgonce@latest'
+  throw new DatabaseError('SCHEMA_VERSION', message, { hint })
 }
 
 function refuseUnprivileged(found: Found): void {

@@ -1,10 +1,10 @@
 /** Positions of consumer groups, kept beside the results. What decides is in `sql/position/`. */
 import { checkInt32, checkName, checkObject, checkSequence, checkText } from '../check.ts'
 import { asConnectionLost, type Database, withLink, withReadCommitted } from '../connection/database.ts'
+import type { Link } from '../connection/link.ts'
 import { fromOwn, InvalidInputError } from '../errors.ts'
 import * as say from '../statements.ts'
 
-/** Which position. */
 export interface Partition {
   /** The consumer group; it and the topic have 1 to 200 characters. */
   readonly group: string
@@ -32,7 +32,6 @@ export interface PositionMove extends Partition {
   readonly next: bigint | number | string
 }
 
-/** What is known of a position. */
 export interface PositionState extends TakenPartition {
   readonly owner: string | null
   readonly updatedAt: Date
@@ -47,16 +46,10 @@ export async function takePartition(
 ): Promise<TakenPartition> {
   const checked = check(partition)
   const take = say.takePartition(checked, owner === undefined ? null : checkName('owner', owner))
-  const taken = await asked(database, () =>
-    withReadCommitted(
-      database.connect(),
-      async (link) => {
-        await link.send(say.setLockTimeout(lockTimeout))
-        return await link.send(take)
-      },
-      timeout,
-    ),
-  )
+  const taken = await asked(database, withReadCommitted, timeout, async (link) => {
+    await link.send(say.setLockTimeout(lockTimeout))
+    return await link.send(take)
+  })
   return { ...checked, ...taken }
 }
 
@@ -66,9 +59,7 @@ export async function readPosition(
   timeout: number,
 ): Promise<PositionState | undefined> {
   const checked = check(partition)
-  const found = await asked(database, () =>
-    withLink(database.connect(), (link) => link.send(say.readPosition(checked)), timeout),
-  )
+  const found = await asked(database, withLink, timeout, (link) => link.send(say.readPosition(checked)))
   return found && { ...checked, ...found }
 }
 
@@ -97,10 +88,15 @@ function check(which: Partition): Required<Partition> {
   }
 }
 
-async function asked<T>(database: Database, question: () => Promise<T>): Promise<T> {
+async function asked<T>(
+  database: Database,
+  within: typeof withLink,
+  timeout: number,
+  question: (link: Link) => Promise<T>,
+): Promise<T> {
   await database.identify()
   try {
-    return await question()
+    return await within(database.connect(), question, timeout)
   } catch (error) {
     throw asConnectionLost(database.name, fromOwn(database.name, error))
   }

@@ -1,9 +1,7 @@
 /**
  * A courier between databases: it asks each what it wants to know, carries the questions to those who can answer, the
- * answers back, and runs the statements that come of them. What is asked, answered and done is decided in SQL; here is
- * only who can be reached.
- *
- * It may be late, be one of many, or stop anywhere: see docs/protocol.md#couriers.
+ * answers back, and runs the statements that come of them. All is decided in SQL; here is only who can be reached. It may
+ * be late, be one of many, or stop anywhere: see docs/protocol.md#couriers.
  *
  * @see sql/recovery/ask.sql, answer.sql, apply.sql
  */
@@ -153,13 +151,14 @@ async function answerTo(asker: Place, { to, question, gids = [] }: Row<'question
     const answer = await attempt(asker, home, () => carry(home.database, say.answer(text)))
     if (answer !== undefined) return answer
   }
+  const whichever = places.some(({ isSilent }) => isSilent)
+    ? 'that could be reached'
+    : 'given: add the one where once.database has this id'
   const reason =
-    home !== undefined
-      ? `its home ${home.database.name} does not answer`
-      : places.some(({ isSilent }) => isSilent)
-        ? `its home ${to} is none of the databases that could be reached`
-        : `its home ${to} is none of the databases given: add the one where once.database has this id`
-  for (const gid of gids) unfinished(asker, gid, reason)
+    home === undefined
+      ? `${to} is none of the databases ${whichever}`
+      : `${home.database.name} does not answer`
+  for (const gid of gids) unfinished(asker, gid, `its home ${reason}`)
   return undefined
 }
 
@@ -181,10 +180,7 @@ function unfinished({ database, report }: Place, gid: string, reason: string): v
 // ---------------------------------------------------------------------------------------------------
 // Statements
 
-/**
- * Sends a message, alone. It is refused where a statement alone has a snapshot for all of it; there it is sent in a
- * transaction that has not.
- */
+/** Sends a message alone or, where a statement alone has one snapshot for all of it, in a transaction that has not. */
 async function carry<A>(database: Database, message: say.Statement<A>): Promise<A> {
   const send = (link: Link) => link.send(message)
   try {

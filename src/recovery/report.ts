@@ -20,7 +20,6 @@ export interface Loss {
   readonly home: string
 }
 
-/** What a run did. */
 export interface RecoveryReport {
   /** Branches that were committed, because their home had. */
   readonly committed: number
@@ -30,7 +29,6 @@ export interface RecoveryReport {
   readonly pending: number
   /** Branches that could not be finished: privileges, an unknown or unreachable home. */
   readonly unfinished: readonly UnfinishedBranch[]
-  /** Databases that did not answer. */
   readonly unreachable: readonly { readonly database: string; readonly reason: string }[]
   /** Decisions that were proven, and decisions that were purged. */
   readonly proven: number
