@@ -184,15 +184,14 @@ export function freshOf(sequences: readonly bigint[], claimed: readonly say.Rang
 
 /** The handler's result, as it is kept. @throws InvalidInputError `ONARG` */
 function resultJson(result: unknown): string {
-  let json: string | undefined
   let cause: unknown
   try {
-    json = JSON.stringify(result ?? null)
+    const json = JSON.stringify(result ?? null)
+    // NUL, or half of a surrogate pair; an escape only behind an even number of backslashes.
+    if (json !== undefined && !/(?<!\\)(?:\\\\)*\\u(?:0000|d[89a-f])/.test(json)) return json
   } catch (error) {
     cause = error
   }
-  // NUL, or half of a surrogate pair; an escape only behind an even number of backslashes.
-  if (json !== undefined && !/(?<!\\)(?:\\\\)*\\u(?:0000|d[89a-f])/.test(json)) return json
   const message = 'Expected the handler to return what JSON holds, as well-formed text without NUL characters'
   throw new InvalidInputError('ONARG', message, { hint: 'Return plain data, or leave keepResult out', cause })
 }
@@ -205,12 +204,10 @@ function checkKey(key: unknown): string {
 function time({ occurredAt }: { readonly occurredAt?: Date }): string | null {
   if (occurredAt === undefined) return null
   const isTime = occurredAt instanceof Date && !Number.isNaN(occurredAt.getTime())
-  const year = expect<Date>(isTime, 'occurredAt', occurredAt, 'a valid Date').getUTCFullYear()
-  // Its upper bound is for Postgres to check (now and two days); it cannot read how JavaScript writes years of six digits.
+  const time = expect<Date>(isTime, 'occurredAt', occurredAt, 'a valid Date').toISOString()
+  // A year of six digits is not for Postgres to read; else the upper bound (now and two days) is for it to check.
   const hint = 'Is the time in milliseconds where seconds were meant, or the reverse?'
-  const time = occurredAt.toISOString()
-  expect(year >= 2000 && year < 2100, 'occurredAt', time, 'a time between 2000 and 2100', hint)
-  return time
+  return expect(/^20\d\d-/.test(time), 'occurredAt', time, 'a time between 2000 and 2100', hint)
 }
 
 /** As Postgres reads bytes, or null without a payload. */
