@@ -19,9 +19,7 @@ import * as say from '../statements.ts'
 export type { Claim, ClaimStatus } from '../statements.ts'
 
 /** The fields of each kind; what would be ignored is refused, by the compiler as well. */
-const ofStream = ['producer', 'epoch', 'strict', 'startAt'] as const
-const bySequence = [...ofStream, 'sequence'] as const
-const sequencedBatch = [...ofStream, 'sequences'] as const
+const bySequence = ['producer', 'sequence', 'sequences', 'epoch', 'strict', 'startAt'] as const
 const ofKey = ['key', 'occurredAt', 'payload', 'payloadHash'] as const
 const byKey = [...ofKey, 'scope', 'keepResult'] as const
 const keyedBatch = ['scope', 'messages'] as const
@@ -76,7 +74,7 @@ export interface SequencedBatch extends Stream, Without<typeof keyedBatch | ['ke
 }
 
 /** Messages of one scope: keys, or more of each. */
-export interface KeyedBatch extends Without<typeof sequencedBatch | ['keepResult']> {
+export interface KeyedBatch extends Without<typeof bySequence | ['keepResult']> {
   readonly scope: string
   readonly messages: readonly (string | (Keyed & PayloadCheck & Without<['scope', 'keepResult']>))[]
 }
@@ -101,7 +99,7 @@ function refuseOthers(given: object, fields: readonly string[], what: string): v
   throw new InvalidInputError('ONARG', message, { hint: `They are ${fields.join(', ')}` })
 }
 
-const everyField: readonly string[] = [...bySequence, ...sequencedBatch, ...byKey, ...keyedBatch]
+const everyField: readonly string[] = [...bySequence, ...byKey, ...keyedBatch]
 
 /**
  * A claim, checked and copied: whatever the caller does to the message later, each attempt claims the same. `withEffects`
@@ -129,7 +127,7 @@ export function planClaim(message: Message) {
 
 /** Sequences of one producer, checked and copied. @throws InvalidInputError `ONARG` */
 export function planSequences(batch: SequencedBatch) {
-  refuseOthers(batch, sequencedBatch, 'a batch by sequence')
+  refuseOthers(batch, bySequence, 'a batch by sequence')
   const producer = checkName('producer', batch.producer)
   // Not map, which skips what a sparse array lacks.
   const given = Array.from(checkArray('sequences', batch.sequences))
