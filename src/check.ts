@@ -27,84 +27,70 @@ function describe(value: unknown): string {
   }
 }
 
-function refuse(what: string, value: unknown, expected: string, hint: string | undefined): never {
+/** Gives the value back. @throws InvalidInputError `ONARG` unless it is right */
+export type Check<T> = (what: string, value: unknown) => T
+
+export function expect<T>(fits: boolean, what: string, value: unknown, expected: string, hint?: string): T {
+  if (fits) return value as T
   throw new InvalidInputError('ONARG', `Expected \`${what}\` to be ${expected}, got ${show(value)}`, { hint })
 }
 
-/** Names of databases stand in gids, unquoted in logs and in flags: 1 to 63 of `A-Z a-z 0-9 . _ -`. */
+/** Names of databases stand in gids, unquoted in logs and in flags. */
 export function checkDatabaseName(value: string): string {
-  if (!/^[A-Za-z0-9._-]{1,63}$/.test(value)) {
-    refuse('database name', value, '1 to 63 of A-Z a-z 0-9 . _ -', 'For example: orders, billing-eu')
-  }
-  return value
+  const isName = /^[A-Za-z0-9._-]{1,63}$/.test(value)
+  const expected = '1 to 63 of A-Z a-z 0-9 . _ -'
+  return expect(isName, 'database name', value, expected, 'For example: orders, billing-eu')
 }
 
-/** Producers, scopes, groups, topics: 1 to 200 characters, anything but NUL, which Postgres cannot store. */
+/** Producers, scopes, groups, topics. */
 export function checkName(what: string, value: unknown): string {
-  if (typeof value !== 'string' || value.length === 0 || value.length > 400 || [...value].length > 200) {
-    refuse(what, value, 'a string of 1 to 200 characters', 'Use a short stable name')
-  }
-  return checkText(what, value as string)
+  const isShort = typeof value === 'string' && value !== '' && value.length <= 400 && [...value].length <= 200
+  expect(isShort, what, value, 'a string of 1 to 200 characters', 'Use a short stable name')
+  return checkText(what, value)
 }
 
-/**
- * Text of any length without NUL, and without half of a surrogate pair: what cannot be encoded is sent as U+FFFD,
- * so that two different keys would be one.
- */
+/** Text of any length; half of a surrogate pair would be sent as U+FFFD, so that two different keys would be one. */
 export function checkText(what: string, value: unknown): string {
-  if (typeof value !== 'string' || value.includes('\0') || !value.isWellFormed()) {
-    refuse(
-      what,
-      value,
-      'a well-formed string without NUL characters',
-      'Postgres cannot store NUL or half of a surrogate pair in text; encode it, for example in base64',
-    )
-  }
-  return value as string
+  const isText = typeof value === 'string' && !value.includes('\0') && value.isWellFormed()
+  const hint = 'Postgres cannot store NUL or half of a surrogate pair in text; encode it, say in base64'
+  return expect(isText, what, value, 'a well-formed string without NUL characters', hint)
 }
 
 /** An object that holds options, a message, and the like. */
 export function checkObject<T>(what: string, value: T, hint = 'Pass an object, or leave it out'): T & object {
-  if (typeof value !== 'object' || value === null || Array.isArray(value))
-    refuse(what, value, 'an object', hint)
-  return value as T & object
+  const isObject = typeof value === 'object' && value !== null && !Array.isArray(value)
+  return expect(isObject, what, value, 'an object', hint)
 }
 
-export function checkFunction<T>(what: string, value: T): T {
-  if (typeof value !== 'function') refuse(what, value, 'a function', 'For example: async (trx) => { … }')
-  return value
+export function checkFunction<T>(what: string, value: unknown): T {
+  return expect(typeof value === 'function', what, value, 'a function', 'For example: async (trx) => { … }')
 }
 
 export function checkArray<T>(what: string, value: readonly T[]): readonly T[] {
-  if (!Array.isArray(value)) refuse(what, value, 'an array', 'For a single message there is `process`')
-  return value
+  return expect(Array.isArray(value), what, value, 'an array', 'For a single message there is `process`')
 }
 
-/** Undefined stands for the default. */
-export function checkBoolean(what: string, value: unknown, byDefault: boolean): boolean {
-  if (value === undefined) return byDefault
-  if (typeof value !== 'boolean') refuse(what, value, 'a boolean', 'Pass true or false, or leave it out')
-  return value as boolean
+export function checkBoolean(what: string, value: unknown): boolean {
+  return expect(typeof value === 'boolean', what, value, 'a boolean', 'Pass true or false, or leave it out')
 }
 
-export function checkSignal(what: string, value: AbortSignal): AbortSignal {
-  if (!(value instanceof AbortSignal))
-    refuse(
-      what,
-      value,
-      'an AbortSignal',
-      'For example: AbortSignal.timeout(5000), or `signal` of an AbortController',
-    )
-  return value
+export function checkSignal(what: string, value: unknown): AbortSignal {
+  const hint = 'For example: AbortSignal.timeout(5000), or `signal` of an AbortController'
+  return expect(value instanceof AbortSignal, what, value, 'an AbortSignal', hint)
+}
+
+export function oneOf<Word extends string>(...words: readonly Word[]): Check<Word> {
+  const known = words.map((word) => `'${word}'`)
+  const expected = `${known.slice(0, -1).join(', ')} or ${known.at(-1)}`
+  return (what, value) => expect(words.includes(value as Word), what, value, expected)
 }
 
 /** A whole number between two bounds; numbers beyond 2^53 must come as bigint, as they were rounded already. */
 export function checkInteger(what: string, value: unknown, min: bigint, max: bigint): bigint {
-  if (typeof value === 'bigint' ? value >= min && value <= max : Number.isSafeInteger(value)) {
-    const integer = BigInt(value as bigint | number)
-    if (integer >= min && integer <= max) return integer
-  }
-  return refuse(what, value, `a whole number from ${min} to ${max}`, integerHint(value, max))
+  const isInteger = typeof value === 'bigint' || Number.isSafeInteger(value)
+  const integer = isInteger ? BigInt(value as bigint) : min - 1n
+  if (integer >= min && integer <= max) return integer
+  return expect(false, what, value, `a whole number from ${min} to ${max}`, integerHint(value, max))
 }
 
 /** Only where numbers can be that large is there something to say. */
@@ -116,15 +102,12 @@ function integerHint(value: unknown, max: bigint): string | undefined {
     : undefined
 }
 
-export function checkSequence(value: unknown): bigint {
-  return checkInteger('sequence', value, 0n, maxSequence)
-}
+export const checkSequence: Check<bigint> = (what, value) => checkInteger(what, value, 0n, maxSequence)
 
-export function checkEpoch(value: unknown): number {
-  return Number(checkInteger('epoch', value, 0n, maxInt32))
-}
+/** Epochs and partitions. */
+export const checkInt32: Check<number> = (what, value) => Number(checkInteger(what, value, 0n, maxInt32))
 
-/** Milliseconds, as many as timeouts of Postgres and timers of Node take. */
+/** As many as timeouts of Postgres and timers of Node take; those take no bigint. */
 export function checkMilliseconds(what: string, value: unknown, least: 0 | 1 = 0): number {
   return Number(checkInteger(what, value, BigInt(least), maxInt32))
 }

@@ -81,38 +81,25 @@ export type Jsonified<T> = unknown extends T
 /** What became of a message. */
 export type Processed<T> =
   /** It was new; the handler ran and its effects are committed. */
-  | {
-      readonly status: 'processed'
-      readonly result: T
-      readonly id: string | null
-      readonly finished: boolean
-    }
+  | ({ readonly status: 'processed' } & TransactionResult<T>)
   /** It had taken effect before; with the first one's result, as it comes back from JSON, if that was kept. */
   | { readonly status: 'duplicate'; readonly result: Jsonified<T> | undefined }
   /** It is older than its scope's horizon: whether it took effect is not known any more. */
   | { readonly status: 'expired' }
 
-/** What became of a batch of sequenced messages. */
-export interface ProcessedBatch<T> {
+/** What became of a batch of sequenced messages; `result` is undefined if nothing was new and the handler did not run. */
+export interface ProcessedBatch<T> extends TransactionResult<T | undefined> {
   /** The new ones, in the order given. */
   readonly claimed: readonly bigint[]
   /** How many had taken effect before, or were repeated in the batch. */
   readonly duplicates: number
-  /** What the handler returned; undefined if nothing was new and it did not run. */
-  readonly result: T | undefined
-  readonly id: string | null
-  readonly finished: boolean
 }
 
-/** What became of a batch of keyed messages. */
-export interface ProcessedKeys<T> {
-  /** The keys that were new, in the order given. */
+/** As {@link ProcessedBatch}, of keyed messages. */
+export interface ProcessedKeys<T> extends TransactionResult<T | undefined> {
   readonly claimed: readonly string[]
   /** The others, each with its status and the result that was kept for it. */
   readonly rest: readonly KeyClaim[]
-  readonly result: T | undefined
-  readonly id: string | null
-  readonly finished: boolean
 }
 
 export interface ProcessOptions extends Omit<TransactionOptions, 'home'> {
@@ -120,13 +107,18 @@ export interface ProcessOptions extends Omit<TransactionOptions, 'home'> {
   readonly position?: PositionMove
 }
 
+/** Runs with the claim's transaction, with what is new of a batch, and with the handles of all databases. */
+type BatchHandler<Databases, Name extends keyof Databases, Fresh, T> = (
+  trx: Transaction<Databases[Name]>,
+  fresh: readonly Fresh[],
+  transactions: Transactions<Databases>,
+) => Promise<T>
+
 export interface Pgonce<Databases> extends AsyncDisposable {
   /**
-   * Claims a message and runs the handler if it is new: claim, effects and position commit together.
-   *
-   * The handler gets the transaction of the claim's database, and as second argument the handles of all; what
-   * it writes elsewhere commits with it (two-phase). If it throws, nothing happened and the message is new
-   * again. It may run several times, so keep to effects in these databases.
+   * Claims a message and runs the handler if it is new: claim, effects and position commit together. The handler gets
+   * the transaction of the claim's database, and the handles of all; what it writes elsewhere commits with it
+   * (two-phase). If it throws, nothing happened and the message is new again. It may run several times.
    *
    * @example
    * await once.process('orders', { producer: 'shop-7', sequence: 41n }, async (trx) => {
@@ -144,9 +136,9 @@ export interface Pgonce<Databases> extends AsyncDisposable {
   ): Promise<Processed<T>>
 
   /**
-   * As above, where the effects are known beforehand: queries instead of a handler, of {@link Pgonce.builder} or any
-   * Kysely instance, in this one database. BEGIN, claim, effects and COMMIT travel together, in one round trip.
-   * Parameters are written into the texts: a list as an array, other objects as JSON.
+   * As above with queries instead of a handler, of {@link Pgonce.builder} or any Kysely instance, in this one database:
+   * BEGIN, claim, effects and COMMIT travel together, in one round trip. Parameters are written into the texts: a list
+   * as an array, other objects as JSON.
    *
    * @example
    * const db = once.builder('orders')
@@ -165,33 +157,24 @@ export interface Pgonce<Databases> extends AsyncDisposable {
    * As {@link Pgonce.process} for many messages of one producer, or of one scope, in one transaction. The
    * handler gets the new ones and runs once, or not at all if there are none.
    *
-   * @see sql/ledger/claim_batch.sql, sql/ledger/claim_key_batch.sql
+   * @see sql/ledger/claim_ranges.sql, sql/ledger/claim_keys.sql
    */
   processBatch<Name extends keyof Databases & string, T>(
     database: Name,
     batch: SequencedBatch,
-    handler: (
-      trx: Transaction<Databases[Name]>,
-      fresh: readonly bigint[],
-      transactions: Transactions<Databases>,
-    ) => Promise<T>,
+    handler: BatchHandler<Databases, Name, bigint, T>,
     options?: ProcessOptions,
   ): Promise<ProcessedBatch<T>>
   processBatch<Name extends keyof Databases & string, T>(
     database: Name,
     batch: KeyedBatch,
-    handler: (
-      trx: Transaction<Databases[Name]>,
-      fresh: readonly string[],
-      transactions: Transactions<Databases>,
-    ) => Promise<T>,
+    handler: BatchHandler<Databases, Name, string, T>,
     options?: ProcessOptions,
   ): Promise<ProcessedKeys<T>>
 
   /**
-   * Runs the handler and commits what it did in every database, or in none. A database takes part when it is
-   * first used; if only one was written to, it is a plain COMMIT. Deadlocks and serialization failures run the
-   * handler anew.
+   * Runs the handler and commits what it did in every database, or in none. A database takes part when it is first used;
+   * if only one was written to, it is a plain COMMIT. Deadlocks and serialization failures run the handler again.
    *
    * @throws AbortedError, HandlerError, LimitError, DatabaseError after rolling back everywhere, and what the
    *   handler throws; OutcomeUnknownError if the answer to the decision was lost
@@ -210,14 +193,20 @@ export interface Pgonce<Databases> extends AsyncDisposable {
    */
   outcome(id: string): Promise<Outcome>
 
-  /** Takes a partition for a consumer; see {@link takePartition}. */
+  /**
+   * Takes a partition for a consumer: bumps its epoch, which fences the previous owner. If the connection is lost it may
+   * have been taken, without anybody knowing the epoch: take it again. `lockTimeout` and `timeout` are the client's.
+   *
+   * @throws PgonceError `ONARG`, `CONNECTION_LOST`, `LOCK_TIMEOUT`, `TIMEOUT`
+   * @see sql/position/take_partition.sql
+   */
   takePartition(
     database: keyof Databases & string,
     partition: Partition,
     owner?: string,
   ): Promise<TakenPartition>
 
-  /** Reads a position without taking the partition; undefined if it was never taken. */
+  /** Reads a position without taking the partition; undefined if it was never taken. @throws as above */
   readPosition(database: keyof Databases & string, partition: Partition): Promise<PositionState | undefined>
 
   /** Builds queries for a database, with the plugins of its instance; it runs none. */

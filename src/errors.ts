@@ -1,27 +1,20 @@
 /**
- * Every error of this package, and the one table that says which SQLSTATE becomes which. What to do about each code
- * is in docs/api.md#errors.
- *
- * Errors that a handler raises, and SQL errors of its own statements, pass through as they are.
+ * Every error of this package, and which SQLSTATE becomes which; docs/api.md#errors says what to do about each. Errors
+ * that a handler raises, and SQL errors of its own statements, pass through as they are.
  */
 
 /** What an error carries beside its message. */
 export interface PgonceErrorOptions extends ErrorOptions {
-  /** What exactly was found. */
+  /** What exactly was found; undefined if the message says it all. */
   readonly detail?: string | undefined
-  /** What to type next. */
+  /** What to type next; undefined if there is nothing to do. */
   readonly hint?: string | undefined
 }
 
-/**
- * The root of all errors of this package. `code` tells them apart for programs: a SQLSTATE of class `ON`
- * where SQL raised it (the files in `sql/` say when), a word in capitals where the client did.
- */
-export class PgonceError extends Error {
+/** The root. `code` is a SQLSTATE of class `ON` where SQL raised it, else a word in capitals. */
+export class PgonceError extends Error implements PgonceErrorOptions {
   readonly code: string
-  /** What exactly was found; undefined if the message says it all. */
   readonly detail: string | undefined
-  /** What to type next; undefined if there is nothing to do. */
   readonly hint: string | undefined
 
   constructor(code: string, message: string, options: PgonceErrorOptions = {}) {
@@ -43,9 +36,8 @@ export class FencedError extends PgonceError {}
 export class SequenceGapError extends PgonceError {}
 
 /**
- * A bound was reached: gaps of a producer (`ONMAX`), prepared transactions (`NO_SLOTS`),
- * connections of the pool (`NO_CONNECTION`) or of the server (`TOO_MANY_CONNECTIONS`), the time for a lock that a
- * statement of ours needed (`LOCK_TIMEOUT`).
+ * A bound was reached: gaps of a producer (`ONMAX`), prepared transactions (`NO_SLOTS`), connections of the pool
+ * (`NO_CONNECTION`) or of the server (`TOO_MANY_CONNECTIONS`), the time for a lock (`LOCK_TIMEOUT`).
  */
 export class LimitError extends PgonceError {}
 
@@ -56,41 +48,28 @@ export class PayloadMismatchError extends PgonceError {}
 export class PositionError extends PgonceError {}
 
 /**
- * A handler did what a handler must not: tried to end its transaction (`ONEND`), left another role in force (`ONROL`),
- * went on after a failed statement (`SWALLOWED`), returned a query without executing it (`NOT_EXECUTED`) or before it
- * was answered (`NOT_AWAITED`), began another transaction (`NESTED`), used what cannot be prepared
- * (`CANNOT_PREPARE`), ran COPY from or to the client (`COPY`), or used its transaction after the end (`ENDED`).
- * Everything was rolled back.
+ * A handler did what a handler must not (`ONEND`, `ONROL`, `SWALLOWED`, `NOT_EXECUTED`, `NOT_AWAITED`, `NESTED`,
+ * `CANNOT_PREPARE`, `COPY`, `ENDED`), and everything was rolled back.
  */
 export class HandlerError extends PgonceError {}
 
 /**
- * A database cannot do what it is asked.
- *
- * - We do not get in: there is none of this name (`NO_DATABASE`), it refuses user or password (`LOGIN_REFUSED`), the
- *   role may not (`NO_PRIVILEGE`).
- * - It is not the right one: too old (`SERVER_VERSION`), a standby (`ONSTB`), a copy (`ONCPY`), hidden by row level security (`ONRLS`), not the home (`ONIDN`),
- *   under two names (`SAME_DATABASE`).
- * - It is not set up: no schema once (`NOT_INSTALLED`), one of another version (`SCHEMA_VERSION`) or of somebody else
- *   (`FOREIGN_SCHEMA`), an installation that failed (`MIGRATION_FAILED`), prepared transactions switched off
- *   (`PREPARE_DISABLED`), no dblink (`ONEXT`), no way to another database from inside (`ONPER`).
- * - It is read-only (`READ_ONLY`), its driver cannot be trusted (`DRIVER`), or a pooler has lost what was prepared
- *   (`NO_STATEMENT`).
- * - A decision cannot be read under this isolation level (`ONISO`).
+ * A database cannot do what it is asked. We do not get in (`NO_DATABASE`, `LOGIN_REFUSED`, `NO_PRIVILEGE`); it is not the
+ * right one (`SERVER_VERSION`, `ONSTB`, `ONCPY`, `ONRLS`, `ONIDN`, `SAME_DATABASE`), not set up (`NOT_INSTALLED`,
+ * `SCHEMA_VERSION`, `FOREIGN_SCHEMA`, `MIGRATION_FAILED`, `PREPARE_DISABLED`, `ONEXT`, `ONPER`), or not as we need it
+ * (`READ_ONLY`, `DRIVER`, `NO_STATEMENT`, `ONISO`).
  */
 export class DatabaseError extends PgonceError {}
 
 /**
- * The transaction was given up before its decision and rolled back: by the caller's signal (`ABORTED`), because its
- * time was over (`TIMEOUT`), a connection was lost or could not be made (`CONNECTION_LOST`), the client was closed
- * (`CLOSED`), or COMMIT found a failed statement (`ROLLED_BACK`).
+ * The transaction was given up before its decision and rolled back: by the caller (`ABORTED`, `CLOSED`), in time
+ * (`TIMEOUT`), for want of a connection (`CONNECTION_LOST`), or by COMMIT after a failed statement (`ROLLED_BACK`).
  */
 export class AbortedError extends PgonceError {}
 
 /**
  * The decision was asked for and its answer was lost (`OUTCOME_UNKNOWN`). What was decided stands and recovery
- * completes it; only this process does not know it. Never retry blindly: ask `once.outcome(error.id)`, or deliver
- * the message again, since its claim knows.
+ * completes it. Never retry blindly: ask `once.outcome(error.id)`, or deliver the message again: its claim knows.
  */
 export class OutcomeUnknownError extends PgonceError {
   /** For `once.outcome(id)`; null if the transaction left no row (one database, without `record`). */
@@ -104,24 +83,16 @@ export class OutcomeUnknownError extends PgonceError {
 
 type ErrorClass = new (code: string, message: string, options?: PgonceErrorOptions) => PgonceError
 
-const classes: Readonly<Record<string, ErrorClass>> = {
-  ONARG: InvalidInputError,
-  ONFEN: FencedError,
-  ONGAP: SequenceGapError,
-  ONMAX: LimitError,
-  ONPAY: PayloadMismatchError,
-  ONCAS: PositionError,
-  ONTKN: PositionError,
-  ONISO: DatabaseError,
-  ONSTB: DatabaseError,
-  ONIDN: DatabaseError,
-  ONCPY: DatabaseError,
-  ONRLS: DatabaseError,
-  ONEND: HandlerError,
-  ONROL: HandlerError,
-  ONEXT: DatabaseError,
-  ONPER: DatabaseError,
-}
+const classes: readonly (readonly [ErrorClass, readonly string[]])[] = [
+  [InvalidInputError, ['ONARG']],
+  [FencedError, ['ONFEN']],
+  [SequenceGapError, ['ONGAP']],
+  [LimitError, ['ONMAX']],
+  [PayloadMismatchError, ['ONPAY']],
+  [PositionError, ['ONCAS', 'ONTKN']],
+  [HandlerError, ['ONEND', 'ONROL']],
+  [DatabaseError, ['ONISO', 'ONSTB', 'ONIDN', 'ONCPY', 'ONRLS', 'ONEXT', 'ONPER']],
+]
 
 /** The SQLSTATE (or the client's own code) of an error of any driver; undefined if it has none. */
 export function codeOf(error: unknown): string | undefined {
@@ -157,58 +128,50 @@ export function withHint(error: unknown): string {
 /** Turns what SQL raised under our class `ON` into our error; anything else comes back unchanged. */
 export function fromSql(error: unknown): unknown {
   const code = codeOf(error)
-  const Class = code === undefined ? undefined : classes[code]
+  const [Class] = classes.find(([, codes]) => codes.some((one) => one === code)) ?? []
   if (Class === undefined || code === undefined || error instanceof PgonceError) return error
-  const { message, detail, hint } = error as { message: string; detail?: string; hint?: string }
+  const { message, detail, hint } = error as Error & PgonceErrorOptions
   return new Class(code, message, { detail, hint, cause: error })
 }
 
-/**
- * As {@link fromSql}, for statements of ours in a transaction; also names the database, and who may have the lock
- * that was waited for in vain. Statements of handlers keep Postgres's own error.
- */
+/** As {@link fromSql}, for statements of ours in a transaction: names the database. Handlers get Postgres's own error. */
 export function fromOwn(database: string, error: unknown): unknown {
-  const { message } = error as Error
+  const cause = error
+  const { message, detail, hint } = error as PgonceErrorOptions & Error
+  const said = `Postgres says: ${message}`
   switch (codeOf(error)) {
-    case '55P03':
-      return new LimitError('LOCK_TIMEOUT', `Timed out waiting for a lock in database ${database}`, {
-        detail: `Postgres says: ${message}`,
-        hint:
-          'If a branch in doubt has it (npx pgonce in-doubt), recovery frees it: once.recovery.start(), or ' +
-          'npx pgonce recover. If another transaction has it, make that one shorter, or lockTimeout longer',
-        cause: error,
-      })
-    case '25006':
-      return new DatabaseError('READ_ONLY', `Database ${database} is read-only`, {
-        detail: `Postgres says: ${message}`,
-        hint: 'Is it a standby, or did somebody set default_transaction_read_only, because a disk was full? pgonce doctor tells',
-        cause: error,
-      })
-    case '26000':
-      return new DatabaseError(
-        'NO_STATEMENT',
-        `A prepared statement is gone in database ${database}: ${message}`,
-        {
-          hint: 'Is a pooler in transaction mode in between? Switch prepared statements off in the driver of your instance',
-          cause: error,
-        },
-      )
-    case 'ONEND': {
-      if (error instanceof PgonceError) return error
-      const { detail, hint } = error as { detail?: string; hint?: string }
-      return new HandlerError('ONEND', `${message}, in database ${database}`, { detail, hint, cause: error })
+    case '55P03': {
+      const what = `Timed out waiting for a lock in database ${database}`
+      return new LimitError('LOCK_TIMEOUT', what, { detail: said, hint: lockHint, cause })
     }
+    case '25006': {
+      const what = `Database ${database} is read-only`
+      return new DatabaseError('READ_ONLY', what, { detail: said, hint: readOnlyHint, cause })
+    }
+    case '26000': {
+      const what = `A prepared statement is gone in database ${database}`
+      return new DatabaseError('NO_STATEMENT', what, { detail: said, hint: poolerHint, cause })
+    }
+    case 'ONEND':
+      if (error instanceof PgonceError) return error
+      return new HandlerError('ONEND', `${message}, in database ${database}`, { detail, hint, cause })
     default:
       return fromSql(error)
   }
 }
 
+const lockHint =
+  'If a branch in doubt has it (npx pgonce in-doubt), recovery frees it: once.recovery.start(), or ' +
+  'npx pgonce recover. If another transaction has it, make that one shorter, or lockTimeout longer'
+const readOnlyHint =
+  'Is it a standby, or did somebody set default_transaction_read_only, because a disk was full? pgonce doctor tells'
+const poolerHint =
+  'Is a pooler in transaction mode in between? Switch prepared statements off in the driver of your instance'
+
 /** Whether the server sent this error, as opposed to a network or a driver. */
 export function isServerError(error: unknown): boolean {
-  return (
-    /^[0-9A-Z]{5}$/.test(codeOf(error) ?? '') &&
-    typeof (error as { severity?: unknown }).severity === 'string'
-  )
+  if (!/^[0-9A-Z]{5}$/.test(codeOf(error) ?? '')) return false
+  return typeof (error as { severity?: unknown }).severity === 'string'
 }
 
 /**
@@ -228,10 +191,7 @@ export function isErrorAnswer(error: unknown): boolean {
 /** Codes that come with FATAL or PANIC as well; in a language that we do not know, these count as that. */
 const mayBeFatal = /^(57P..|58...|XX...|28...|53...|25P0[34]|3D000|F0...|72...)$/
 
-/**
- * The transaction did nothing, and doing it again may succeed: deadlock, serialization failure, or a prepared
- * statement that is older than the tables it reads, or gone.
- */
+/** The transaction did nothing, and doing it again may succeed: deadlock, serialization failure, what is outdated. */
 export function isRetryable(error: unknown): boolean {
   const code = codeOf(error)
   return code === '40001' || code === '40P01' || isOutdated(error)
@@ -240,8 +200,6 @@ export function isRetryable(error: unknown): boolean {
 /** A statement was prepared before somebody changed what it reads (0A000), or for another session (26000). */
 export function isOutdated(error: unknown): boolean {
   const code = codeOf(error)
-  return (
-    code === '26000' ||
-    (code === '0A000' && (error as { routine?: unknown }).routine === 'RevalidateCachedQuery')
-  )
+  if (code !== '0A000') return code === '26000'
+  return (error as { routine?: unknown }).routine === 'RevalidateCachedQuery'
 }

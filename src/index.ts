@@ -13,7 +13,7 @@ export { type Step, type StepEvent, steps } from './commit/channels.ts'
 export type { TransactionResult } from './commit/coordinator.ts'
 export type { Outcome } from './commit/outcome.ts'
 export type { DatabaseTarget } from './connection/target.ts'
-export { type MigrateOptions, type MigrateResult, type MigrationStep, migrate } from './database/migrate.ts'
+export { type MigrateResult, type MigrationStep, migrate } from './database/migrate.ts'
 export { migrationSql } from './database/migration.ts'
 export {
   AbortedError,
@@ -41,7 +41,7 @@ export type {
   SequencedBatch,
   SequencedMessage,
 } from './ledger/claim.ts'
-export type { TransactionOptions } from './options.ts'
+export type { MigrateOptions, RunOptions, StartOptions, TransactionOptions } from './options.ts'
 export type { Partition, Position, PositionMove, PositionState, TakenPartition } from './position/position.ts'
-export type { Recovery, RunningRecovery, RunOptions, StartOptions } from './recovery/recovery.ts'
+export type { Recovery, RunningRecovery } from './recovery/recovery.ts'
 export type { Loss, RecoveryReport, UnfinishedBranch } from './recovery/report.ts'

@@ -1,91 +1,148 @@
 /**
- * The options of a transaction: each with its unit, default and bounds. What nobody knows is refused: whoever wrote
- * it expects it to do something.
+ * The options, in tables: each with its check, and its default. A name that is in no table is refused: whoever wrote it
+ * expects it to do something.
  */
-import { checkBoolean, checkInteger, checkMilliseconds, checkObject, checkSignal, show } from './check.ts'
+import {
+  type Check,
+  checkBoolean,
+  checkFunction,
+  checkInteger,
+  checkMilliseconds,
+  checkObject,
+  checkSignal,
+  oneOf,
+  show,
+} from './check.ts'
+import type { MigrationStep } from './database/migrate.ts'
+import type { MigrationFile } from './database/migration.ts'
 import { InvalidInputError } from './errors.ts'
+import type { RecoveryReport } from './recovery/report.ts'
 
-/** Postgres's, of which it takes the first for the second. */
-const isolationLevels = ['read uncommitted', 'read committed', 'repeatable read', 'serializable'] as const
+interface Option<T, Default> {
+  readonly check: Check<T>
+  readonly byDefault: Default
+}
 
-export interface TransactionOptions {
+type Table = Readonly<Record<string, Option<unknown, unknown>>>
+
+/** As they are given: undefined is as if left out. */
+type Given<Options> = {
+  readonly [Name in keyof Options]?: (Options[Name] extends Option<infer T, unknown> ? T : never) | undefined
+}
+
+/** As they are used. */
+type Complete<Options> = {
+  readonly [Name in keyof Options]: Options[Name] extends Option<infer T, infer Default> ? T | Default : never
+}
+
+const optional = <T>(check: Check<T>): Option<T, undefined> => ({ check, byDefault: undefined })
+const option = <T>(check: Check<T>, byDefault: T): Option<T, T> => ({ check, byDefault })
+const milliseconds = (byDefault: number) => option(checkMilliseconds, byDefault)
+const atLeastOne = (byDefault: number) =>
+  option((name, value) => checkMilliseconds(name, value, 1), byDefault)
+/** Checked later, by those who know more. */
+const asGiven = <T>(_name: string, value: unknown) => value as T
+
+export const transactionOptions = {
   /** Gives up and rolls back, up to the decision; afterwards it has no effect. */
-  readonly signal?: AbortSignal | undefined
+  signal: optional(checkSignal),
   /** Milliseconds until the transaction is given up and rolled back if it is not decided. @defaultValue 60000 */
-  readonly timeout?: number | undefined
+  timeout: atLeastOne(60_000),
   /** Milliseconds a statement waits for a lock; 0: forever. @defaultValue 10000 */
-  readonly lockTimeout?: number | undefined
-  /**
-   * Milliseconds after which the server ends a branch that does nothing, so that a coordinator which
-   * vanished does not hold its locks; 0: never. Prepared branches are not concerned. @defaultValue 60000
-   */
-  readonly idleTimeout?: number | undefined
-  /** @defaultValue as the sessions have it, in Postgres read committed */
-  readonly isolationLevel?: (typeof isolationLevels)[number] | undefined
-  /**
-   * Whether to wait until every branch is committed (`await`), or only for the decision (`background`): it
-   * stands either way, but until the branch is finished other transactions do not see its effects there.
-   * @defaultValue 'await'
-   */
-  readonly finish?: 'await' | 'background' | undefined
+  lockTimeout: milliseconds(10_000),
+  /** Milliseconds until the server ends a branch that is idle and not prepared; 0: never. @defaultValue 60000 */
+  idleTimeout: milliseconds(60_000),
+  /** It goes into the text of BEGIN. @defaultValue as the sessions have it, in Postgres read committed */
+  isolationLevel: optional(oneOf('read uncommitted', 'read committed', 'repeatable read', 'serializable')),
+  /** Wait until all branches are committed and seen by others, or only for the decision. @defaultValue 'await' */
+  finish: option(oneOf('await', 'background'), 'await'),
   /** The database to prefer as home if it was written to. @defaultValue the first that was used */
-  readonly home?: string | undefined
-  /** How often to run the handler again where nothing happened and trying again helps: a deadlock, a serialization
-   * failure, a statement that a migration has outdated, a connection lost before its first answer. @defaultValue 5 */
-  readonly retries?: number | undefined
+  home: optional(asGiven<string>),
+  /** How often to run the handler again where nothing happened and it helps: after a deadlock, say. @defaultValue 5 */
+  retries: option((name, value) => Number(checkInteger(name, value, 0n, 1000n)), 5),
+  /** Record the outcome for `once.outcome(id)`, also of one database: a row and a round trip. @defaultValue false */
+  record: option(checkBoolean, false),
+}
+
+export type TransactionOptions = Given<typeof transactionOptions>
+
+export const runOptions = {
+  /** Leave branches alone that are younger (milliseconds): their coordinator is probably at them. @defaultValue 0 */
+  settle: milliseconds(0),
+  /** Purge what is proven for longer (milliseconds). @defaultValue 600000, ten minutes */
+  keep: milliseconds(600_000),
+  /** Prove and purge, too. @defaultValue true */
+  purge: option(checkBoolean, true),
+  /** Compare all evidence with the decisions at its homes, as `recovery.audit()` does. @defaultValue false */
+  audit: option(checkBoolean, false),
+}
+
+export type RunOptions = Given<typeof runOptions>
+
+export const startOptions = {
+  /** Purge what is proven for longer (milliseconds). @defaultValue 600000, ten minutes */
+  keep: runOptions.keep,
+  /** Milliseconds between two looks; a quarter of it while branches are young or pending. @defaultValue 1000 */
+  interval: milliseconds(1_000),
   /**
-   * Record the outcome even if one database only was written to, so that `once.outcome(id)` can tell it
-   * should the answer to COMMIT be lost. Costs a row and a round trip. @defaultValue false
+   * Called after each look at a database that found anything, and after the first that found nothing any more. Counts
+   * and losses are of this look; what is unfinished and who is unreachable, of the last look at every database.
    */
-  readonly record?: boolean | undefined
+  onReport: optional(checkFunction<(report: RecoveryReport) => unknown>),
 }
 
-export const defaults = {
-  timeout: 60_000,
-  lockTimeout: 10_000,
-  idleTimeout: 60_000,
-  finish: 'await',
-  retries: 5,
-} as const
+export type StartOptions = Given<typeof startOptions>
 
-type Checked = { -readonly [Name in keyof TransactionOptions]?: TransactionOptions[Name] }
-
-/** One check an option; each gives the value as it is used. */
-const checks: Readonly<Record<keyof TransactionOptions, (value: never) => unknown>> = {
-  signal: (value: AbortSignal) => checkSignal('signal', value),
-  // As numbers: a bigint is taken as well, and timers take none.
-  timeout: (value: unknown) => checkMilliseconds('timeout', value, 1),
-  lockTimeout: (value: unknown) => checkMilliseconds('lockTimeout', value),
-  idleTimeout: (value: unknown) => checkMilliseconds('idleTimeout', value),
-  retries: (value: unknown) => Number(checkInteger('retries', value, 0n, 1000n)),
-  record: (value: unknown) => checkBoolean('record', value, false),
-  finish: (value: unknown) => oneOf('finish', value, ['await', 'background']),
-  // It goes into the text of BEGIN.
-  isolationLevel: (value: unknown) => oneOf('isolationLevel', value, isolationLevels),
-  home: (value: string) => value,
+const migrations = {
+  /** For tests. @defaultValue the ones that this package ships, in order @internal */
+  migrations: optional(asGiven<readonly MigrationFile[]>),
 }
+
+export const migrateOptions = {
+  /** Look, but change nothing: what would run has the status `pending`. @defaultValue false */
+  dryRun: option(checkBoolean, false),
+  /** Milliseconds that the database may take to answer at first; an instance has its own. @defaultValue 10000 */
+  connectTimeout: atLeastOne(10_000),
+  /** Milliseconds to wait for a lock of a running transaction, before it gives up; 0: forever. @defaultValue 10000 */
+  lockTimeout: milliseconds(10_000),
+  /** Called after each migration that was installed. */
+  onProgress: optional(checkFunction<(step: MigrationStep) => void>),
+  ...migrations,
+}
+
+export type MigrateOptions = Given<typeof migrateOptions>
+
+export const migrationSqlOptions = {
+  /** The schema version that the database has, as `once.schema_version()` gives it. @defaultValue 0, not installed */
+  from: option(asGiven<number>, 0),
+  ...migrations,
+}
+
+export type MigrationSqlOptions = Given<typeof migrationSqlOptions>
 
 /** @throws InvalidInputError `ONARG` */
-export function checkOptions(options: TransactionOptions): TransactionOptions {
-  checkObject('options', options)
-  const checked: Record<string, unknown> = {}
-  for (const [name, value] of Object.entries(options)) {
-    const check = (checks as unknown as Record<string, ((value: unknown) => unknown) | undefined>)[name]
-    if (check === undefined) {
-      throw new InvalidInputError('ONARG', `Expected the name of an option, got ${show(name)}`, {
-        hint: `The options are ${Object.keys(checks).join(', ')}`,
-      })
-    }
-    if (value !== undefined) checked[name] = check(value)
-  }
-  return checked as Checked
+export const checkOptions = (options: TransactionOptions) => checked(transactionOptions, options)
+
+export const defaults = defaultsOf(transactionOptions)
+
+/** What was given, and the defaults of the rest. @throws InvalidInputError `ONARG` */
+export function complete<Options extends Table>(table: Options, given: Given<Options>): Complete<Options> {
+  return { ...defaultsOf(table), ...checked(table, given) }
 }
 
-function oneOf<Word extends string>(what: string, value: unknown, words: readonly Word[]): Word {
-  if (typeof value === 'string' && words.includes(value as Word)) return value as Word
-  const known = words.map((word) => `'${word}'`)
-  throw new InvalidInputError(
-    'ONARG',
-    `Expected \`${what}\` to be ${known.slice(0, -1).join(', ')} or ${known.at(-1)}, got ${show(value)}`,
-  )
+function checked<Options extends Table>(table: Options, given: Given<Options>): Partial<Complete<Options>> {
+  const found: Record<string, unknown> = {}
+  for (const [name, value] of Object.entries(checkObject('options', given))) {
+    if (!Object.hasOwn(table, name)) {
+      const hint = `The options are ${Object.keys(table).join(', ')}`
+      throw new InvalidInputError('ONARG', `Expected the name of an option, got ${show(name)}`, { hint })
+    }
+    if (value !== undefined) found[name] = table[name]?.check(name, value)
+  }
+  return found as Partial<Complete<Options>>
+}
+
+function defaultsOf<Options extends Table>(table: Options): Complete<Options> {
+  const entries = Object.entries(table).map(([name, { byDefault }]) => [name, byDefault])
+  return Object.fromEntries(entries) as Complete<Options>
 }

@@ -470,8 +470,7 @@ export const decide = (global: GlobalId, participants: readonly Participant[], s
 }
 
 /** Link-level advisory locks outlive a rollback; all else that a handler set goes with it. */
-export const rollbackDirect = () =>
-  script('rollback_direct', ['rollback', unlock], [], nothing)
+export const rollbackDirect = () => script('rollback_direct', ['rollback', unlock], [], nothing)
 
 export const rollback = () => script('rollback', ['rollback'], [], nothing)
 

@@ -581,12 +581,7 @@ const seeded: readonly (Pick<Mutant, 'name' | 'what'> & Partial<SimulationMutant
       {
         file: 'src/recovery/courier.ts',
         find: '    if (answer !== undefined) return answer\n',
-        replace: '    if (answer !== undefined) return (kept ??= answer)\n',
-      },
-      {
-        file: 'src/recovery/courier.ts',
-        find: '  const silent = new Set<Database>()\n',
-        replace: '  const silent = new Set<Database>()\n  let kept: string | undefined\n',
+        replace: '    if (answer !== undefined) return ((asker as { kept?: string }).kept ??= answer)\n',
       },
     ],
   },
@@ -608,8 +603,8 @@ const seeded: readonly (Pick<Mutant, 'name' | 'what'> & Partial<SimulationMutant
     edits: [
       {
         file: 'src/recovery/courier.ts',
-        find: 'if (statement !== undefined) statements.push(statement)',
-        replace: "if (statement?.outcome === 'committed') statements.push(statement)",
+        find: "if (row.kind === 'run') statements.push(row)",
+        replace: "if (row.kind === 'run') row.outcome === 'committed' && statements.push(row)",
       },
     ],
   },
@@ -619,8 +614,8 @@ const seeded: readonly (Pick<Mutant, 'name' | 'what'> & Partial<SimulationMutant
     edits: [
       {
         file: 'src/recovery/courier.ts',
-        find: 'next: isFirst ? rows.flatMap(',
-        replace: 'next: isFirst && rows.length < 0 ? rows.flatMap(',
+        find: "if (row.kind === 'next') next.push(JSON.stringify(row.next))",
+        replace: "if (row.kind === 'next') continue",
       },
     ],
   },

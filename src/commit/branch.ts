@@ -222,7 +222,7 @@ class OpenBranch implements Branch {
         this.#progress.violation ??= error
         throw error
       }
-        const result = await this.link.executeQuery(query)
+      const result = await this.link.executeQuery(query)
       this.answered = true
       if (result.numAffectedRows !== undefined && result.numAffectedRows > 0n) this.wrote = true
       // After a failure nothing succeeds but ROLLBACK TO SAVEPOINT, which heals it.

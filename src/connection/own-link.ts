@@ -117,7 +117,11 @@ export class OwnLink implements Link {
     return this.#answer(
       () =>
         (
-          this.#wire.client.unsafe(text, (isScript ? none : values) as never[], options) as unknown as WireQuery
+          this.#wire.client.unsafe(
+            text,
+            (isScript ? none : values) as never[],
+            options,
+          ) as unknown as WireQuery
         ).raw(),
       (result) => statement.read(answerOf(result)),
       committing.test(name),

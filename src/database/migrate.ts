@@ -1,61 +1,21 @@
 /**
- * Installs schema `once` into a database that exists already, and brings an older one up to date.
- *
- * Each file of `migrations/` runs in a transaction of its own together with its bookkeeping, as the text that
- * `migration.ts` makes of it: a failure leaves the database at the last complete version. A first install that fails
- * leaves nothing, not even the schema.
- *
- * graphile-migrate, with which the files are written, does not run here: its bookkeeping schema is global
- * to a database, so a user's own chain and ours could not live side by side.
+ * Installs schema `once` into a database that exists already, and brings an older one up to date. graphile-migrate, with
+ * which the files of `migrations/` are written, does not run here: its bookkeeping schema is global to a database, so a
+ * user's own chain and ours could not live side by side.
  */
 import { type Kysely, sql } from 'kysely'
-import { checkBoolean, checkFunction, checkMilliseconds, checkObject } from '../check.ts'
 import { inTime, unreachable } from '../connection/database.ts'
 import { identifier, literal } from '../connection/quote.ts'
 import { type DatabaseTarget, open } from '../connection/target.ts'
 import { checkUrl, databaseIn, describeTarget } from '../connection/url.ts'
 import { codeOf, DatabaseError, InvalidInputError, LimitError, PgonceError } from '../errors.ts'
+import { complete, type MigrateOptions, migrateOptions } from '../options.ts'
 import { installationOf, type MigrationFile, packageVersion, readMigrations, versionOf } from './migration.ts'
-
-/** `installed` now, `present` before, or `pending` (only with `dryRun`). */
-export type MigrationStatus = 'installed' | 'present' | 'pending'
 
 export interface MigrationStep {
   readonly name: string
-  readonly status: MigrationStatus
-}
-
-export interface MigrateOptions {
-  /**
-   * Look, but change nothing: what would run has the status `pending`.
-   * @defaultValue false
-   */
-  readonly dryRun?: boolean
-
-  /**
-   * How long, in milliseconds, the database may take to answer at first. Only for a URL: an instance has
-   * settings of its own.
-   * @defaultValue 10000
-   */
-  readonly connectTimeout?: number
-
-  /**
-   * How long, in milliseconds, a migration waits for a lock that a running transaction holds, before it
-   * gives up and leaves the database as it was. Whoever needs the table queues up behind it meanwhile.
-   * 0 waits for ever. Waiting for another installer is not limited.
-   * @defaultValue 10000
-   */
-  readonly lockTimeout?: number
-
-  /** Called after each migration that was installed. */
-  readonly onProgress?: (step: MigrationStep) => void
-
-  /**
-   * The migrations, in order.
-   * @defaultValue the ones that this package ships
-   * @internal
-   */
-  readonly migrations?: readonly MigrationFile[]
+  /** `installed` now, `present` before, or `pending` (only with `dryRun`). */
+  readonly status: 'installed' | 'present' | 'pending'
 }
 
 export interface MigrateResult {
@@ -70,44 +30,31 @@ export interface MigrateResult {
 /** The oldest server on which every function works. */
 const oldestServer = 150_000
 
-/**
- * The advisory lock that one installer holds while others wait: a random number, which every version of the
- * package must agree on. Advisory locks are per database, so installs into different ones do not meet.
- */
+/** One installer of a database holds it while others wait: a random number, the same in every version of the package. */
 const installerLock = '2087155398171459377'
 
 /**
- * Installs or updates schema `once`. Does nothing where it is up to date, and may run in any number of
- * processes at once: one installs, the others wait and find the work done.
- *
- * It needs the privilege to create a schema, or an empty schema `once` of its own; no superuser. Where nothing is to be
- * done, any of our grants is enough.
+ * Installs or updates schema `once`; does nothing where it is up to date. Each migration is a transaction of its own: a
+ * failure leaves the database at the last complete version. Any number of processes may run it at once: one installs, the
+ * others wait and find the work done. It needs the privilege to create a schema, or an empty schema `once` of its own; no
+ * superuser. Where nothing is to be done, any of our grants is enough.
  *
  * @example
  * await migrate('postgres://app@localhost/orders')
  *
- * @throws InvalidInputError `ONARG`: what was given is no database, a URL that names none, or a timeout no number
- *   of milliseconds
- * @throws LimitError `LOCK_TIMEOUT` a lock was not to be had in time. As below, the migration at hand left no trace
- * @throws AbortedError `CONNECTION_LOST` nobody answered
- * @throws DatabaseError
- *   `NO_DATABASE`, `LOGIN_REFUSED` we do not get in; `SERVER_VERSION` older than Postgres 15; `ONSTB` a standby;
- *   `SCHEMA_VERSION` the schema is newer than this package; `FOREIGN_SCHEMA` a schema once of somebody else;
- *   `NO_PRIVILEGE` not allowed to; `MIGRATION_FAILED` anything else, `cause` has it
+ * @throws InvalidInputError `ONARG`; LimitError `LOCK_TIMEOUT` a lock was not to be had in time; AbortedError
+ *   `CONNECTION_LOST` nobody answered; DatabaseError `NO_DATABASE`, `LOGIN_REFUSED` we do not get in, `SERVER_VERSION`
+ *   older than Postgres 15, `ONSTB` a standby, `SCHEMA_VERSION` newer than this package, `FOREIGN_SCHEMA` somebody
+ *   else's, `NO_PRIVILEGE` not allowed to, `MIGRATION_FAILED` anything else
  */
 export async function migrate<DB = unknown>(
   target: DatabaseTarget<DB>,
   options: MigrateOptions = {},
 ): Promise<MigrateResult> {
-  checkObject('options', options)
-  const dryRun = checkBoolean('dryRun', options.dryRun, false)
-  const onProgress = options.onProgress && checkFunction('onProgress', options.onProgress)
-  const connectTimeout = checkMilliseconds('connectTimeout', options.connectTimeout ?? 10_000, 1)
-  const lockTimeout = checkMilliseconds('lockTimeout', options.lockTimeout ?? 10_000)
+  const { dryRun, onProgress, connectTimeout, lockTimeout, ...given } = complete(migrateOptions, options)
+  refuseTarget(target)
   const isUrl = typeof target === 'string' || target instanceof URL
-  if (isUrl) refuseUnnamed(String(target))
-  else refuseTransaction(target)
-  const migrations = options.migrations ?? (await readMigrations())
+  const migrations = given.migrations ?? (await readMigrations())
   const opened = open<unknown>(target, { applicationName: 'pgonce migrate', connectTimeout })
   // A plugin that renames columns would rename Postgres's own.
   const db = opened.db.withoutPlugins()
@@ -115,25 +62,22 @@ export async function migrate<DB = unknown>(
   try {
     // Where something else than Postgres takes the connection, it may never answer.
     const found = await (isUrl ? inTime(connectTimeout, look(db, place)) : look(db, place))
-    checkServer(found)
-    await refuseNewer(found.database, found.installed, migrations)
-    const present = new Set(found.installed)
-    const isPending = migrations.some(({ name }) => !present.has(name))
-    if (isPending) checkPrivileges(found)
-    const installed = new Set<string>()
+    const present = found.booked ? await installedNames(db) : []
+    await refuseNewer(found.database, present, migrations)
+    const isPending = migrations.some(({ name }) => !present.includes(name))
+    if (isPending) refuseUnprivileged(found)
+    const done: string[] = []
     while (isPending && !dryRun) {
-      const name = await installNext(db, place, { database: found.database, migrations, lockTimeout })
+      const name = await installNext(db, place, migrations, lockTimeout)
       if (name === undefined) break
-      installed.add(name)
+      done.push(name)
       onProgress?.({ name, status: 'installed' })
     }
-    const statusOf = (name: string): MigrationStatus => {
-      if (installed.has(name)) return 'installed'
-      return dryRun && !present.has(name) ? 'pending' : 'present'
-    }
+    const statusOf = (name: string) =>
+      done.includes(name) ? 'installed' : dryRun && !present.includes(name) ? 'pending' : 'present'
     return {
       database: found.database,
-      schemaVersion: versionOf(dryRun ? found.installed.at(-1) : migrations.at(-1)?.name),
+      schemaVersion: versionOf(dryRun ? present.at(-1) : migrations.at(-1)?.name),
       migrations: migrations.map(({ name }) => ({ name, status: statusOf(name) })),
     }
   } catch (error) {
@@ -143,55 +87,39 @@ export async function migrate<DB = unknown>(
   }
 }
 
-/** Without a name the server's default would be taken, which is hardly ever meant for an installation. */
-function refuseUnnamed(url: string): void {
-  if (databaseIn(checkUrl(url)) !== '' || process.env.PGDATABASE) return
-  throw new InvalidInputError('ONARG', `Which database? ${describeTarget(url)} names none`, {
-    hint: 'Add its name to the URL, as in postgres://user@host:5432/orders; or set PGDATABASE',
-  })
+function refuseTarget(target: unknown): void {
+  if (typeof target === 'string' || target instanceof URL) {
+    // The server's default would be taken, which is hardly ever meant for an installation.
+    if (databaseIn(checkUrl(String(target))) !== '' || process.env.PGDATABASE) return
+    const hint = 'Add its name to the URL, as in postgres://user@host:5432/orders; or set PGDATABASE'
+    throw new InvalidInputError('ONARG', `Which database? ${describeTarget(target)} names none`, { hint })
+  }
+  if (typeof target === 'object' && target !== null && 'isTransaction' in target && target.isTransaction) {
+    const message = 'Expected a database, got a transaction: each migration has its own'
+    const hint = 'To install as part of your transaction: sql.raw(await migrationSql()).execute(trx)'
+    throw new InvalidInputError('ONARG', message, { hint })
+  }
 }
-
-function refuseTransaction(target: unknown): void {
-  if (typeof target !== 'object' || target === null || !('isTransaction' in target)) return
-  if (!target.isTransaction) return
-  throw new InvalidInputError('ONARG', 'Expected a database, got a transaction: each migration has its own', {
-    hint: 'To install as part of your transaction: sql.raw(await migrationSql()).execute(trx)',
-  })
-}
-
-// ---------------------------------------------------------------------------------------------------
-// Looking first
 
 /** For messages: what the caller named, and, once we are in, where we are. */
 interface Place {
   readonly label: string
-  connected?: boolean
+  database?: string
   migration?: string
 }
 
-interface Found {
-  readonly server: number
-  readonly release: string
-  readonly standby: boolean
-  readonly database: string
-  readonly login: string
-  /** Whether we may create schemas. */
-  readonly creator: boolean
-  /** Whether schema `once` exists, belongs to us, and holds relations. */
-  readonly exists: boolean
-  readonly owner: string | null
-  readonly ours: boolean | null
-  readonly used: boolean
-  /** Whether it has once.migration, and we may read it. */
-  readonly booked: boolean
-  readonly readable: boolean
-  /** The names in once.migration, in order. */
-  readonly installed: readonly string[]
-}
+/**
+ * What a database says of itself: who and what it is; whether we may create schemas; whether schema `once` exists, is
+ * ours, holds relations, has once.migration, and whether we may read that.
+ */
+type Found = Readonly<Record<'release' | 'database' | 'login' | 'owner', string>> &
+  Readonly<Record<'standby' | 'creator' | 'exists' | 'ours' | 'used' | 'booked' | 'readable', boolean>> & {
+    readonly server: number
+  }
 
 async function look(db: Kysely<unknown>, place: Place): Promise<Found> {
   // Works on any Postgres, in any search_path, and takes no lock that anybody could wait for.
-  const { rows } = await sql<Omit<Found, 'installed'>>`
+  const asked = sql<Found>`
     select pg_catalog.current_setting('server_version_num')::pg_catalog.int4 as server,
            pg_catalog.current_setting('server_version') as release,
            pg_catalog.pg_is_in_recovery() as standby,
@@ -199,7 +127,7 @@ async function look(db: Kysely<unknown>, place: Place): Promise<Found> {
            current_user as login,
            pg_catalog.has_database_privilege(pg_catalog.current_database(), 'create') as creator,
            n.oid is not null as exists,
-           pg_catalog.pg_get_userbyid(n.nspowner) as owner,
+           coalesce(pg_catalog.pg_get_userbyid(n.nspowner), '') as owner,
            pg_catalog.pg_has_role(n.nspowner, 'usage') as ours,
            exists (select from pg_catalog.pg_class c where c.relnamespace = n.oid) as used,
            m.oid is not null as booked,
@@ -207,45 +135,33 @@ async function look(db: Kysely<unknown>, place: Place): Promise<Found> {
              and pg_catalog.has_table_privilege(m.oid, 'select') as readable
       from (select) x
       left join pg_catalog.pg_namespace n on n.nspname = 'once'
-      left join pg_catalog.pg_class m on m.relnamespace = n.oid and m.relname = 'migration' and m.relkind = 'r'`.execute(
-    db,
-  )
-  const found = rows[0] as Omit<Found, 'installed'>
-  place.connected = true
-  if (found.booked && !found.readable) throw unreadable(found)
-  return { ...found, installed: found.booked ? await installedNames(db) : [] }
+      left join pg_catalog.pg_class m on m.relnamespace = n.oid and m.relname = 'migration' and m.relkind = 'r'`
+  const found = (await asked.execute(db)).rows[0] as Found
+  place.database = found.database
+  const { server, release, standby, booked, readable } = found
+  const [database, login, owner] = quoted(found)
+  if (server < oldestServer) {
+    const message = `Database ${database} is on Postgres ${release}; pgonce needs 15 or later`
+    throw new DatabaseError('SERVER_VERSION', message)
+  }
+  if (standby) {
+    const message = `Database ${database} is on a standby, which cannot be written to`
+    throw new DatabaseError('ONSTB', message, { hint: 'Give the URL of its primary' })
+  }
+  if (booked && !readable) {
+    const message = `Role ${login} may not see which version schema once has in database ${database}`
+    const grant = `select once.grant_app(${literal(found.login)});`
+    throw denied(message, `Connect as ${owner}, who owns it, or let that role type: ${grant}`)
+  }
+  return found
 }
 
-function unreadable({ database, login, owner }: Omit<Found, 'installed'>): DatabaseError {
-  return new DatabaseError(
-    'NO_PRIVILEGE',
-    `Role ${identifier(login)} may not see which version schema once has in database ${identifier(database)}`,
-    {
-      hint:
-        `Connect as ${identifier(owner ?? '')}, who owns it, or let that role type: ` +
-        `select once.grant_app(${literal(login)});`,
-    },
-  )
-}
+const quoted = ({ database, login, owner }: Found) => [database, login, owner].map(identifier)
+const denied = (message: string, hint: string) => new DatabaseError('NO_PRIVILEGE', message, { hint })
 
 async function installedNames(db: Kysely<unknown>): Promise<string[]> {
   const names = sql<{ name: string }>`select name from once.migration order by name collate "C"`
   return (await names.execute(db)).rows.map(({ name }) => name)
-}
-
-function checkServer(found: Found): void {
-  const place = `Database ${identifier(found.database)}`
-  if (found.server < oldestServer) {
-    throw new DatabaseError(
-      'SERVER_VERSION',
-      `${place} is on Postgres ${found.release}; pgonce needs 15 or later`,
-    )
-  }
-  if (found.standby) {
-    throw new DatabaseError('ONSTB', `${place} is on a standby, which cannot be written to`, {
-      hint: 'Give the URL of its primary',
-    })
-  }
 }
 
 async function refuseNewer(
@@ -257,53 +173,38 @@ async function refuseNewer(
   const unknown = installed.findLast((name) => !known.has(name))
   if (unknown === undefined) return
   const newest = migrations.at(-1)?.name
-  throw new DatabaseError(
-    'SCHEMA_VERSION',
+  const message =
     `Database ${identifier(database)} has schema once at version ${versionOf(installed.at(-1))} (${unknown}), but pgonce ` +
-      `${await packageVersion()} knows only up to version ${versionOf(newest)} (${newest ?? 'none'}). Nothing was changed`,
-    { hint: 'Update the package: npm install pgonce@latest' },
-  )
+    `${await packageVersion()} knows only up to version ${versionOf(newest)} (${newest ?? 'none'}). Nothing was changed`
+  const hint = 'Update the package: npm install pgonce@latest'
+  throw new DatabaseError('SCHEMA_VERSION', message, { hint })
 }
 
-function checkPrivileges(found: Found): void {
-  const [database, login, owner] = [found.database, found.login, found.owner ?? ''].map(identifier)
-  const refuse = (message: string, hint: string) => new DatabaseError('NO_PRIVILEGE', message, { hint })
-  if (!found.exists && !found.creator) {
-    throw refuse(
-      `Role ${login} may not create a schema in database ${database}`,
-      `Let the owner of the database type: grant create on database ${database} to ${login}; ` +
-        `or: create schema once authorization ${login};`,
-    )
+function refuseUnprivileged(found: Found): void {
+  const [database, login, owner] = quoted(found)
+  const { exists, creator, ours, used, booked } = found
+  if (!exists && !creator) {
+    const grant = `grant create on database ${database} to ${login}; or: create schema once authorization ${login};`
+    const message = `Role ${login} may not create a schema in database ${database}`
+    throw denied(message, `Let the owner of the database type: ${grant}`)
   }
-  if (found.exists && !found.ours) {
-    throw refuse(
-      `Schema once in database ${database} belongs to role ${owner}, and ${login} is no member of it`,
-      `Connect as ${owner}, or let a superuser type: grant ${owner} to ${login};`,
-    )
+  if (exists && !ours) {
+    const message = `Schema once in database ${database} belongs to role ${owner}, and ${login} is no member of it`
+    throw denied(message, `Connect as ${owner}, or let a superuser type: grant ${owner} to ${login};`)
   }
-  if (found.exists && found.used && !found.booked) {
-    throw new DatabaseError(
-      'FOREIGN_SCHEMA',
-      `There is a schema once in database ${database} that pgonce did not make: it has no table once.migration`,
-      { hint: 'Install into another database, or rename that schema: alter schema once rename to …' },
-    )
+  if (exists && used && !booked) {
+    const message = `There is a schema once in database ${database} that pgonce did not make: it has no table once.migration`
+    const hint = 'Install into another database, or rename that schema: alter schema once rename to …'
+    throw new DatabaseError('FOREIGN_SCHEMA', message, { hint })
   }
-}
-
-// ---------------------------------------------------------------------------------------------------
-// Installing
-
-interface InstallOptions {
-  readonly database: string
-  readonly migrations: readonly MigrationFile[]
-  readonly lockTimeout: number
 }
 
 /** Runs the first migration that the database lacks and gives its name; undefined if it lacks none. */
 function installNext(
   db: Kysely<unknown>,
   place: Place,
-  { database, migrations, lockTimeout }: InstallOptions,
+  migrations: readonly MigrationFile[],
+  lockTimeout: number,
 ): Promise<string | undefined> {
   return db.transaction().execute(async (trx) => {
     // Several statements in one text go only without parameters; then both drivers send it as it is.
@@ -323,7 +224,7 @@ function installNext(
     const { rows } = await sql<{ booked: boolean }>`
       select pg_catalog.to_regclass('once.migration') is not null as booked`.execute(trx)
     const installed = rows[0]?.booked ? await installedNames(trx) : []
-    await refuseNewer(database, installed, migrations)
+    await refuseNewer(place.database ?? '', installed, migrations)
     const index = migrations.findIndex(({ name }) => !installed.includes(name))
     const next = migrations[index]
     if (next === undefined) return undefined
@@ -333,29 +234,26 @@ function installNext(
   })
 }
 
-// ---------------------------------------------------------------------------------------------------
-// Words
-
-function explain(error: unknown, place: Place): Error {
-  if (!place.connected) {
+function explain(cause: unknown, { label, database, migration }: Place): Error {
+  if (database === undefined) {
     // Nothing is known of a transaction yet that could be tried again.
-    const isLate = error instanceof PgonceError && error.code === 'TIMEOUT'
-    return unreachable(place.label, isLate ? new Error(error.message) : error)
+    const isLate = cause instanceof PgonceError && cause.code === 'TIMEOUT'
+    return unreachable(label, isLate ? new Error(cause.message) : cause)
   }
-  if (error instanceof PgonceError) return error
-  const { message, detail, hint } = error as { message: string; detail?: string; hint?: string }
-  const what = `${place.migration === undefined ? 'The installation' : `Migration ${place.migration}`} of ${place.label}`
-  if (codeOf(error) === '55P03') {
-    return new LimitError('LOCK_TIMEOUT', `${what} gave up waiting for a lock; nothing of it was kept`, {
-      cause: error,
-      detail,
-      hint: 'Repeat it when long transactions have ended: select * from pg_stat_activity where xact_start is not null',
-    })
+  if (cause instanceof PgonceError) return cause
+  const { message, detail, hint } = cause as Error & { detail?: string; hint?: string }
+  const what = `${migration === undefined ? 'The installation' : `Migration ${migration}`} of ${label}`
+  const failed = `${what} failed: ${message}; nothing of it was kept`
+  switch (codeOf(cause)) {
+    case '55P03': {
+      const gaveUp = `${what} gave up waiting for a lock; nothing of it was kept`
+      const running = 'select * from pg_stat_activity where xact_start is not null'
+      const advice = `Repeat it when long transactions have ended: ${running}`
+      return new LimitError('LOCK_TIMEOUT', gaveUp, { cause, detail, hint: advice })
+    }
+    case '42501':
+      return new DatabaseError('NO_PRIVILEGE', failed, { cause, detail, hint })
+    default:
+      return new DatabaseError('MIGRATION_FAILED', failed, { cause, detail, hint })
   }
-  const isDenied = codeOf(error) === '42501'
-  return new DatabaseError(
-    isDenied ? 'NO_PRIVILEGE' : 'MIGRATION_FAILED',
-    `${what} failed: ${message}; nothing of it was kept`,
-    { cause: error, detail, hint },
-  )
 }

@@ -1,8 +1,8 @@
 /** The migrations that this package ships, and the SQL text that installs them. */
 import { readdir, readFile } from 'node:fs/promises'
-import { checkObject, show } from '../check.ts'
+import { expect } from '../check.ts'
 import { literal } from '../connection/quote.ts'
-import { InvalidInputError } from '../errors.ts'
+import { complete, type MigrationSqlOptions, migrationSqlOptions } from '../options.ts'
 
 /** One released file: SQL without `begin` and `commit`. */
 export interface MigrationFile {
@@ -11,13 +11,10 @@ export interface MigrationFile {
   readonly sql: string
 }
 
-/** A file of the package, from src/ and from dist/ alike. Not made when loaded: a bundle has no such place. */
+/** From src/ and from dist/ alike. Not made when loaded: a bundle has no such place. */
 const inPackage = (path: string) => new URL(`../../${path}`, import.meta.url)
 
-/**
- * The migrations that this package ships, in order.
- * @internal
- */
+/** What this package ships, in order. @internal */
 export async function readMigrations(): Promise<readonly MigrationFile[]> {
   const folder = inPackage('migrations/committed/')
   const files = (await readdir(folder)).filter((file) => file.endsWith('.sql')).sort()
@@ -38,13 +35,7 @@ export function versionOf(name: string | undefined): number {
   return name === undefined ? 0 : Number.parseInt(name, 10)
 }
 
-// ---------------------------------------------------------------------------------------------------
-// The text
-
-/**
- * What installs a migration where exactly those before it are: in one transaction, with its bookkeeping. `migrate()` and
- * {@link migrationSql} have no other.
- */
+/** What installs a migration where exactly those before it are: in one transaction, with its bookkeeping. */
 export function installationOf(file: MigrationFile, before: readonly MigrationFile[]): string {
   return `-- ${file.name}
 ${expectInstalled(before)}
@@ -77,10 +68,7 @@ end
 $pgonce$;`
 }
 
-/**
- * Without graphile-migrate's own comments, which it refuses in a file that somebody includes in his chain,
- * and ready for another statement after it.
- */
+/** Without graphile-migrate's own comments, which it refuses in a file that somebody includes; with a last semicolon. */
 function plain(text: string): string {
   const body = text
     .replace(/^(--! [A-Z][^\n]*\n)+/, '')
@@ -88,21 +76,6 @@ function plain(text: string): string {
     .replace(/^--! EndIncluded .*\n?/gm, '')
     .trim()
   return body.endsWith(';') ? body : `${body}\n;`
-}
-
-export interface MigrationSqlOptions {
-  /**
-   * The schema version that the database has already, as `once.schema_version()` gives it.
-   * @defaultValue 0, not installed
-   */
-  readonly from?: number
-
-  /**
-   * The migrations, in order.
-   * @defaultValue the ones that this package ships
-   * @internal
-   */
-  readonly migrations?: readonly MigrationFile[]
 }
 
 /**
@@ -113,16 +86,12 @@ export interface MigrationSqlOptions {
  * @throws InvalidInputError `ONARG` if there is no such version
  */
 export async function migrationSql(options: MigrationSqlOptions = {}): Promise<string> {
-  const { from = 0 } = checkObject('options', options)
-  const migrations = options.migrations ?? (await readMigrations())
+  const { from, ...given } = complete(migrationSqlOptions, options)
+  const migrations = given.migrations ?? (await readMigrations())
   const latest = versionOf(migrations.at(-1)?.name)
-  if (from !== 0 && !migrations.some(({ name }) => versionOf(name) === from)) {
-    throw new InvalidInputError(
-      'ONARG',
-      `Expected \`from\` to be a schema version from 0 (not installed) to ${latest}, got ${show(from)}`,
-      { hint: 'The database tells: select once.schema_version()' },
-    )
-  }
+  const isVersion = from === 0 || migrations.some(({ name }) => versionOf(name) === from)
+  const hint = 'The database tells: select once.schema_version()'
+  expect(isVersion, 'from', from, `a schema version from 0 (not installed) to ${latest}`, hint)
   const head = `-- pgonce ${await packageVersion()}: schema once from version ${from} to ${latest}.\n`
   const texts = migrations.flatMap((file, index) =>
     versionOf(file.name) > from ? [installationOf(file, migrations.slice(0, index))] : [],

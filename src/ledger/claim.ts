@@ -6,37 +6,56 @@ import { createHash } from 'node:crypto'
 import {
   checkArray,
   checkBoolean,
-  checkEpoch,
-  checkInteger,
+  checkInt32,
   checkName,
   checkObject,
   checkSequence,
   checkText,
-  maxSequence,
-  show,
+  expect,
 } from '../check.ts'
 import { InvalidInputError } from '../errors.ts'
 import * as say from '../statements.ts'
 
-/** A message with a place in its producer's stream. */
-export interface SequencedMessage {
+export type { Claim, ClaimStatus } from '../statements.ts'
+
+/** The fields of each kind; what would be ignored is refused, by the compiler as well. */
+const bySequence = ['producer', 'sequence', 'sequences', 'epoch', 'strict', 'startAt'] as const
+const ofKey = ['key', 'occurredAt', 'payload', 'payloadHash'] as const
+const byKey = [...ofKey, 'scope', 'keepResult'] as const
+const keyedBatch = ['scope', 'messages'] as const
+
+type Without<Names extends readonly string[]> = { readonly [Name in Names[number]]?: never }
+
+/** A producer's stream of messages. */
+interface Stream {
   /** Whose stream: a shop, a device, a topic and partition. 1 to 200 characters. */
   readonly producer: string
-  /** The message's place in it, from 0 to 2^63-2; numbers beyond 2^53 as bigint. */
-  readonly sequence: bigint | number
   /** The producer's incarnation: once a higher one was seen, lower ones are fenced. @defaultValue 0 */
   readonly epoch?: number
   /** Refuse a sequence that does not follow the last one. @defaultValue false */
   readonly strict?: boolean
   /** Where a new producer begins: sequences below count as processed. @defaultValue 0 */
   readonly startAt?: bigint | number
-  readonly scope?: never
-  readonly key?: never
-  readonly occurredAt?: never
-  readonly payload?: never
-  readonly payloadHash?: never
-  readonly keepResult?: never
 }
+
+/** A message with a place in its producer's stream. */
+export interface SequencedMessage extends Stream, Without<typeof byKey> {
+  /** The message's place in it, from 0 to 2^63-2; numbers beyond 2^53 as bigint. */
+  readonly sequence: bigint | number
+}
+
+/** What tells a message of a scope from the others. */
+export interface Keyed extends Without<typeof bySequence> {
+  /** The message's id; any length. The time in a UUIDv7 or ULID counts if `once.set_key_times` said so of the scope. */
+  readonly key: string
+  /** Its own time, the same at every delivery: where the claim is kept and when it expires; without, by its age. */
+  readonly occurredAt?: Date
+}
+
+/** The message itself, or its hash (1 to 64 bytes): with another payload, the same key is an error, no duplicate. */
+export type PayloadCheck =
+  | { readonly payload?: string | Uint8Array; readonly payloadHash?: never }
+  | { readonly payloadHash?: Uint8Array; readonly payload?: never }
 
 /** A message with an id but no order: a webhook delivery, a payment. */
 export type KeyedMessage = Keyed &
@@ -47,194 +66,112 @@ export type KeyedMessage = Keyed &
     readonly keepResult?: boolean
   }
 
-/** What tells a message of a scope from the others. */
-export interface Keyed {
-  /** The message's id; any length. The time in a UUIDv7 or ULID counts only if `once.set_key_times` has said so of the scope. */
-  readonly key: string
-  /**
-   * The message's own time, the same at every delivery (never the time of arrival). It decides where the
-   * claim is kept and when it expires. Without any time the claim is kept apart and expires by its age.
-   */
-  readonly occurredAt?: Date
-  readonly producer?: never
-  readonly sequence?: never
-  readonly epoch?: never
-  readonly strict?: never
-  readonly startAt?: never
-}
-
-/**
- * The message itself, or its SHA-256 as 32 bytes in `payloadHash`: if the key comes again with another
- * payload, that is an error instead of a duplicate.
- */
-export type PayloadCheck =
-  | { readonly payload?: string | Uint8Array; readonly payloadHash?: never }
-  | { readonly payloadHash?: Uint8Array; readonly payload?: never }
-
 export type Message = SequencedMessage | KeyedMessage
 
 /** Messages of one producer. */
-export interface SequencedBatch {
-  readonly producer: string
+export interface SequencedBatch extends Stream, Without<typeof keyedBatch | ['keepResult']> {
   readonly sequences: readonly (bigint | number)[]
-  readonly epoch?: number
-  readonly strict?: boolean
-  readonly startAt?: bigint | number
-  readonly scope?: never
-  readonly messages?: never
-  readonly keepResult?: never
 }
 
-/** Messages of one scope; see {@link KeyedMessage}. */
-export interface KeyedBatch {
+/** Messages of one scope: keys, or more of each. */
+export interface KeyedBatch extends Without<typeof bySequence | ['keepResult']> {
   readonly scope: string
-  readonly messages: readonly (
-    | string
-    | (Keyed & PayloadCheck & { readonly scope?: never; readonly keepResult?: never })
-  )[]
-  readonly producer?: never
-  readonly sequences?: never
-  readonly epoch?: never
-  readonly strict?: never
-  readonly startAt?: never
-  readonly keepResult?: never
+  readonly messages: readonly (string | (Keyed & PayloadCheck & Without<['scope', 'keepResult']>))[]
 }
-
-const bySequence = ['producer', 'sequence', 'sequences', 'epoch', 'strict', 'startAt'] as const
-const ofOneMessage = ['key', 'occurredAt', 'payload', 'payloadHash', 'keepResult'] as const
-const byKey = ['scope', 'messages', ...ofOneMessage] as const
-const ofOneBatch = [...bySequence, 'scope', 'messages', 'keepResult'] as const
-
-/** Which of the two kinds. @throws InvalidInputError `ONARG` if it has something of both */
-export function isSequenced(message: Message): message is SequencedMessage
-export function isSequenced(batch: SequencedBatch | KeyedBatch): batch is SequencedBatch
-export function isSequenced(given: {
-  readonly producer?: unknown
-  readonly sequence?: unknown
-  readonly sequences?: unknown
-}): boolean {
-  const sequenced =
-    given.producer !== undefined || given.sequence !== undefined || given.sequences !== undefined
-  const hint = 'Pass { producer, sequence } or { scope, key }, with the options of the same kind'
-  if (sequenced)
-    refuseAmong(given, byKey, 'is for messages by key, and this has a producer or a sequence', hint)
-  else refuseAmong(given, bySequence, 'is for messages by sequence, and this has none', hint)
-  refuseUnknown(given)
-  return sequenced
-}
-
-/** What would be ignored is refused: a mistyped `occurredAt` would make another message of it. */
-function refuseUnknown(given: object): void {
-  const known: readonly string[] = [...bySequence, ...byKey]
-  const found = Object.keys(given).find((name) => !known.includes(name))
-  if (found === undefined) return
-  throw new InvalidInputError('ONARG', `Expected the fields of a message, got ${show(found)}`, {
-    hint: `A message has ${bySequence.join(', ')}; or ${byKey.join(', ')}`,
-  })
-}
-
-/** What would be ignored is refused: whoever wrote it expects it to do something. */
-function refuseAmong(given: object, names: readonly string[], why: string, hint: string): void {
-  const found = names.find((name) => (given as Record<string, unknown>)[name] !== undefined)
-  if (found !== undefined) throw new InvalidInputError('ONARG', `\`${found}\` ${why}`, { hint })
-}
-
-export type { Claim, ClaimStatus } from '../statements.ts'
 
 export interface KeyClaim extends say.Claim {
   readonly key: string
 }
 
-/** A claim that is checked and copied: whatever the caller does to the message later, each attempt claims the same. */
-export interface ClaimPlan {
-  readonly statement: say.Statement<say.Claim>
-  /** The claim and its effects in one statement. */
-  readonly withEffects: (statements: readonly string[]) => say.Statement<say.Claim>
-  /** Whether an answer has changed nothing: a duplicate, unless it has raised its producer's epoch. */
-  readonly isVoid: (claim: say.Claim) => boolean
-  /** What keeps the handler's result beside the claim; undefined if it is not kept. */
-  readonly keep: ((result: unknown) => say.Statement<unknown>) | undefined
+/** Which of the two kinds. */
+export function isSequenced(message: Message): message is SequencedMessage
+export function isSequenced(batch: SequencedBatch | KeyedBatch): batch is SequencedBatch
+export function isSequenced(given: { [Name in 'producer' | 'sequence' | 'sequences']?: unknown }): boolean {
+  return given.producer !== undefined || given.sequence !== undefined || given.sequences !== undefined
 }
 
-/** @throws InvalidInputError `ONARG` */
-export function planClaim(message: Message): ClaimPlan {
-  if (typeof message !== 'object' || message === null || Array.isArray(message)) {
-    throw new InvalidInputError('ONARG', `Expected a message, got ${show(message)}`, {
-      hint: "Pass { producer: 'shop-7', sequence: 41n } or { scope: 'stripe', key: 'evt_1' }",
-    })
-  }
+/** A mistyped `occurredAt` would make another message of it. */
+function refuseOthers(given: object, fields: readonly string[], what: string): void {
+  const others = Object.entries(given).filter(([name]) => !fields.includes(name))
+  const [found] = others.find(([name, value]) => value !== undefined || !everyField.includes(name)) ?? []
+  if (found === undefined) return
+  const message = `Expected the fields of ${what}, got \`${found.slice(0, 60)}\``
+  throw new InvalidInputError('ONARG', message, { hint: `They are ${fields.join(', ')}` })
+}
+
+const everyField: readonly string[] = [...bySequence, ...byKey, ...keyedBatch]
+
+/**
+ * A claim, checked and copied: whatever the caller does to the message later, each attempt claims the same. `withEffects`
+ * is it and its effects in one statement, `keep` what keeps a result beside it. An answer is void if nothing was changed:
+ * a duplicate, unless it has raised its producer's epoch. @throws InvalidInputError `ONARG`
+ */
+export function planClaim(message: Message) {
+  const example = "Pass { producer: 'shop-7', sequence: 41n } or { scope: 'stripe', key: 'evt_1' }"
+  checkObject('message', message, example)
   if (isSequenced(message)) {
+    refuseOthers(message, bySequence, 'a message by sequence')
     const producer = checkName('producer', message.producer)
-    const sequence = checkSequence(message.sequence)
-    const options = sequenceOptions(message)
-    const statement = say.claimSequence(producer, sequence, options)
-    return {
-      statement,
-      withEffects: say.withEffects(statement),
-      isVoid: ({ status }) => status === 'duplicate' && options.epoch === 0,
-      keep: undefined,
-    }
+    const sequence = checkSequence('sequence', message.sequence)
+    const stream = streamOf(message)
+    const statement = say.claimSequence(producer, sequence, stream)
+    const isVoid = ({ status }: say.Claim) => status === 'duplicate' && stream.epoch === 0
+    return { statement, withEffects: say.withEffects(statement), isVoid, keep: undefined }
   }
+  refuseOthers(message, byKey, 'a message by key')
   const scope = checkName('scope', message.scope)
   const key = checkKey(message.key)
   const at = time(message)
-  const keeps = checkBoolean('keepResult', message.keepResult, false)
   const statement = say.claimKey(scope, key, at, hash(message))
-  return {
-    statement,
-    withEffects: say.withEffects(statement),
-    isVoid: ({ status }) => status === 'duplicate',
-    keep: keeps ? (result) => say.keepResult(scope, key, resultJson(result), at) : undefined,
-  }
+  const keep = (result: unknown) => say.keepResult(scope, key, resultJson(result), at)
+  const isKept = checkBoolean('keepResult', message.keepResult ?? false)
+  const isVoid = ({ status }: say.Claim) => status === 'duplicate'
+  return { statement, withEffects: say.withEffects(statement), isVoid, keep: isKept ? keep : undefined }
 }
 
-/** Sequences of one producer, checked and copied. */
-export interface SequencesPlan {
-  readonly sequences: readonly bigint[]
-  readonly statement: say.Statement<readonly say.Range[]>
-  /** As {@link ClaimPlan.isVoid}. */
-  readonly isVoid: (claimed: readonly say.Range[]) => boolean
-}
-
-/** @throws InvalidInputError `ONARG` */
-export function planSequences(batch: SequencedBatch): SequencesPlan {
+/** Sequences of one producer, checked and copied. @throws InvalidInputError `ONARG` */
+export function planSequences(batch: SequencedBatch) {
+  refuseOthers(batch, bySequence, 'a batch by sequence')
   const producer = checkName('producer', batch.producer)
   // Not map, which skips what a sparse array lacks.
-  const sequences = Array.from(checkArray('sequences', batch.sequences), checkSequence)
-  const options = sequenceOptions(batch)
-  return {
-    sequences,
-    statement: say.claimRanges(producer, rangesOf(sequences), options),
-    isVoid: (claimed) => claimed.length === 0 && options.epoch === 0,
-  }
+  const given = Array.from(checkArray('sequences', batch.sequences))
+  const sequences: readonly bigint[] = given.map((sequence) => checkSequence('sequence', sequence))
+  const stream = streamOf(batch)
+  const isVoid = (claimed: readonly say.Range[]) => claimed.length === 0 && stream.epoch === 0
+  return { sequences, statement: say.claimRanges(producer, rangesOf(sequences), stream), isVoid }
 }
 
-function sequenceOptions({
-  epoch,
-  strict,
-  startAt,
-}: {
-  readonly epoch?: number | undefined
-  readonly strict?: boolean | undefined
-  readonly startAt?: bigint | number | undefined
-}): say.SequenceOptions {
+/** Keys of one scope, checked and copied. @throws InvalidInputError `ONARG` */
+export function planKeys(batch: KeyedBatch) {
+  refuseOthers(batch, keyedBatch, 'a batch by key')
+  const messages = Array.from(checkArray('messages', batch.messages), (message) => {
+    if (typeof message === 'string') return { key: message }
+    checkObject('message', message, 'Pass its key, or { key: … }')
+    refuseOthers(message, ofKey, 'a message of a batch')
+    return message
+  })
+  const keys: readonly string[] = messages.map(({ key }) => checkKey(key))
+  const scope = checkName('scope', batch.scope)
+  const statement = say.claimKeys(scope, keys, messages.map(time), messages.map(hash))
+  const isVoid = (claims: readonly say.Claim[]) => claims.every(({ status }) => status === 'duplicate')
+  return { keys, statement, isVoid }
+}
+
+function streamOf({ epoch, strict, startAt }: Stream): say.SequenceOptions {
   return {
-    epoch: checkEpoch(epoch ?? 0),
-    strict: checkBoolean('strict', strict, false),
-    startAt: startAt === undefined ? null : checkInteger('startAt', startAt, 0n, maxSequence),
+    epoch: checkInt32('epoch', epoch ?? 0),
+    strict: checkBoolean('strict', strict ?? false),
+    startAt: startAt === undefined ? null : checkSequence('startAt', startAt),
   }
 }
 
 /** Runs of sequences that follow each other: mostly a batch is one. */
 function rangesOf(sequences: readonly bigint[]): say.Range[] {
   const ranges: [bigint, bigint][] = []
-  let last: [bigint, bigint] | undefined
   for (const sequence of sequences) {
+    const last = ranges.at(-1)
     if (last !== undefined && sequence === last[1] + 1n) last[1] = sequence
-    else {
-      last = [sequence, sequence]
-      ranges.push(last)
-    }
+    else ranges.push([sequence, sequence])
   }
   return ranges
 }
@@ -245,128 +182,55 @@ export function freshOf(sequences: readonly bigint[], claimed: readonly say.Rang
   if (only === undefined) return []
   // The rule: a batch is a run, and all new.
   const isAll = claimed.length === 1 && only[1] - only[0] + 1n === BigInt(sequences.length)
-  if (isAll && sequences[0] === only[0] && sequences.at(-1) === only[1] && rangesOf(sequences).length === 1)
-    return sequences
+  if (isAll && sequences[0] === only[0] && rangesOf(sequences).length === 1) return sequences
   const left = new Set<bigint>()
   for (const [first, last] of claimed) for (let one = first; one <= last; one += 1n) left.add(one)
   return sequences.filter((sequence) => left.delete(sequence))
 }
 
-/** Keys of one scope, checked and copied. */
-export interface KeysPlan {
-  readonly keys: readonly string[]
-  readonly statement: say.Statement<readonly say.Claim[]>
-  /** As {@link ClaimPlan.isVoid}. */
-  readonly isVoid: (claims: readonly say.Claim[]) => boolean
-}
-
-/** @throws InvalidInputError `ONARG` */
-export function planKeys(batch: KeyedBatch): KeysPlan {
-  const messages = Array.from(checkArray('messages', batch.messages), (message) =>
-    typeof message === 'string'
-      ? { key: message }
-      : checkObject('message', message, 'Pass its key, or { key: … }'),
-  )
-  refuseAmong(
-    batch,
-    ofOneMessage,
-    'cannot be set for a batch',
-    'Set it for each message; `keepResult` is for `process`',
-  )
-  for (const message of messages)
-    refuseAmong(
-      message,
-      ofOneBatch,
-      'cannot be set for one message of a batch',
-      '`keepResult` is for `process`, the others are for the batch',
-    )
-  const keys = messages.map(({ key }) => checkKey(key))
-  return {
-    keys,
-    statement: say.claimKeys(checkName('scope', batch.scope), keys, messages.map(time), messages.map(hash)),
-    isVoid: (claims) => claims.every(({ status }) => status === 'duplicate'),
-  }
-}
-
 /** The handler's result, as it is kept. @throws InvalidInputError `ONARG` */
 function resultJson(result: unknown): string {
-  let json: string | undefined
   let cause: unknown
   try {
-    json = JSON.stringify(result ?? null)
+    const json = JSON.stringify(result ?? null)
+    // NUL, or half of a surrogate pair; an escape only behind an even number of backslashes.
+    if (json !== undefined && !/(?<!\\)(?:\\\\)*\\u(?:0000|d[89a-f])/.test(json)) return json
   } catch (error) {
     cause = error
   }
-  // NUL, or half of a surrogate pair; an escape only behind an even number of backslashes.
-  if (json !== undefined && !/(?<!\\)(?:\\\\)*\\u(?:0000|d[89a-f])/.test(json)) return json
-  throw new InvalidInputError(
-    'ONARG',
-    'Expected the handler to return what JSON can hold, as well-formed text without NUL characters',
-    { hint: 'Return plain data, or leave keepResult out', cause },
-  )
+  const message = 'Expected the handler to return what JSON holds, as well-formed text without NUL characters'
+  throw new InvalidInputError('ONARG', message, { hint: 'Return plain data, or leave keepResult out', cause })
 }
 
 function checkKey(key: unknown): string {
-  if (typeof key !== 'string' || key === '') {
-    throw new InvalidInputError(
-      'ONARG',
-      `Expected \`key\` to be a string of at least one character, got ${show(key)}`,
-    )
-  }
+  expect(typeof key === 'string' && key !== '', 'key', key, 'a string of at least one character')
   return checkText('key', key)
 }
 
 function time({ occurredAt }: { readonly occurredAt?: Date }): string | null {
   if (occurredAt === undefined) return null
-  if (!(occurredAt instanceof Date) || Number.isNaN(occurredAt.getTime())) {
-    throw new InvalidInputError(
-      'ONARG',
-      `Expected \`occurredAt\` to be a valid Date, got ${show(occurredAt)}`,
-    )
-  }
-  // Its upper bound is for Postgres to check (now and two days); it cannot read how JavaScript writes years of six digits.
-  const year = occurredAt.getUTCFullYear()
-  if (year < 2000 || year >= 2100) {
-    throw new InvalidInputError(
-      'ONARG',
-      `Expected \`occurredAt\` to be a time between 2000 and 2100, got ${occurredAt.toISOString()}`,
-      { hint: 'Is the time in milliseconds where seconds were meant, or the reverse?' },
-    )
-  }
-  return occurredAt.toISOString()
+  const isTime = occurredAt instanceof Date && !Number.isNaN(occurredAt.getTime())
+  const time = expect<Date>(isTime, 'occurredAt', occurredAt, 'a valid Date').toISOString()
+  // A year of six digits is not for Postgres to read; else the upper bound (now and two days) is for it to check.
+  const hint = 'Is the time in milliseconds where seconds were meant, or the reverse?'
+  return expect(/^20\d\d-/.test(time), 'occurredAt', time, 'a time between 2000 and 2100', hint)
 }
 
 /** As Postgres reads bytes, or null without a payload. */
-function hash({
-  payload,
-  payloadHash,
-}: {
-  readonly payload?: string | Uint8Array
-  readonly payloadHash?: Uint8Array
-}): string | null {
+function hash({ payload, payloadHash }: PayloadCheck): string | null {
   if (payload !== undefined && payloadHash !== undefined) {
-    throw new InvalidInputError('ONARG', 'Expected `payload` or `payloadHash`, got both', {
-      hint: 'Pass the message as it came, or its hash',
-    })
+    const hint = 'Pass the message as it came, or its hash'
+    throw new InvalidInputError('ONARG', 'Expected `payload` or `payloadHash`, got both', { hint })
   }
   if (payloadHash !== undefined) {
-    if (!(payloadHash instanceof Uint8Array) || payloadHash.length === 0 || payloadHash.length > 64) {
-      throw new InvalidInputError(
-        'ONARG',
-        `Expected \`payloadHash\` to be 1 to 64 bytes, got ${show(payloadHash)}`,
-      )
-    }
-    return `\\x${Buffer.from(payloadHash).toString('hex')}`
+    const isHash = payloadHash instanceof Uint8Array && payloadHash.length > 0 && payloadHash.length <= 64
+    return bytes(expect(isHash, 'payloadHash', payloadHash, '1 to 64 bytes'))
   }
   if (payload === undefined) return null
-  if (typeof payload !== 'string' && !ArrayBuffer.isView(payload)) {
-    throw new InvalidInputError(
-      'ONARG',
-      `Expected \`payload\` to be a string or bytes, got ${show(payload)}`,
-      {
-        hint: 'Pass the message as it came, before it is parsed',
-      },
-    )
-  }
-  return `\\x${createHash('sha256').update(payload).digest('hex')}`
+  const isPayload = typeof payload === 'string' || ArrayBuffer.isView(payload)
+  const hint = 'Pass the message as it came, before it is parsed'
+  expect(isPayload, 'payload', payload, 'a string or bytes', hint)
+  return bytes(createHash('sha256').update(payload).digest())
 }
+
+const bytes = (found: Uint8Array) => `\\x${Buffer.from(found).toString('hex')}`

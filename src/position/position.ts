@@ -1,24 +1,13 @@
-/**
- * Positions of consumer groups, kept beside the results. What decides is in `sql/position/`.
- */
-import {
-  checkEpoch,
-  checkInteger,
-  checkName,
-  checkObject,
-  checkText,
-  maxInt32,
-  maxSequence,
-} from '../check.ts'
+/** Positions of consumer groups, kept beside the results. What decides is in `sql/position/`. */
+import { checkInt32, checkName, checkObject, checkSequence, checkText } from '../check.ts'
 import { asConnectionLost, type Database, withLink, withReadCommitted } from '../connection/database.ts'
+import type { Link } from '../connection/link.ts'
 import { fromOwn, InvalidInputError } from '../errors.ts'
 import * as say from '../statements.ts'
 
-/** Which position. */
 export interface Partition {
-  /** The consumer group. 1 to 200 characters. */
+  /** The consumer group; it and the topic have 1 to 200 characters. */
   readonly group: string
-  /** 1 to 200 characters. */
   readonly topic: string
   /** @defaultValue 0 */
   readonly partition?: number
@@ -29,9 +18,8 @@ export type Position = bigint | string | null
 
 /** A partition that was taken: from here on until somebody else takes it. */
 export interface TakenPartition extends Required<Partition> {
-  /** Fences whoever had it before; every move of the position needs it. */
+  /** Fences whoever had it before; every move needs it. */
   readonly epoch: number
-  /** Where to go on. */
   readonly position: Position
 }
 
@@ -44,22 +32,12 @@ export interface PositionMove extends Partition {
   readonly next: bigint | number | string
 }
 
-/** What is known of a position. */
-export interface PositionState extends Required<Partition> {
-  readonly position: Position
-  readonly epoch: number
+export interface PositionState extends TakenPartition {
   readonly owner: string | null
   readonly updatedAt: Date
 }
 
-/**
- * Takes a partition for a consumer: bumps its epoch, which fences the previous owner. If the connection is lost
- * it may have been taken, without anybody knowing the epoch: take it again. Waits no longer than
- * `lockTimeout` for the transaction that moves its position, which may be a branch in doubt, and no longer than
- * `timeout` for the server (both milliseconds).
- * @throws PgonceError `ONARG`, `CONNECTION_LOST`, `LOCK_TIMEOUT`, `TIMEOUT`
- * @see sql/position/take_partition.sql
- */
+/** See `Pgonce.takePartition`; `lockTimeout` bounds the wait for a branch in doubt, `timeout` all of it. */
 export async function takePartition(
   database: Database,
   partition: Partition,
@@ -67,58 +45,38 @@ export async function takePartition(
   { lockTimeout, timeout }: { readonly lockTimeout: number; readonly timeout: number },
 ): Promise<TakenPartition> {
   const checked = check(partition)
-  const by = owner === undefined ? null : checkName('owner', owner)
-  await database.identify()
-  const taken = await named(database, () =>
-    withReadCommitted(
-      database.connect(),
-      async (link) => {
-        await link.send(say.setLockTimeout(lockTimeout))
-        return await link.send(say.takePartition(checked, by))
-      },
-      timeout,
-    ),
-  )
+  const take = say.takePartition(checked, owner === undefined ? null : checkName('owner', owner))
+  const taken = await asked(database, withReadCommitted, timeout, async (link) => {
+    await link.send(say.setLockTimeout(lockTimeout))
+    return await link.send(take)
+  })
   return { ...checked, ...taken }
 }
 
-/**
- * Reads a position without taking the partition; undefined if it was never taken.
- * @param timeout milliseconds to wait for the server
- * @throws PgonceError `ONARG`, `CONNECTION_LOST`, `TIMEOUT`
- * @see sql/position/read_position.sql
- */
 export async function readPosition(
   database: Database,
   partition: Partition,
   timeout: number,
 ): Promise<PositionState | undefined> {
   const checked = check(partition)
-  await database.identify()
-  const found = await named(database, () =>
-    withLink(database.connect(), (link) => link.send(say.readPosition(checked)), timeout),
-  )
+  const found = await asked(database, withLink, timeout, (link) => link.send(say.readPosition(checked)))
   return found && { ...checked, ...found }
 }
 
-/**
- * The move of a position, checked and copied; it is sent with the commit.
- * @throws InvalidInputError `ONARG`; at the commit `ONFEN`, `ONCAS`, `ONTKN`, `ONEND`, `ONROL`
- * @see sql/position/advance.sql
- */
+/** The move of a position, checked and copied; sent with the commit. @throws InvalidInputError `ONARG` */
 export function planMove(move: PositionMove): say.Statement<unknown> {
   const partition = check(move)
   const { expected, next } = move
-  const epoch = checkEpoch(move.epoch)
-  if (typeof next === 'string') {
-    if (expected !== null && typeof expected !== 'string') {
-      throw new InvalidInputError('ONARG', 'Expected `expected` to be a token or null, as `next` is a token')
-    }
-    const before = expected === null ? null : checkText('expected', expected)
-    return say.advanceToken(partition, epoch, before, checkText('next', next))
+  const epoch = checkInt32('epoch', move.epoch)
+  if (typeof next !== 'string') {
+    const before = expected === null ? null : checkSequence('expected', expected)
+    return say.advance(partition, epoch, before, checkSequence('next', next))
   }
-  const before = expected === null ? null : checkInteger('expected', expected, 0n, maxSequence)
-  return say.advance(partition, epoch, before, checkInteger('next', next, 0n, maxSequence))
+  if (expected !== null && typeof expected !== 'string') {
+    throw new InvalidInputError('ONARG', 'Expected `expected` to be a token or null, as `next` is a token')
+  }
+  const before = expected === null ? null : checkText('expected', expected)
+  return say.advanceToken(partition, epoch, before, checkText('next', next))
 }
 
 function check(which: Partition): Required<Partition> {
@@ -126,13 +84,19 @@ function check(which: Partition): Required<Partition> {
   return {
     group: checkName('group', group),
     topic: checkName('topic', topic),
-    partition: Number(checkInteger('partition', partition, 0n, maxInt32)),
+    partition: checkInt32('partition', partition),
   }
 }
 
-async function named<T>(database: Database, question: () => Promise<T>): Promise<T> {
+async function asked<T>(
+  database: Database,
+  within: typeof withLink,
+  timeout: number,
+  question: (link: Link) => Promise<T>,
+): Promise<T> {
+  await database.identify()
   try {
-    return await question()
+    return await within(database.connect(), question, timeout)
   } catch (error) {
     throw asConnectionLost(database.name, fromOwn(database.name, error))
   }

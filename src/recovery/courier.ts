@@ -1,9 +1,7 @@
 /**
  * A courier between databases: it asks each what it wants to know, carries the questions to those who can answer, the
- * answers back, and runs the statements that come of them. What is asked, answered and done is decided in SQL; here is
- * only who can be reached.
- *
- * It may be late, be one of many, or stop anywhere: see docs/protocol.md#couriers.
+ * answers back, and runs the statements that come of them. All is decided in SQL; here is only who can be reached. It may
+ * be late, be one of many, or stop anywhere: see docs/protocol.md#couriers.
  *
  * @see sql/recovery/ask.sql, answer.sql, apply.sql
  */
@@ -13,197 +11,176 @@ import type { Link } from '../connection/link.ts'
 import { environment } from '../environment.ts'
 import { codeOf, isServerError } from '../errors.ts'
 import * as say from '../statements.ts'
-import { type Asked, type Question, readApplied, readAsked, type Statement, unexpected } from './messages.ts'
-import { merged, newTally, sayWhy, type Tally } from './report.ts'
+import { type Row, read, type Told, told, unexpected } from './messages.ts'
+import { newTally, type RecoveryReport, sayWhy, type Tally } from './report.ts'
 
 /** What to ask for, in the order in which it is done. */
 export type Step = 'finish' | 'prove' | 'confirm' | 'purge' | 'audit' | 'judge'
-
-export interface Look {
-  /** What came of it, and of earlier looks since the last one. */
-  readonly report: Tally
-  /** There is more: requests for it. */
-  readonly next: readonly string[]
-  /** There will be more soon. */
-  readonly again: boolean
-}
-
-export interface Courier {
-  /**
-   * Asks a database, and settles what it asks. What cannot be done is reported, and fails nothing. What is not settled
-   * after `grace` milliseconds goes on, and is not begun again before it has ended.
-   */
-  look(database: Database, request: string, grace?: number): Promise<Look>
-  /** Whether it did not answer when it was asked last. */
-  isSilent(database: Database): boolean
-  /** Waits for what still goes on. */
-  settled(): Promise<void>
-}
 
 /** Milliseconds after which a database that does not answer is passed over. */
 const patience = 10_000
 /** Statements on their way over one connection; others wait for it meanwhile. */
 const atOnce = 100
 
-export function requestOf(
-  steps: readonly Step[],
-  { settle, keep }: { readonly settle: number; readonly keep: number },
-): string {
-  return JSON.stringify({ steps, settle: `${settle} ms`, keep: `${keep} ms`, recoverer: 'pgonce' })
+/** `settle` and `keep` in milliseconds; see `once.ask`. */
+export const requestOf = (steps: readonly Step[], settle: number, keep: number) =>
+  JSON.stringify({ steps, settle: `${settle} ms`, keep: `${keep} ms`, recoverer: 'pgonce' })
+
+/** A database in a recovery, and what its courier knows of it. */
+export interface Place {
+  readonly database: Database
+  /** Its own and the others of the recovery. */
+  readonly places: readonly Place[]
+  /** The id of the database, as it said last. */
+  id: string | undefined
+  /** Whether it did not answer when it was asked last, which {@link asked} waits for. */
+  isSilent: boolean
+  asked: Promise<unknown>
+  /** What is under way, by batch and request. */
+  readonly settling: Map<string, Promise<void>>
+  /** What nobody was told yet. */
+  report: Tally
 }
 
-export function courierAmong(databases: readonly Database[]): Courier {
-  /** Which database is which, as each said last. */
-  const ids = new Map<Database, string>()
-  const silent = new Set<Database>()
-  /** Those that are being asked. */
-  const asking = new Map<Database, Promise<unknown>>()
-  /** What is being settled, and what came of it that nobody was told yet. */
-  const underWay = new Map<string, Promise<void>>()
-  const untold = new Map<Database, Tally>()
-  const find = (id: string) => databases.find((database) => ids.get(database) === id)
+export function placesOf(databases: readonly Database[]): readonly Place[] {
+  const places: Place[] = []
+  for (const database of databases) {
+    const settling = new Map<string, Promise<void>>()
+    const asked = Promise.resolve()
+    places.push({ database, places, id: undefined, isSilent: false, asked, settling, report: newTally() })
+  }
+  return places
+}
 
-  /** Runs a step on a database; one that fails is reported and passed over. */
-  async function attempt<T>(
-    report: Tally,
-    database: Database,
-    step: () => Promise<T>,
-  ): Promise<T | undefined> {
-    try {
-      return await step()
-    } catch (error) {
-      if (codeOf(error) === 'ONIDN') {
-        database.forgetDatabaseId()
-        ids.delete(database)
-      }
-      if (!isServerError(error)) silent.add(database)
-      const { name } = database
-      if (!report.unreachable.some((one) => one.database === name))
-        report.unreachable.push({ database: name, reason: sayWhy(error) })
-      return undefined
+/** What came of all looks since this was called last. */
+export function takeReport(place: Place): RecoveryReport {
+  const { report } = place
+  place.report = newTally()
+  return report
+}
+
+/**
+ * Asks a database, and settles what it asks. What cannot be done is reported, and fails nothing. What is not settled
+ * after `grace` milliseconds goes on, and is not begun again before it has ended. Returns what more to request, and
+ * whether there will be more soon.
+ */
+export async function look(
+  place: Place,
+  request: string,
+  grace?: number,
+): Promise<{ readonly next: readonly string[]; readonly again: boolean }> {
+  const asked = attempt(place, place, () => ask(place, request))
+  place.asked = asked
+  const rows = (await asked) ?? []
+  // Under two names it is looked after once.
+  if (find(place, place.id) !== place) return { next: [], again: false }
+  const questions = rows.filter((row) => row.kind === 'question')
+  const settling = [...Map.groupBy(questions, ({ batch }) => batch)].map(([name, batch]) => {
+    const key = `${name} ${request}`
+    const begun = place.settling.get(key) ?? settle(place, batch).finally(() => place.settling.delete(key))
+    place.settling.set(key, begun)
+    return begun
+  })
+  const all = Promise.all(settling)
+  await (grace === undefined ? all : inTime(grace, all).catch(() => {}))
+  const next: string[] = []
+  for (const row of rows) {
+    if (row.kind === 'next') next.push(JSON.stringify(row.next))
+    else if (row.kind !== 'question' && row.kind !== 'again') tell(place, row)
+  }
+  return { next, again: rows.some(({ kind }) => kind === 'again') }
+}
+
+const find = ({ places }: Place, id: string | undefined) => places.find((place) => place.id === id)
+
+/** Runs a step on a database, for one that asks; a step that fails is reported and passed over. */
+async function attempt<T>(asker: Place, place: Place, step: () => Promise<T>): Promise<T | undefined> {
+  const { database } = place
+  try {
+    return await step()
+  } catch (error) {
+    if (codeOf(error) === 'ONIDN') {
+      database.forgetDatabaseId()
+      place.id = undefined
     }
-  }
-
-  async function ask(database: Database, request: string): Promise<Asked[]> {
-    // Once: it says in words what is wrong with a database that is not installed, or a standby.
-    await inTime(patience, database.identify({ apart: true }))
-    const rows = await carry(database, say.ask(request))
-    const asked = rows.map(readAsked)
-    const [first] = asked
-    if (first?.id === undefined) throw unexpected('no id')
-    if (first.id !== database.databaseId) database.forgetDatabaseId()
-    ids.set(database, first.id)
-    silent.delete(database)
-    return asked
-  }
-
-  /** The database that a question is for: one that is being asked may turn out to be it. */
-  async function placeOf(id: string): Promise<Database | undefined> {
-    const known = find(id)
-    if (known !== undefined) return known
-    await Promise.allSettled(
-      [...asking].flatMap(([database, asked]) => (silent.has(database) ? [] : [asked])),
-    )
-    return find(id)
-  }
-
-  async function answerTo(
-    { to, text, gids }: Question,
-    from: Database,
-    report: Tally,
-  ): Promise<string | undefined> {
-    const place = await placeOf(to)
-    const answer =
-      place === undefined || silent.has(place)
-        ? undefined
-        : await attempt(report, place, () => carry(place, say.answer(text)))
-    if (answer !== undefined) return answer
-    const reason =
-      place !== undefined
-        ? `its home ${place.name} does not answer`
-        : silent.size > 0
-          ? `its home ${to} is none of the databases that could be reached`
-          : `its home ${to} is none of the databases given: add the one where once.database has this id`
-    for (const gid of gids) report.unfinished.push({ database: from.name, gid, reason })
+    if (!isServerError(error)) place.isSilent = true
+    const { unreachable } = asker.report
+    if (!unreachable.some((one) => one.database === database.name))
+      unreachable.push({ database: database.name, reason: sayWhy(error) })
     return undefined
   }
+}
 
-  async function settle(database: Database, batch: readonly Question[]): Promise<void> {
-    const report = newTally()
-    await settleInto(report, database, batch)
-    untold.set(database, merged(untold.get(database), report))
+async function ask(place: Place, request: string) {
+  const { database } = place
+  // Once: it says in words what is wrong with a database that is not installed, or a standby.
+  await inTime(patience, database.identify({ apart: true }))
+  const said = await carry(database, say.ask(request))
+  const [first, ...rows] = said.map((row) => read(row, ['id', 'question', 'next', 'again', ...told]))
+  if (first?.kind !== 'id') throw unexpected('no id')
+  if (first.id !== database.databaseId) database.forgetDatabaseId()
+  place.id = first.id
+  place.isSilent = false
+  return rows.filter((row) => row.kind !== 'id')
+}
+
+async function settle(place: Place, batch: readonly Row<'question'>[]): Promise<void> {
+  const answers = await Promise.all(batch.map((question) => answerTo(place, question)))
+  const given = answers.filter((answer) => answer !== undefined)
+  if (given.length === 0) return
+  const applied = await attempt(place, place, async () => {
+    const rows = await carry(place.database, say.apply(`[${given.join(',')}]`))
+    return rows.map((row) => read(row, ['run', ...told]))
+  })
+  const statements: Row<'run'>[] = []
+  for (const row of applied ?? []) {
+    if (row.kind === 'run') statements.push(row)
+    else tell(place, row)
   }
+  await finish(place, statements)
+}
 
-  async function settleInto(report: Tally, database: Database, batch: readonly Question[]): Promise<void> {
-    const answers = await Promise.all(batch.map((question) => answerTo(question, database, report)))
-    const given = answers.filter((answer) => answer !== undefined)
-    if (given.length === 0) return
-    const applied = await attempt(report, database, async () => {
-      const rows = await carry(database, say.apply(`[${given.join(',')}]`))
-      return rows.map(readApplied)
-    })
-    const statements: Statement[] = []
-    for (const { statement, told } of applied ?? []) {
-      if (statement !== undefined) statements.push(statement)
-      if (told !== undefined) tell(told, database, report)
-    }
-    await finish(database, statements, report)
+async function answerTo(asker: Place, { to, question, gids = [] }: Row<'question'>) {
+  const { places } = asker
+  // One that is being asked may turn out to be it.
+  if (find(asker, to) === undefined)
+    await Promise.all(places.filter(({ isSilent }) => !isSilent).map(({ asked }) => asked))
+  const home = find(asker, to)
+  if (home !== undefined && !home.isSilent) {
+    const text = JSON.stringify(question)
+    const answer = await attempt(asker, home, () => carry(home.database, say.answer(text)))
+    if (answer !== undefined) return answer
   }
+  const whichever = places.some(({ isSilent }) => isSilent)
+    ? 'that could be reached'
+    : 'given: add the one where once.database has this id'
+  const reason =
+    home === undefined
+      ? `${to} is none of the databases ${whichever}`
+      : `${home.database.name} does not answer`
+  for (const gid of gids) unfinished(asker, gid, `its home ${reason}`)
+  return undefined
+}
 
-  return {
-    isSilent: (database) => silent.has(database),
-    async settled() {
-      await Promise.all(underWay.values())
-    },
-    async look(database, request, grace) {
-      const report = newTally()
-      const asked = attempt(report, database, () => ask(database, request))
-      asking.set(database, asked)
-      const rows = (await asked) ?? []
-      asking.delete(database)
-      // Under two names it is looked after once.
-      const isFirst = find(ids.get(database) ?? '') === database
-      const questions = isFirst ? rows.flatMap(({ question }) => question ?? []) : []
-      const settling = [...Map.groupBy(questions, ({ batch }) => batch)].map(([name, batch]) => {
-        const key = `${database.name} ${name} ${request}`
-        const before = underWay.get(key)
-        if (before !== undefined) return before
-        const begun = settle(database, batch).finally(() => underWay.delete(key))
-        underWay.set(key, begun)
-        return begun
-      })
-      const all = Promise.all(settling)
-      await (grace === undefined ? all : inTime(grace, all).catch(() => {}))
-      for (const { told } of rows) if (told !== undefined && isFirst) tell(told, database, report)
-      const came = untold.get(database)
-      untold.delete(database)
-      return {
-        report: merged(came, report),
-        next: isFirst ? rows.flatMap(({ next }) => next ?? []) : [],
-        again: rows.some(({ again }) => again),
-      }
-    },
+function tell(place: Place, row: Told): void {
+  const { report } = place
+  if (row.kind === 'pending') report.pending += 1
+  else if (row.kind === 'unfinished') unfinished(place, row.subject, row.detail)
+  else if (row.kind === 'proven' || row.kind === 'purged') report[row.kind] += row.count
+  else {
+    const { kind, subject: transactionId, participant, home } = row
+    report.losses.push({ kind, transactionId, participant, home })
   }
 }
 
-function tell(
-  { action, subject, detail, count, participant, home }: NonNullable<Asked['told']>,
-  { name }: Database,
-  report: Tally,
-): void {
-  if (action === 'pending') report.pending += 1
-  else if (action === 'unfinished') report.unfinished.push({ database: name, gid: subject, reason: detail })
-  else if (action === 'proven' || action === 'purged') report[action] += count
-  else report.losses.push({ kind: action, transactionId: subject, participant, home })
+function unfinished({ database, report }: Place, gid: string, reason: string): void {
+  report.unfinished.push({ database: database.name, gid, reason })
 }
 
 // ---------------------------------------------------------------------------------------------------
 // Statements
 
-/**
- * Sends a message, alone. It is refused where a statement alone has a snapshot for all of it; there it is sent in a
- * transaction that has not.
- */
+/** Sends a message alone or, where a statement alone has one snapshot for all of it, in a transaction that has not. */
 async function carry<A>(database: Database, message: say.Statement<A>): Promise<A> {
   const send = (link: Link) => link.send(message)
   try {
@@ -215,72 +192,54 @@ async function carry<A>(database: Database, message: say.Statement<A>): Promise<
 }
 
 /**
- * Runs what `once.apply` returned, many at once where the driver lets us. Only what was done here is counted: what is
- * gone, somebody else has finished.
+ * Runs what `once.apply` returned, many at once where the driver lets us. Only its owner or a superuser may finish a
+ * branch; a member of the owner's role must take it on first. Only what was done here is counted: what is gone,
+ * somebody else has finished.
  */
-async function finish(database: Database, statements: readonly Statement[], report: Tally): Promise<void> {
-  for (const [role, all] of Map.groupBy(statements, (statement) => statement.role)) {
-    for (let from = 0; from < all.length; from += atOnce) {
-      const left = new Set(all.slice(from, from + atOnce))
-      const failed = (one: Statement, error: unknown) => {
-        if (left.delete(one))
-          report.unfinished.push({ database: database.name, gid: one.gid, reason: sayWhy(error) })
-      }
-      const runOne = async (link: Link, one: Statement) => {
-        const { id: transactionId, outcome } = one
-        try {
-          const done = await traced('recover', { database, transactionId, outcome }, () =>
-            runStatement(link, one),
-          )
-          if (left.delete(one) && done) report[outcome === 'committed' ? 'committed' : 'rolledBack'] += 1
-        } catch (error) {
-          failed(one, error)
-          if (!isServerError(error)) throw error
-        }
-      }
+async function finish(place: Place, statements: readonly Row<'run'>[]): Promise<void> {
+  const { database } = place
+  const left = new Set(statements)
+  const fail = (those: Iterable<Row<'run'>>, error: unknown) => {
+    for (const one of those) if (left.delete(one)) unfinished(place, one.gid, sayWhy(error))
+  }
+  const runOne = async (link: Link, one: Row<'run'>) => {
+    const { id: transactionId, outcome } = one
+    const run = () => runStatement(link, one)
+    try {
+      const done = await traced('recover', { database, transactionId, outcome }, run)
+      if (left.delete(one) && done) place.report[outcome === 'committed' ? 'committed' : 'rolledBack'] += 1
+    } catch (error) {
+      fail([one], error)
+      if (!isServerError(error)) throw error
+    }
+  }
+  const nameOf = ({ role }: Row<'run'>, index: number) => `${Math.floor(index / atOnce)} ${role}`
+  for (const batch of Map.groupBy(statements, nameOf).values()) {
+    const role = batch[0]?.role ?? null
+    const runAll = async (link: Link) => {
       try {
-        await withLink(
-          database.connectApart(patience),
-          (link) => runAs(role, link, [...left], runOne),
-          patience,
-        )
-      } catch (error) {
-        for (const one of left) failed(one, error)
-        // Who does not answer would keep us waiting again and again.
-        if (isServerError(error)) continue
-        for (const one of all.slice(from + atOnce))
-          report.unfinished.push({ database: database.name, gid: one.gid, reason: sayWhy(error) })
-        return
+        if (role !== null) await link.takeRole(role)
+        if (link.isOwn) await Promise.all(batch.map((one) => runOne(link, one)))
+        else for (const one of batch) await runOne(link, one)
+      } finally {
+        if (role !== null) await link.leaveRole()
       }
+    }
+    try {
+      await withLink(database.connectApart(patience), runAll, patience)
+    } catch (error) {
+      // Who does not answer would keep us waiting again and again.
+      if (!isServerError(error)) return fail(left, error)
+      fail(batch, error)
     }
   }
 }
 
-/** Only its owner or a superuser may finish a branch; a member of the owner's role must take it on first. */
-async function runAs(
-  role: string | null,
-  link: Link,
-  statements: readonly Statement[],
-  runOne: (link: Link, statement: Statement) => Promise<void>,
-): Promise<void> {
-  const runAll = async () => {
-    if (link.isOwn) await Promise.all(statements.map((one) => runOne(link, one)))
-    else for (const one of statements) await runOne(link, one)
-  }
-  if (role === null) return await runAll()
-  try {
-    await link.takeRole(role)
-    await runAll()
-  } finally {
-    await link.leaveRole()
-  }
-}
-
 /** COMMIT PREPARED or ROLLBACK PREPARED; false if the branch is gone. That proves nothing: evidence does, later. */
-async function runStatement(link: Link, { text, gid, outcome }: Statement): Promise<boolean> {
+async function runStatement(link: Link, { statement, gid, outcome }: Row<'run'>): Promise<boolean> {
   for (;;) {
     try {
-      await link.send(say.finishAs(text, outcome === 'committed' ? 'commit' : 'rollback', gid))
+      await link.send(say.finishAs(statement, outcome === 'committed' ? 'commit' : 'rollback', gid))
       return true
     } catch (error) {
       if (codeOf(error) === '42704') return false

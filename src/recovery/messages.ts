@@ -6,130 +6,69 @@
  */
 import { DatabaseError } from '../errors.ts'
 
-/** For another database; what it says is none of our business. */
-export interface Question {
-  /** The answers to the questions of a batch are applied together. */
-  readonly batch: string
-  /** The id of the database that it is for. */
-  readonly to: string
-  readonly text: string
-  /** The branches that wait for the answer. */
-  readonly gids: readonly string[]
+const isText = (value: unknown): value is string => typeof value === 'string'
+const isTextOrNull = (value: unknown): value is string | null => value === null || isText(value)
+const isCount = (value: unknown): value is number => Number.isSafeInteger(value)
+const isTrue = (value: unknown): value is true => value === true
+const isObject = (value: unknown): value is object =>
+  typeof value === 'object' && value !== null && !Array.isArray(value)
+const isOutcome = (value: unknown): value is 'committed' | 'aborted' =>
+  value === 'committed' || value === 'aborted'
+const areGids = (value: unknown): value is readonly string[] | undefined =>
+  value === undefined || (Array.isArray(value) && value.every(isText))
+
+const news = { subject: isText, detail: isText }
+const loss = { subject: isText, participant: isText, home: isText }
+
+/** Each kind of row with its fields, by the field that tells it, or by its "action". */
+const rows = {
+  id: { id: isText },
+  question: { batch: isText, to: isText, question: isObject, gids: areGids },
+  next: { next: isObject },
+  again: { again: isTrue },
+  run: { statement: isText, role: isTextOrNull, gid: isText, id: isText, outcome: isOutcome },
+  pending: news,
+  unfinished: news,
+  proven: { count: isCount },
+  purged: { count: isCount },
+  'lost branch': loss,
+  'lost decision': loss,
+} as const
+
+type Kind = keyof typeof rows
+type Fields<Checks> = {
+  readonly [Name in keyof Checks]: Checks[Name] extends (value: unknown) => value is infer T ? T : never
+}
+export type Row<One extends Kind> = {
+  [Each in One]: { readonly kind: Each } & Fields<(typeof rows)[Each]>
+}[One]
+
+export const told = ['pending', 'unfinished', 'proven', 'purged', 'lost branch', 'lost decision'] as const
+export type Told = Row<(typeof told)[number]>
+
+/** @throws DatabaseError `SCHEMA_VERSION` if it is none of these */
+export function read<One extends Kind>(text: string, kinds: readonly One[]): Row<One> {
+  const said = parsed(text)
+  const kind = kinds.find((one) => ('action' in said ? said.action === one : one in said))
+  if (kind === undefined) throw unexpected(text)
+  for (const [name, isRight] of Object.entries(rows[kind])) if (!isRight(said[name])) throw unexpected(text)
+  return { ...said, kind } as Row<One>
 }
 
-/** To be run outside of a transaction. */
-export interface Statement {
-  readonly text: string
-  /** As whom; null: as we are. */
-  readonly role: string | null
-  readonly gid: string
-  /** The transaction's. */
-  readonly id: string
-  readonly outcome: 'committed' | 'aborted'
-}
-
-const reports = ['pending', 'unfinished', 'proven', 'purged', 'lost branch', 'lost decision'] as const
-
-/** To be reported. What an action does not have is empty, or 1. */
-interface Told {
-  readonly action: (typeof reports)[number]
-  readonly subject: string
-  readonly detail: string
-  readonly count: number
-  readonly participant: string
-  readonly home: string
-}
-
-/** A row of `once.ask`: one of these. */
-export interface Asked {
-  /** Which database speaks. */
-  readonly id?: string
-  readonly question?: Question
-  readonly told?: Told
-  readonly next?: string
-  readonly again?: true
-}
-
-/** A row of `once.apply`: one of these. */
-export interface Applied {
-  readonly statement?: Statement
-  readonly told?: Told
-}
-
-/** @throws DatabaseError `SCHEMA_VERSION` */
-export function readAsked(row: string): Asked {
-  const said = objectIn(row)
-  if ('id' in said) return { id: text(said, 'id') }
-  if ('question' in said) {
-    const gids = said.gids ?? []
-    if (!Array.isArray(gids) || gids.some((gid) => typeof gid !== 'string')) throw unexpected(row)
-    return {
-      question: {
-        batch: text(said, 'batch'),
-        to: text(said, 'to'),
-        text: JSON.stringify(said.question),
-        gids,
-      },
-    }
-  }
-  if ('next' in said) return { next: JSON.stringify(said.next) }
-  if (said.again === true) return { again: true }
-  return { told: toldIn(said) }
-}
-
-/** @throws DatabaseError `SCHEMA_VERSION` */
-export function readApplied(row: string): Applied {
-  const said = objectIn(row)
-  if (said.action !== 'run') return { told: toldIn(said) }
-  const outcome = text(said, 'outcome')
-  if (outcome !== 'committed' && outcome !== 'aborted') throw unexpected(row)
-  const role = said.role === null ? null : text(said, 'role')
-  return {
-    statement: { text: text(said, 'statement'), role, gid: text(said, 'gid'), id: text(said, 'id'), outcome },
-  }
-}
-
-function toldIn(said: Record<string, unknown>): Told {
-  const action = reports.find((one) => one === said.action)
-  if (action === undefined) throw unexpected(JSON.stringify(said))
-  const isCount = action === 'proven' || action === 'purged'
-  if (isCount && !Number.isSafeInteger(said.count)) throw unexpected(JSON.stringify(said))
-  const isLoss = action === 'lost branch' || action === 'lost decision'
-  return {
-    action,
-    subject: isCount ? '' : text(said, 'subject'),
-    detail: isCount ? '' : text(said, 'detail'),
-    count: isCount ? (said.count as number) : 1,
-    participant: isLoss ? text(said, 'participant') : '',
-    home: isLoss ? text(said, 'home') : '',
-  }
-}
-
-function objectIn(row: string): Record<string, unknown> {
-  let said: unknown
+function parsed(text: string): Record<string, unknown> {
   try {
-    said = JSON.parse(row)
+    const said: unknown = JSON.parse(text)
+    return isObject(said) ? { ...said } : {}
   } catch {
-    throw unexpected(row)
+    return {}
   }
-  if (typeof said !== 'object' || said === null || Array.isArray(said)) throw unexpected(row)
-  return said as Record<string, unknown>
-}
-
-function text(said: Record<string, unknown>, name: string): string {
-  const value = said[name]
-  if (typeof value !== 'string') throw unexpected(JSON.stringify(said))
-  return value
 }
 
 /** An answer that nobody can have given. */
-export function unexpected(row: string): DatabaseError {
-  return new DatabaseError(
-    'SCHEMA_VERSION',
-    `A database said in a recovery what nobody knows: ${row.slice(0, 200)}`,
-    {
-      detail: 'Nothing of it was done.',
-      hint: 'Bring this package and all databases to one version: npx pgonce migrate',
-    },
-  )
+export function unexpected(said: string): DatabaseError {
+  const what = `A database said in a recovery what nobody knows: ${said.slice(0, 200)}`
+  return new DatabaseError('SCHEMA_VERSION', what, {
+    detail: 'Nothing of it was done.',
+    hint: 'Bring this package and all databases to one version: npx pgonce migrate',
+  })
 }

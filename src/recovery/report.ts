@@ -1,4 +1,5 @@
 /** What a run of recovery found and did. */
+import type { WritableDeep } from 'type-fest'
 import { codeOf, withHint } from '../errors.ts'
 
 /** A branch that could not be finished yet, and why. */
@@ -19,7 +20,6 @@ export interface Loss {
   readonly home: string
 }
 
-/** What a run did. */
 export interface RecoveryReport {
   /** Branches that were committed, because their home had. */
   readonly committed: number
@@ -29,7 +29,6 @@ export interface RecoveryReport {
   readonly pending: number
   /** Branches that could not be finished: privileges, an unknown or unreachable home. */
   readonly unfinished: readonly UnfinishedBranch[]
-  /** Databases that did not answer. */
   readonly unreachable: readonly { readonly database: string; readonly reason: string }[]
   /** Decisions that were proven, and decisions that were purged. */
   readonly proven: number
@@ -39,36 +38,24 @@ export interface RecoveryReport {
 }
 
 /** A report in the making. */
-export type Tally = {
-  -readonly [K in keyof RecoveryReport]: RecoveryReport[K] extends readonly (infer E)[]
-    ? E[]
-    : RecoveryReport[K]
-}
+export type Tally = WritableDeep<RecoveryReport>
 
 export function newTally(): Tally {
-  return {
-    committed: 0,
-    rolledBack: 0,
-    pending: 0,
-    unfinished: [],
-    unreachable: [],
-    proven: 0,
-    purged: 0,
-    losses: [],
-  }
+  const counts = { committed: 0, rolledBack: 0, pending: 0, proven: 0, purged: 0 }
+  return { ...counts, unfinished: [], unreachable: [], losses: [] }
 }
 
 /** Both in one: each database that was passed over once. */
-export function merged(one: Tally = newTally(), other: Tally): Tally {
-  const unreachable = new Map(
-    [...one.unreachable, ...other.unreachable].map((passed) => [passed.database, passed]),
+export function merged(one: RecoveryReport, other: RecoveryReport): RecoveryReport {
+  const unreachable = [...one.unreachable, ...other.unreachable].map(
+    (passed) => [passed.database, passed] as const,
   )
   return {
     committed: one.committed + other.committed,
     rolledBack: one.rolledBack + other.rolledBack,
     pending: one.pending + other.pending,
     unfinished: [...one.unfinished, ...other.unfinished],
-    unreachable: [...unreachable.values()],
+    unreachable: [...new Map(unreachable).values()],
     proven: one.proven + other.proven,
     purged: one.purged + other.purged,
     losses: [...one.losses, ...other.losses],
@@ -76,8 +63,6 @@ export function merged(one: Tally = newTally(), other: Tally): Tally {
 }
 
 export function sayWhy(error: unknown): string {
-  const { message } = error as Error
-  if (codeOf(error) === '42501')
-    return `${message}. As its owner: select once.grant_recover('<the recovering role>')`
-  return withHint(error)
+  if (codeOf(error) !== '42501') return withHint(error)
+  return `${(error as Error).message}. As its owner: select once.grant_recover('<the recovering role>')`
 }

@@ -552,6 +552,7 @@ function pretend(found: Record<string, unknown>): Kysely<unknown> {
   const row = {
     database: 'old',
     login: 'joe',
+    owner: '',
     creator: true,
     exists: false,
     booked: false,

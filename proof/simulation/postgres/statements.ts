@@ -339,7 +339,15 @@ const named: Readonly<Record<string, Named>> = {
   decide: { arity: 5, commands: [constraints, begunGlobal, command('commit', commit)] },
   decide_shared: {
     arity: 6,
-    commands: [constraints, begunGlobal, ...settings, unlockAll, ...tidy, decisive, command('commit', commit)],
+    commands: [
+      constraints,
+      begunGlobal,
+      ...settings,
+      unlockAll,
+      ...tidy,
+      decisive,
+      command('commit', commit),
+    ],
   },
   rollback_direct: { arity: 0, commands: [command('rollback', rollback), unlockAll] },
   rollback: { arity: 0, commands: [command('rollback', rollback)] },
