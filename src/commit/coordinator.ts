@@ -361,10 +361,11 @@ class Permits {
   take(database: Database, signal: AbortSignal): Promise<void> {
     this.#waiting += 1
     const taken = this.#last.then(() => this.#takeOne(database, signal))
-    this.#last = taken.then(
-      () => void (this.#waiting -= 1),
-      () => void (this.#waiting -= 1),
-    )
+    this.#last = taken
+      .catch(() => {})
+      .then(() => {
+        this.#waiting -= 1
+      })
     return taken
   }
 
