@@ -209,6 +209,37 @@ test('An older incarnation of a producer is fenced', async (t) => {
   )
 })
 
+test('A duplicate by which a producer raises its epoch fences the older incarnation all the same', async (t) => {
+  const { once } = shared()
+  const producer = randomUUID()
+  await once.process('a', { producer, sequence: 0 }, async () => 1)
+  const answer = await once.process('a', { producer, sequence: 0, epoch: 1 }, async () => t.fail())
+  t.is(answer.status, 'duplicate')
+  const batch = await once.processBatch('a', { producer, sequences: [0], epoch: 2 }, async () => t.fail())
+  t.is(batch.duplicates, 1)
+  await t.throwsAsync(
+    once.process('a', { producer, sequence: 1, epoch: 1 }, async () => t.fail()),
+    { instanceOf: FencedError, code: 'ONFEN' },
+  )
+})
+
+test('A duplicate moves the position that comes with it, and leaves the connection as good as before', async (t) => {
+  const { once } = shared()
+  const [producer, partition] = [randomUUID(), { group: randomUUID(), topic: 't', partition: 0 }]
+  const { epoch } = await once.takePartition('a', partition)
+  await once.process('a', { producer, sequence: 0 }, async () => 1)
+  const position = { ...partition, epoch, expected: null, next: 7 }
+  for (const options of [{}, { position }]) {
+    const answer = await once.process('a', { producer, sequence: 0 }, async () => t.fail(), options)
+    t.is(answer.status, 'duplicate')
+  }
+  t.is((await once.readPosition('a', partition))?.position, 7n)
+  const many = Array.from({ length: 50 }, (_, n) =>
+    once.process('a', { producer, sequence: n % 2 }, async () => 'new'),
+  )
+  t.is((await Promise.all(many)).filter(({ status }) => status === 'processed').length, 1)
+})
+
 test('In strict mode a gap is an error', async (t) => {
   const { once } = shared()
   const producer = randomUUID()

@@ -467,3 +467,21 @@ test('What a handler leaves in its session meets no other message: in one phase,
   }
   t.is((await a.effects()).length, (await b.effects()).length + 1)
 })
+
+test('A handler that takes away what COMMIT needs is rolled back, and harms no other', async (t) => {
+  const { a, once } = await shop(t, { maxConnections: 1 })
+  const id = fresh()
+  await t.throwsAsync(
+    once.transaction(
+      async (tx) => {
+        await insert(tx, id, 'a')
+        await sql`deallocate all`.execute(tx.a)
+      },
+      { retries: 1 },
+    ),
+    { code: '26000' },
+  )
+  t.deepEqual(await a.effects(), [])
+  await once.transaction((tx) => insert(tx, id, 'a'))
+  t.deepEqual(await a.effects(), [id])
+})
