@@ -24,24 +24,22 @@ import {
   TMJOIN,
   TMNOFLAGS,
   TMONEPHASE,
-  TMRESUME,
   TMSTARTRSCAN,
   TMSUCCESS,
-  TMSUSPEND,
   XA_OK,
   XA_RDONLY,
-  XaError,
 } from './codes.ts'
 import {
-  badFlags,
+  checkFlags,
   duplicate,
+  endedWithFail,
   improper,
-  noSuspension,
+  localTransaction,
   rolledBack,
   type State,
   unavailable,
   unknown,
-  whatIsLeft,
+  XaError,
 } from './errors.ts'
 import { isInTransaction, preparedBranches, type RecoveredXid } from './prepared.ts'
 import { formatXid, gidOf, type RawXid, type XidInput } from './xid.ts'
@@ -75,7 +73,6 @@ export interface XaResource<DB> extends AsyncDisposable {
    * @throws XaError `XAER_DUPID` if the xid is taken; `XAER_NOTA` if the branch to join is none of this resource's;
    *   `XAER_OUTSIDE` if the pool gave a connection with an open transaction; `XAER_RMERR` for `TMRESUME`;
    *   `XA_RBROLLBACK` if the branch to join was ended with `TMFAIL`
-   * @see X/Open C193, xa_start()
    */
   start(xid: XidInput, flags?: number): Promise<Transaction<DB>>
   /**
@@ -83,7 +80,6 @@ export interface XaResource<DB> extends AsyncDisposable {
    * back). The handle is of no use afterwards. Asks nothing of the server.
    *
    * @throws XaError `XAER_NOTA` if this resource has no such branch; `XAER_RMERR` for `TMSUSPEND`
-   * @see X/Open C193, xa_end()
    */
   end(xid: XidInput, flags?: number): Promise<typeof XA_OK>
   /**
@@ -93,7 +89,6 @@ export interface XaResource<DB> extends AsyncDisposable {
    * @throws XaError `XA_RB*` if it is rolled back instead, also because an earlier statement had failed;
    *   `XAER_NOTA`; `XAER_PROTO` if it is prepared already; `XAER_RMERR` if the branch's own SQL has ended its
    *   transaction. After `XAER_RMFAIL` it may be prepared: `recover` tells
-   * @see X/Open C193, xa_prepare()
    */
   prepare(xid: XidInput): Promise<typeof XA_OK | typeof XA_RDONLY>
   /**
@@ -102,14 +97,12 @@ export interface XaResource<DB> extends AsyncDisposable {
    * @throws XaError `XAER_NOTA` if there is none; `XA_RETRY` if another session is at it; with `TMONEPHASE` also
    *   `XA_RB*`, and `XAER_PROTO` if it is prepared. After `XAER_RMFAIL` with `TMONEPHASE` the outcome is not known;
    *   without, ask again: `XA_OK` or `XAER_NOTA`
-   * @see X/Open C193, xa_commit()
    */
   commit(xid: XidInput | RawXid, flags?: number): Promise<typeof XA_OK>
   /**
    * Rolls back a branch that was ended here, or a prepared one, whoever prepared it.
    *
    * @throws XaError `XAER_NOTA` if there is none
-   * @see X/Open C193, xa_rollback()
    */
   rollback(xid: XidInput | RawXid): Promise<typeof XA_OK>
   /**
@@ -118,14 +111,12 @@ export interface XaResource<DB> extends AsyncDisposable {
    * branches of pgonce itself are not, since their home decides on them.
    *
    * @throws XaError `XAER_INVAL` if no scan was started
-   * @see X/Open C193, xa_recover()
    */
   recover(flags?: number): Promise<RecoveredXid[]>
   /**
    * Always refused: Postgres completes no branch by itself, so there is no heuristic outcome to forget.
    *
    * @throws XaError `XAER_PROTO` if there is such a branch; `XAER_NOTA` if there is none
-   * @see X/Open C193, xa_forget()
    */
   forget(xid: XidInput | RawXid): Promise<never>
   /** Rolls back what is not prepared, leaves what is, and ends the connections that were opened here. */
@@ -136,7 +127,6 @@ export interface XaResource<DB> extends AsyncDisposable {
 interface Branch {
   readonly gid: string
   readonly session: Link
-  readonly connection: Executor
   /** Of its streams, whoever is associated with it. */
   readonly cursors: Cursors
   /** A setting that ends with the transaction: as long as it is there, the transaction is the one we began. */
@@ -168,52 +158,68 @@ export function xaResource<DB = unknown>(
   const database = createDatabase('xa', target as DatabaseTarget, { maxConnections, connectTimeout })
   // Others use the pool as well, and may have left something open on a connection.
   const borrowed = typeof target !== 'string' && !(target instanceof URL)
-  const prepared = preparedBranches(database, { borrowed, timeout })
+  const prepared = preparedBranches(database, borrowed, timeout)
   /** By gid; undefined while it begins. */
   const branches = new Map<string, Branch | undefined>()
   let scanning = false
   let closing: Promise<void> | undefined
 
+  const checkOpen = () => {
+    if (closing) throw new XaError('XAER_PROTO', 'This resource is closed')
+  }
+
+  /** The branch if it is here; undefined if not. @throws XaError `XAER_PROTO` if it is in another state */
+  function find(gid: string, state: State | 'prepared', hint?: string): Branch | undefined {
+    if (!branches.has(gid)) return undefined
+    const branch = branches.get(gid)
+    const found = branch?.state ?? 'active'
+    if (found !== state) throw improper(gid, found, hint)
+    return branch
+  }
+
   // -------------------------------------------------------------------------------------------------
   // Branches that live here
 
   async function begin(gid: string): Promise<Branch> {
-    let session: Link
-    try {
-      await database.permits.take(AbortSignal.timeout(connectTimeout))
-    } catch (cause) {
+    await database.permits.take(AbortSignal.timeout(connectTimeout)).catch((cause) => {
       throw new XaError('XAER_RMFAIL', 'All connections stayed in use by branches', {
         hint: 'Finish branches, or make the pool larger (maxConnections)',
         cause,
       })
-    }
+    })
+    const mark = randomUUID()
+    let session: Link | undefined
+    let refusal: XaError | undefined
     try {
       session = await database.connect()
-    } catch (cause) {
-      database.permits.give()
-      throw unavailable(`Branch ${gid} could not begin`, cause)
-    }
-    const mark = randomUUID()
-    try {
-      const refusal = await inTime(timeout, open(session, gid, mark))
-      if (refusal === undefined) return branchOver(session, gid, mark)
-      session.release()
-      throw refusal
+      refusal = await inTime(timeout, open(session, gid, mark))
+      checkOpen()
     } catch (error) {
-      session.abandon()
+      session?.abandon()
       database.permits.give()
       throw error instanceof XaError ? error : unavailable(`Branch ${gid} could not begin`, error)
+    }
+    if (refusal !== undefined) {
+      session.release()
+      database.permits.give()
+      throw refusal
+    }
+    const [state, association] = ['ended', {}] as const
+    return {
+      gid,
+      session,
+      cursors: noCursors(),
+      mark,
+      state,
+      association,
+      rollbackOnly: false,
+      failure: undefined,
     }
   }
 
   /** Begins the transaction; a refusal leaves the connection as it was. */
   async function open(session: Link, gid: string, mark: string): Promise<XaError | undefined> {
-    if (borrowed && (await isInTransaction(session))) {
-      return new XaError('XAER_OUTSIDE', `The connection for branch ${gid} has a local transaction open`, {
-        detail: 'The pool gave a connection on which somebody has begun a transaction and not ended it.',
-        hint: 'End local transactions before their connection goes back to the pool, or give the resource a pool of its own',
-      })
-    }
+    if (borrowed && (await isInTransaction(session))) return localTransaction('XAER_OUTSIDE', gid)
     const [{ rows }] = await Promise.all([
       session.query<{ taken: boolean }>(
         'select exists (select from pg_catalog.pg_prepared_xacts p where p.gid = $1) as taken',
@@ -228,9 +234,19 @@ export function xaResource<DB = unknown>(
     return duplicate(gid)
   }
 
-  function branchOver(session: Link, gid: string, mark: string): Branch {
-    const connection: Executor = {
+  /** Gives out a new handle, the only one that works in the branch from now on. */
+  function associate(branch: Branch): Transaction<DB> {
+    const { gid, session, cursors } = branch
+    const association = {}
+    Object.assign(branch, { association, state: 'active' })
+    const executor: Executor = {
       async executeQuery(query) {
+        // Checked where a query is sent: one that was not awaited must not follow PREPARE on the same connection.
+        if (branch.association !== association) {
+          throw new HandlerError('ENDED', `The work in branch ${gid} was ended`, {
+            hint: 'Await every query before end; start with TMJOIN gives a handle to go on with',
+          })
+        }
         try {
           return await session.executeQuery<never>(query)
         } catch (error) {
@@ -240,127 +256,78 @@ export function xaResource<DB = unknown>(
         }
       },
     }
-    const branch: Branch = {
-      gid,
-      session,
-      connection,
-      cursors: noCursors(),
-      mark,
-      state: 'active',
-      association: {},
-      rollbackOnly: false,
-      failure: undefined,
-    }
-    return branch
-  }
-
-  function associate(branch: Branch): Transaction<DB> {
-    const association = {}
-    branch.association = association
-    branch.state = 'active'
-    // Checked where a query is sent: one that was not awaited must not follow PREPARE on the same connection.
-    const check = () => {
-      if (branch.association === association) return
-      throw new HandlerError('ENDED', `The work in branch ${branch.gid} was ended`, {
-        hint: 'Await every query before end; start with TMJOIN gives a handle to go on with',
-      })
-    }
-    const connected: Executor = {
-      async executeQuery(query) {
-        check()
-        return await branch.connection.executeQuery(query)
-      },
-    }
-    const connection = withStreams(connected, branch.cursors)
+    const connection = withStreams(executor, cursors)
     return transactionOver(database.db, {
       provideConnection: (consumer) => consumer(connection),
     }) as unknown as Transaction<DB>
   }
 
-  /** The branch, if it is here and ended: nobody else completes it then. Undefined if it is not here. */
-  function take(gid: string): Branch | undefined {
-    if (!branches.has(gid)) return undefined
-    const branch = branches.get(gid)
-    if (branch?.state !== 'ended') throw improper(gid, branch?.state ?? 'active')
-    branch.state = 'completing'
-    return branch
-  }
-
-  /** Runs the last of a branch's transaction and gives its connection back. */
+  /**
+   * Runs the last of a branch's transaction and gives its connection back. Nobody else completes the branch then.
+   *
+   * @throws XaError after rolling back, or if nobody can know what became of it
+   */
   async function complete<T>(
     branch: Branch,
     verb: 'prepare' | 'commit' | 'rollback',
     run: () => Promise<T>,
   ): Promise<T> {
     const { gid, session } = branch
+    branch.state = 'completing'
     try {
       const result = await inTime(timeout, run())
       session.release()
       return result
     } catch (error) {
-      if (error instanceof XaError) session.release()
-      else if (isErrorAnswer(error)) {
-        await session.query('rollback').then(
-          () => session.release(),
-          () => session.abandon(),
-        )
-        throw rolledBack(gid, error)
-      } else {
+      const isRefused = error instanceof XaError
+      if (!isRefused && !isErrorAnswer(error)) {
         session.abandon()
-        throw unavailable(`The answer to ${verb} of branch ${gid} is missing`, error, whatIsLeft[verb])
+        throw unavailable(`The answer to ${verb} of branch ${gid} is missing`, error, verb)
       }
-      throw error
+      await inTime(timeout, session.query('rollback')).then(
+        () => session.release(),
+        () => session.abandon(),
+      )
+      throw isRefused ? error : rolledBack(gid, error)
     } finally {
       branches.delete(gid)
       database.permits.give()
     }
   }
 
-  async function rollBack({ session }: Branch): Promise<void> {
-    await session.query('rollback')
-  }
-
-  /** Whether the branch wrote. @throws XaError, after rolling back, if it cannot be committed */
-  async function examine(branch: Branch): Promise<boolean> {
-    const { gid, session, mark } = branch
-    if (branch.rollbackOnly) {
-      await rollBack(branch)
-      throw new XaError('XA_RBROLLBACK', `Branch ${gid} was ended with TMFAIL`)
-    }
-    try {
-      const { rows } = await session.query<{ same: boolean; wrote: boolean }>(
+  /** Whether the branch wrote. @throws XaError if it cannot be committed */
+  async function examine({ gid, session, mark, rollbackOnly, failure }: Branch): Promise<boolean> {
+    if (rollbackOnly) throw endedWithFail(gid)
+    const [found] = await session
+      .query<{ same: boolean; wrote: boolean }>(
         `select pg_catalog.current_setting('pgonce.branch', true) is not distinct from $1 as same,
                 pg_catalog.pg_current_xact_id_if_assigned() is not null as wrote`,
         [mark],
       )
-      if (rows[0]?.same) return rows[0].wrote
-    } catch (error) {
-      if (codeOf(error) !== '25P02') throw error
-      await rollBack(branch)
-      throw rolledBack(gid, branch.failure)
-    }
-    await rollBack(branch)
+      .then(({ rows }) => rows)
+      .catch((error) => {
+        throw codeOf(error) === '25P02' ? rolledBack(gid, failure) : error
+      })
+    if (found?.same) return found.wrote
     throw new XaError('XAER_RMERR', `The SQL of branch ${gid} has ended the branch's transaction itself`, {
       detail: 'What it committed stands, and what came after is rolled back.',
       hint: 'Leave BEGIN, COMMIT, ROLLBACK and PREPARE TRANSACTION to the transaction manager',
     })
   }
 
-  async function commitHere(branch: Branch): Promise<void> {
-    const { command } = await branch.session.query('commit')
-    // In a failed transaction COMMIT rolls back, and says so in the tag alone. Without tags, examine() has looked.
-    if (command !== undefined && command !== 'COMMIT') throw rolledBack(branch.gid, branch.failure)
+  /** Commits or prepares. In a failed transaction both roll back, and say so in the tag alone. */
+  async function settle(
+    { gid, session, failure }: Branch,
+    tag: 'COMMIT' | 'PREPARE TRANSACTION',
+  ): Promise<void> {
+    const { command } = await session.query(
+      tag === 'COMMIT' ? 'commit' : `prepare transaction ${literal(gid)}`,
+    )
+    // Without tags, examine() has looked.
+    if (command !== undefined && command !== tag) throw rolledBack(gid, failure)
   }
 
-  async function prepareHere(branch: Branch): Promise<void> {
-    const { gid, session } = branch
-    const { command } = await session.query(`prepare transaction ${literal(gid)}`)
-    if (command !== undefined && command !== 'PREPARE TRANSACTION') throw rolledBack(gid, branch.failure)
-  }
-
-  const checkOpen = () => {
-    if (closing) throw new XaError('XAER_PROTO', 'This resource is closed')
-  }
+  const rollBack = ({ session }: Branch) => session.query('rollback')
 
   // -------------------------------------------------------------------------------------------------
   // The verbs
@@ -369,29 +336,22 @@ export function xaResource<DB = unknown>(
     async start(xid, flags = TMNOFLAGS) {
       checkOpen()
       const gid = formatXid(xid)
-      if (flags === TMRESUME) throw noSuspension()
-      if (flags !== TMNOFLAGS && flags !== TMJOIN) throw badFlags('start', flags, 'TMNOFLAGS or TMJOIN')
+      checkFlags('start', flags, [TMNOFLAGS, TMJOIN], 'TMNOFLAGS or TMJOIN')
       if (flags === TMJOIN) {
-        const branch = branches.get(gid)
-        if (!branches.has(gid)) {
+        const branch = find(gid, 'ended')
+        if (branch === undefined) {
           throw new XaError('XAER_NOTA', `There is no branch ${gid} to join`, {
             detail:
               'An unprepared transaction of Postgres lives on one connection; only the resource that started it can join it.',
           })
         }
-        if (branch?.state !== 'ended') throw improper(gid, branch?.state ?? 'active')
-        if (branch.rollbackOnly) throw new XaError('XA_RBROLLBACK', `Branch ${gid} was ended with TMFAIL`)
+        if (branch.rollbackOnly) throw endedWithFail(gid)
         return associate(branch)
       }
       if (branches.has(gid)) throw duplicate(gid)
       branches.set(gid, undefined)
       try {
         const branch = await begin(gid)
-        if (closing) {
-          branch.session.abandon()
-          database.permits.give()
-          checkOpen()
-        }
         branches.set(gid, branch)
         return associate(branch)
       } catch (error) {
@@ -403,25 +363,21 @@ export function xaResource<DB = unknown>(
     async end(xid, flags = TMSUCCESS) {
       checkOpen()
       const gid = formatXid(xid)
-      if (flags === TMSUSPEND) throw noSuspension()
-      if (flags !== TMSUCCESS && flags !== TMFAIL) throw badFlags('end', flags, 'TMSUCCESS or TMFAIL')
-      const branch = branches.get(gid)
+      checkFlags('end', flags, [TMSUCCESS, TMFAIL], 'TMSUCCESS or TMFAIL')
+      const branch = find(gid, 'active')
       if (branch === undefined) throw unknown(gid)
-      if (branch.state !== 'active') throw improper(gid, branch.state)
-      branch.association = {}
-      branch.state = 'ended'
-      branch.rollbackOnly = flags === TMFAIL
+      Object.assign(branch, { association: {}, state: 'ended', rollbackOnly: flags === TMFAIL })
       return XA_OK
     },
 
     async prepare(xid) {
       checkOpen()
       const gid = formatXid(xid)
-      const branch = take(gid)
-      if (branch === undefined) throw await prepared.elsewhere(gid, 'is prepared already')
+      const branch = find(gid, 'ended')
+      if (branch === undefined) return await prepared.refuse(gid, 'is prepared already')
       return await complete(branch, 'prepare', async () => {
         const wrote = await examine(branch)
-        await (wrote ? prepareHere(branch) : commitHere(branch))
+        await settle(branch, wrote ? 'PREPARE TRANSACTION' : 'COMMIT')
         return wrote ? XA_OK : XA_RDONLY
       })
     },
@@ -429,18 +385,17 @@ export function xaResource<DB = unknown>(
     async commit(xid, flags = TMNOFLAGS) {
       checkOpen()
       const gid = gidOf(xid)
-      if (flags !== TMNOFLAGS && flags !== TMONEPHASE)
-        throw badFlags('commit', flags, 'TMNOFLAGS or TMONEPHASE')
+      checkFlags('commit', flags, [TMNOFLAGS, TMONEPHASE], 'TMNOFLAGS or TMONEPHASE')
       if (flags === TMNOFLAGS) {
-        if (branches.has(gid)) throw improper(gid, branches.get(gid)?.state ?? 'active', 'prepare it first')
+        find(gid, 'prepared', 'prepare it first')
         await prepared.finish('commit', gid)
         return XA_OK
       }
-      const branch = take(gid)
-      if (branch === undefined) throw await prepared.elsewhere(gid, 'is prepared, and takes the second phase')
+      const branch = find(gid, 'ended')
+      if (branch === undefined) return await prepared.refuse(gid, 'is prepared, and takes the second phase')
       await complete(branch, 'commit', async () => {
         await examine(branch)
-        await commitHere(branch)
+        await settle(branch, 'COMMIT')
       })
       return XA_OK
     },
@@ -448,7 +403,7 @@ export function xaResource<DB = unknown>(
     async rollback(xid) {
       checkOpen()
       const gid = gidOf(xid)
-      const branch = take(gid)
+      const branch = find(gid, 'ended')
       if (branch === undefined) await prepared.finish('rollback', gid)
       else await complete(branch, 'rollback', () => rollBack(branch))
       return XA_OK
@@ -456,12 +411,11 @@ export function xaResource<DB = unknown>(
 
     async recover(flags = TMSTARTRSCAN | TMENDRSCAN) {
       checkOpen()
-      if (!Number.isInteger(flags) || (flags & ~(TMSTARTRSCAN | TMENDRSCAN)) !== 0)
-        throw badFlags('recover', flags, 'a combination of TMSTARTRSCAN and TMENDRSCAN')
+      const scans = [TMNOFLAGS, TMSTARTRSCAN, TMENDRSCAN, TMSTARTRSCAN | TMENDRSCAN]
+      checkFlags('recover', flags, scans, 'a combination of TMSTARTRSCAN and TMENDRSCAN')
       const starts = (flags & TMSTARTRSCAN) !== 0
-      if (!starts && !scanning) {
+      if (!starts && !scanning)
         throw new XaError('XAER_INVAL', 'No scan was started', { hint: 'The first call takes TMSTARTRSCAN' })
-      }
       const found = starts ? await prepared.list() : []
       scanning = (flags & TMENDRSCAN) === 0
       return found
@@ -470,8 +424,8 @@ export function xaResource<DB = unknown>(
     async forget(xid) {
       checkOpen()
       const gid = gidOf(xid)
-      if (branches.has(gid)) throw improper(gid, branches.get(gid)?.state ?? 'active')
-      throw await prepared.elsewhere(gid, 'is prepared, and was not completed heuristically')
+      find(gid, 'prepared')
+      return await prepared.refuse(gid, 'is prepared, and was not completed heuristically')
     },
 
     close() {
@@ -484,12 +438,12 @@ export function xaResource<DB = unknown>(
   return resource
 
   async function closeAll(): Promise<void> {
+    // One that begins finds the resource closed; one that completes is waited for by the database.
+    const open = [...branches.values()].filter((branch) => branch?.state !== 'completing')
     await Promise.all(
-      [...branches.values()].map(async (branch) => {
-        // One that begins finds the resource closed; one that completes is waited for below.
-        if (branch === undefined || branch.state === 'completing') return
+      open.map(async (branch) => {
+        if (branch === undefined) return
         branch.association = {}
-        branch.state = 'completing'
         await complete(branch, 'rollback', () => rollBack(branch)).catch(() => {})
       }),
     )

@@ -7,7 +7,7 @@
  * @see https://github.com/psycopg/psycopg2/blob/master/psycopg/xid_type.c
  */
 import { show } from '../check.ts'
-import { XaError } from './codes.ts'
+import { XaError } from './errors.ts'
 
 /** The name of a branch, as transaction managers give it. */
 export interface Xid {
