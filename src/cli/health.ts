@@ -1,6 +1,5 @@
-/** `once.health` as the commands show it. Its limits are in SQL, and nowhere else. @see sql/operator/health.sql */
+/** `once.health`, for doctor and metrics. Its limits are in SQL, and nowhere else. @see sql/operator/health.sql */
 import type { Link } from '../connection/link.ts'
-import { sayAge } from './output.ts'
 
 export interface HealthRow {
   /** Its unit stands last in it: `…_seconds`, `…_bytes`, `…_ratio`. */
@@ -21,22 +20,4 @@ export async function readHealth(session: Link): Promise<readonly HealthRow[]> {
        from once.health h`,
   )
   return rows
-}
-
-/** The value with its unit, and the limit that it has reached. */
-export function sayHealth({
-  name,
-  status,
-  value,
-  warn,
-  critical,
-}: HealthRow & { readonly value: number }): string {
-  const limit = status === 'critical' ? critical : status === 'warn' ? warn : null
-  return `${sayValue(name, value)}${limit === null ? '' : ` (${status} from ${sayValue(name, limit)} on)`}`
-}
-
-function sayValue(name: string, value: number): string {
-  if (name.endsWith('_seconds')) return sayAge(value)
-  if (name.endsWith('_ratio')) return `${Math.round(value * 100)} %`
-  return value.toLocaleString('en-US')
 }

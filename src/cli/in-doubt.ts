@@ -1,31 +1,20 @@
-/**
- * `pgonce in-doubt`: every prepared transaction of ours, with what its home decided and what to type.
- */
+/** `pgonce in-doubt`: every prepared transaction of ours, with what its home decided and what to type. */
 import type { Command } from 'commander'
 import { type Database, withLink, withReadCommitted } from '../connection/database.ts'
-import { identifier, literal } from '../connection/quote.ts'
-import { fromSql, withHint } from '../errors.ts'
-import { chooseDatabases, type DatabaseFlags, withDatabases, withEach } from './databases.ts'
-import { count, paint, print, printJson, type Row, type Style, sayAge, table } from './output.ts'
+import { arrayLiteral, identifier, literal } from '../connection/quote.ts'
+import {
+  chooseDatabases,
+  type DatabaseFlags,
+  openEach,
+  patience,
+  tryAsking,
+  withDatabases,
+} from './databases.ts'
+import { count, paint, print, printJson, type Row, sayAge, table } from './output.ts'
 
-/** As `once.branch_outcome` gives it; `unknown` if its home could not be asked. */
-export type BranchOutcome = 'committed' | 'aborted' | 'pending' | 'unknown'
-
-/** One prepared transaction whose gid has our prefix. */
-export interface BranchShown extends Found {
+/** A prepared transaction whose gid has our prefix, as `once.branch` shows it. */
+interface Branch {
   readonly database: string
-  /** The home's name among the given databases; null if it is none of them. */
-  readonly homeName: string | null
-  /** Null for what is not ours. */
-  readonly outcome: BranchOutcome | null
-  /** Why the outcome is unknown; else null. */
-  readonly reason: string | null
-  /** What finishes it in psql, connected to this database; null if it is not decided or not ours. */
-  readonly type: string | null
-}
-
-/** A row of `once.branch`. */
-interface Found {
   readonly gid: string
   /** Null, as the next three, if the gid only begins like one of ours. */
   readonly transactionId: string | null
@@ -39,8 +28,21 @@ interface Found {
   readonly canFinish: boolean
 }
 
-interface InDoubtFlags extends DatabaseFlags {
-  readonly json?: boolean
+const colors = { committed: 'green', aborted: 'yellow', pending: 'cyan', unknown: 'red' } as const
+
+interface Answer {
+  /** As `once.branch_outcome` gives it; `unknown` if its home could not be asked; null for what is not ours. */
+  readonly outcome: keyof typeof colors | null
+  /** Why the outcome is unknown; else null. */
+  readonly reason: string | null
+}
+
+/** What is printed of one, with `--json`. */
+export interface BranchShown extends Branch, Answer {
+  /** The home's name among the given databases; null if it is none of them. */
+  readonly homeName: string | null
+  /** What finishes it in psql, connected to this database; null if it is not decided or not ours. */
+  readonly type: string | null
 }
 
 /** Adds the command to the program. */
@@ -51,143 +53,120 @@ export function inDoubtCommand(program: Command): void {
     .action(runInDoubt)
 }
 
-async function runInDoubt(urls: readonly string[], flags: InDoubtFlags): Promise<void> {
+async function runInDoubt(urls: readonly string[], flags: DatabaseFlags): Promise<void> {
   const chosen = chooseDatabases(urls, flags)
-  const { branches, unreachable } = await withEach(chosen, connectTimeout, listInDoubt)
+  const { branches, unreachable } = await listInDoubt(openEach(chosen))
   if (unreachable.length > 0) process.exitCode = 1
   if (flags.json) return printJson({ branches, unreachable })
 
   for (const { database, reason } of unreachable)
     print(`${paint('cannot look into', 'red')} ${database}: ${reason}`)
   if (branches.length === 0) {
-    const looked = chosen.filter(({ name }) => !unreachable.some(({ database }) => database === name))
-    if (looked.length > 0) print(`Nothing is in doubt in ${looked.map(({ name }) => name).join(', ')}.`)
+    const silent = new Set(unreachable.map(({ database }) => database))
+    const looked = chosen.map(({ name }) => name).filter((name) => !silent.has(name))
+    if (looked.length > 0) print(`Nothing is in doubt in ${looked.join(', ')}.`)
     return
   }
-  print(table(['database', 'outcome', 'age', 'owner', 'home', 'transaction'], branches.map(rowOf)))
+  print(`${table(['database', 'outcome', 'age', 'owner', 'home', 'transaction'], branches.map(rowOf))}\n`)
   const ours = branches.filter((branch) => branch.ours)
-  const open = ours.filter(({ type }) => type !== null)
-  print()
+  const decided = ours.filter(({ type }) => type !== null).length
   const strange = branches.length - ours.length
   print(
-    `${count(ours.length, 'branch', 'branches')} in doubt, ${open.length} decided` +
+    `${count(ours.length, 'branch', 'branches')} in doubt, ${decided} decided` +
       `${strange > 0 ? `; ${strange} not ours, left alone` : ''}.` +
-      (open.length > 0 ? ' pgonce recover finishes what is decided.' : ''),
+      (decided > 0 ? ' pgonce recover finishes what is decided.' : ''),
   )
 }
 
-const connectTimeout = 5_000
-const patience = 10_000
-
-interface Listed {
-  readonly database: Database
-  readonly found: Found
-  /** Whether the owner's role must be taken on first. */
-  readonly other: boolean
-}
-
-interface Answer {
-  readonly outcome: BranchOutcome
-  readonly reason: string | null
-}
-
-/** @see sql/recovery/branch.sql, sql/recovery/branch_outcome.sql */
 async function listInDoubt(databases: readonly Database[]) {
-  const unreachable: { database: string; reason: string }[] = []
   const homes = new Map<string, Database>()
-  const lists = await Promise.all(
-    databases.map(async (database) => {
-      try {
-        const databaseId = await database.identify()
-        if (!homes.has(databaseId)) homes.set(databaseId, database)
-        return await listOne(database)
-      } catch (error) {
-        unreachable.push({ database: database.name, reason: withHint(error) })
-        return []
-      }
+  const asked = await Promise.all(
+    databases.map(async (database) => ({
+      database: database.name,
+      ...(await tryAsking(list(database, homes))),
+    })),
+  )
+  const found = asked.flatMap(({ answer }) => answer ?? [])
+  const groups = Map.groupBy(
+    found.filter(({ ours }) => ours),
+    ({ home }) => home ?? '',
+  )
+  const answers = new Map<object, Answer>()
+  await Promise.all(
+    [...groups].map(async ([home, branches]) => {
+      const { answer, reason } = await tryAsking(askHome(home, homes.get(home), branches))
+      for (const [n, branch] of branches.entries())
+        answers.set(branch, { outcome: answer?.[n]?.outcome ?? 'unknown', reason })
     }),
   )
-  // Two names for one database show its branches once.
-  const listed = lists.flat().filter(({ database }) => homes.get(database.databaseId ?? '') === database)
-  const ours = listed.map(({ found }) => found).filter((found) => found.ours)
-  const groups = [...Map.groupBy(ours, ({ home }) => home ?? '')]
-  const answers = new Map(
-    (await Promise.all(groups.map(([home, asked]) => askHome(home, homes.get(home), asked)))).flat(),
-  )
-  const branches = listed.map(({ database, found, other }): BranchShown => {
-    const { outcome = null, reason = null } = answers.get(found) ?? {}
-    return {
-      ...{ database: database.name, ...found, outcome, reason },
-      homeName: homes.get(found.home ?? '')?.name ?? null,
-      type: lineFor(found, other, outcome),
-    }
+  const branches = found.map((branch): BranchShown => {
+    const { finish, ...shown } = branch
+    const { outcome, reason } = answers.get(branch) ?? { outcome: null, reason: null }
+    const homeName = homes.get(branch.home ?? '')?.name ?? null
+    return { ...shown, outcome, reason, homeName, type: lineFor(branch, outcome) }
   })
+  const unreachable = asked.flatMap(({ database, reason }) => (reason === null ? [] : { database, reason }))
   return { branches, unreachable }
 }
 
-async function listOne(database: Database): Promise<Listed[]> {
+/** Whether the owner's role must be taken on to finish it. */
+interface Listed extends Branch {
+  readonly finish: 'as we are' | 'as its owner'
+}
+
+/** @see sql/recovery/branch.sql */
+async function list(database: Database, homes: Map<string, Database>): Promise<readonly Listed[]> {
+  const id = await database.identify()
+  // Two names for one database show its branches once.
+  if (homes.has(id)) return []
+  homes.set(id, database)
   const { rows } = await withLink(
     database.connect(),
     (session) =>
-      session.query<Found & { readonly other: boolean }>(
-        `select d.gid, d.transaction_id::text as "transactionId", d.home::text as home, d.home_xid::text as "homeXid",
-                d.participant, d.owner::text as owner,
+      session.query<Listed>(
+        `select $1::text as database, d.gid, d.transaction_id::text as "transactionId", d.home::text as home,
+                d.home_xid::text as "homeXid", d.participant, d.owner::text as owner,
                 to_char(d.prepared_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') as "preparedAt",
                 extract(epoch from d.age)::float8 as "ageSeconds", d.ours, d.can_finish as "canFinish",
-                d.owner <> current_user and not r.rolsuper as other
+                case when d.owner <> current_user and not r.rolsuper then 'as its owner' else 'as we are' end as finish
            from once.branch d join pg_catalog.pg_roles r on r.rolname = current_user
           order by d.prepared_at, d.gid`,
+        [database.name],
       ),
     patience,
   )
-  return rows.map(({ other, ...found }) => ({ database, found, other }))
+  return rows
 }
 
-/** Asks a home once for all its branches. */
-async function askHome(
-  home: string,
-  database: Database | undefined,
-  asked: readonly Found[],
-): Promise<(readonly [Found, Answer])[]> {
-  const unknown = (reason: string) => asked.map((found) => [found, { outcome: 'unknown', reason }] as const)
+/** Asks a home once for all its branches. @see sql/recovery/branch_outcome.sql */
+async function askHome(home: string, database: Database | undefined, branches: readonly Branch[]) {
   if (database === undefined) {
-    return unknown(
+    throw new Error(
       `its home ${home} is none of the databases that answered: add the one where once.database has this id`,
     )
   }
-  try {
-    const { rows } = await withReadCommitted(
-      database.connect(),
-      (session) =>
-        session.query<{ outcome: BranchOutcome }>(
-          `select once.branch_outcome($1::uuid, i.id::uuid, i.xid::xid8) as outcome
-             from unnest($2::text::text[], $3::text::text[]) with ordinality i (id, xid, n) order by i.n`,
-          [
-            home,
-            arrayOf(asked.map(({ transactionId }) => transactionId ?? '')),
-            arrayOf(asked.map(({ homeXid }) => homeXid ?? '')),
-          ],
-        ),
-      patience,
-    )
-    return asked.map((found, n) => [found, { outcome: rows[n]?.outcome ?? 'unknown', reason: null }] as const)
-  } catch (error) {
-    return unknown(withHint(fromSql(error)))
-  }
+  const { rows } = await withReadCommitted(
+    database.connect(),
+    (session) =>
+      session.query<{ outcome: keyof typeof colors }>(
+        `select once.branch_outcome($1::uuid, i.id::uuid, i.xid::xid8) as outcome
+           from unnest($2::text::text[], $3::text::text[]) with ordinality i (id, xid, n) order by i.n`,
+        [
+          home,
+          arrayLiteral(branches.map(({ transactionId }) => transactionId)),
+          arrayLiteral(branches.map(({ homeXid }) => homeXid)),
+        ],
+      ),
+    patience,
+  )
+  return rows
 }
 
-function lineFor({ gid, owner }: Found, other: boolean, outcome: BranchOutcome | null): string | null {
+function lineFor({ gid, owner, finish }: Listed, outcome: Answer['outcome']): string | null {
   if (outcome !== 'committed' && outcome !== 'aborted') return null
   const line = `${outcome === 'committed' ? 'commit' : 'rollback'} prepared ${literal(gid)};`
-  return other ? `set role ${identifier(owner ?? '')}; ${line} reset role;` : line
+  return finish === 'as we are' ? line : `set role ${identifier(owner ?? '')}; ${line} reset role;`
 }
-
-const styles = {
-  committed: 'green',
-  aborted: 'yellow',
-  pending: 'cyan',
-  unknown: 'red',
-} as const satisfies Record<BranchOutcome, Style>
 
 function rowOf(branch: BranchShown): Row {
   const { database, outcome, owner, ours, gid, type, reason } = branch
@@ -201,7 +180,7 @@ function rowOf(branch: BranchShown): Row {
   return {
     cells: [
       database,
-      outcome === null ? { text: 'not ours', style: 'dim' } : { text: outcome, style: styles[outcome] },
+      { text: outcome ?? 'not ours', style: outcome === null ? 'dim' : colors[outcome] },
       sayAge(branch.ageSeconds),
       owner ?? '?',
       branch.homeName ?? branch.home ?? '?',
@@ -209,9 +188,4 @@ function rowOf(branch: BranchShown): Row {
     ],
     notes,
   }
-}
-
-/** UUIDs and numbers only: nothing in them needs quotes. */
-function arrayOf(values: readonly string[]): string {
-  return `{${values.join(',')}}`
 }

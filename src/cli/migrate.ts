@@ -1,6 +1,4 @@
-/**
- * `pgonce migrate`: installs schema once, or brings it up to date, in any number of databases.
- */
+/** `pgonce migrate`: installs schema once, or brings it up to date, in any number of databases. */
 import type { Command } from 'commander'
 import { hostIn } from '../connection/url.ts'
 import { type MigrateResult, migrate } from '../database/migrate.ts'
@@ -18,7 +16,6 @@ import { print, printable, printJson } from './output.ts'
 interface MigrateFlags extends DatabaseFlags {
   readonly dryRun?: boolean
   readonly sql?: boolean
-  readonly json?: boolean
 }
 
 /** Adds the command to the program. */
@@ -52,14 +49,11 @@ async function runMigrate(urls: readonly string[], flags: MigrateFlags): Promise
   if (flags.json) printJson({ databases: results })
 }
 
-async function printSql(targets: readonly ChosenDatabase[]): Promise<void> {
-  if (targets.length > 1) {
-    throw new InvalidInputError(
-      'ONARG',
-      `--sql is for one database, got ${targets.length}: versions may differ`,
-    )
+async function printSql([target, ...others]: readonly ChosenDatabase[]): Promise<void> {
+  if (others.length > 0) {
+    const message = `--sql is for one database, got ${others.length + 1}: versions may differ`
+    throw new InvalidInputError('ONARG', message)
   }
-  const target = targets[0]
   const from = target === undefined ? 0 : (await migrate(target.url, { dryRun: true })).schemaVersion
   process.stdout.write(await migrationSql({ from }))
 }

@@ -1,6 +1,4 @@
-/**
- * The commands of `pgonce`, put together.
- */
+/** The commands of `pgonce`, put together. */
 import { Command } from 'commander'
 import { describeTarget } from '../connection/url.ts'
 import { devCommand } from './dev.ts'
@@ -11,32 +9,28 @@ import { metricsCommand } from './metrics.ts'
 import { migrateCommand } from './migrate.ts'
 import { recoverCommand } from './recover.ts'
 
-interface Output {
-  writeOut(text: string): void
-  writeErr(text: string): void
-}
+const commands = [
+  migrateCommand,
+  doctorCommand,
+  inDoubtCommand,
+  recoverCommand,
+  expireCommand,
+  metricsCommand,
+  devCommand,
+]
 
-/** @param output where help goes, and complaints about the command line */
+/** @param output where help goes, and complaints about the command line; by default the process's own streams */
 export function createProgram(
   version: string,
-  { writeOut, writeErr }: Output = {
-    writeOut: (text) => void process.stdout.write(text),
-    writeErr: (text) => void process.stderr.write(text),
-  },
+  output: { writeOut?(text: string): void; writeErr?(text: string): void } = {},
 ): Command {
   const program = new Command('pgonce')
     .description('Every message takes effect once, in one Postgres or atomically in several.')
     .version(version)
     .showHelpAfterError('(add --help for what there is)')
     .exitOverride()
-    .configureOutput({ writeOut, writeErr, outputError: (text, write) => write(inOurWords(text)) })
-  migrateCommand(program)
-  doctorCommand(program)
-  inDoubtCommand(program)
-  recoverCommand(program)
-  expireCommand(program)
-  metricsCommand(program)
-  devCommand(program)
+    .configureOutput({ ...output, outputError: (text, write) => write(inOurWords(text)) })
+  for (const add of commands) add(program)
   return program
 }
 
