@@ -1,10 +1,8 @@
 /** Which databases a command works on: `--database name=URL`, bare URLs, or the environment; and asking them. */
-import type { Command } from 'commander'
 import { checkDatabaseName, show } from '../check.ts'
 import { createDatabase, type Database } from '../connection/database.ts'
 import { checkUrl, databaseIn } from '../connection/url.ts'
 import { fromSql, InvalidInputError, withHint } from '../errors.ts'
-import { several } from './arguments.ts'
 
 /** The variable that is read if the command line names no database. */
 export const databasesVariable = 'PGONCE_DATABASES'
@@ -21,17 +19,6 @@ export interface ChosenDatabase {
 export interface DatabaseFlags {
   readonly database?: readonly string[]
   readonly json?: boolean
-}
-
-/** Adds the arguments of {@link DatabaseFlags}, but for `--json`, which has a text of its own in some. */
-export function withDatabases(command: Command): Command {
-  return command
-    .argument('[url...]', 'databases by URL')
-    .option(
-      '--database <name=URL>',
-      `a database by name, may be repeated; without any, ${databasesVariable} has them all`,
-      several,
-    )
 }
 
 /**

@@ -2,22 +2,18 @@
  * `pgonce doctor`: looks at every database and says what is wrong with it, and what to type: `once.health`, and what
  * must be known before schema once is there, concerns the connecting role, or what no database knows of the others.
  */
-import type { Command } from 'commander'
 import { type Database, schemaVersion, withLink } from '../connection/database.ts'
 import type { Link } from '../connection/link.ts'
 import { literal } from '../connection/quote.ts'
 import { describeTarget } from '../connection/url.ts'
 import { codeOf, fromSql, PgonceError } from '../errors.ts'
-import { wholeNumber } from './arguments.ts'
 import {
   type ChosenDatabase,
   chooseDatabases,
   type DatabaseFlags,
   databasesVariable,
   openEach,
-  withDatabases,
 } from './databases.ts'
-import { type HealthRow, readHealth } from './health.ts'
 import { count, paint, print, printJson, sayAge, table } from './output.ts'
 
 const styles = { ok: 'green', warn: 'yellow', critical: 'red', skipped: 'dim' } as const
@@ -39,17 +35,7 @@ interface DoctorFlags extends DatabaseFlags {
   readonly maxConnections: number
 }
 
-/** Adds the command to the program. */
-export function doctorCommand(program: Command): void {
-  const max = 'transactions that your clients run at once, all together'
-  withDatabases(program.command('doctor'))
-    .description('check every database, and say what to type where something is wrong (then exit 1)')
-    .option('--max-connections <n>', max, wholeNumber(0), 10)
-    .option('--json', 'print one JSON object')
-    .action(runDoctor)
-}
-
-async function runDoctor(urls: readonly string[], flags: DoctorFlags): Promise<void> {
+export async function runDoctor(urls: readonly string[], flags: DoctorFlags): Promise<void> {
   const chosen = chooseDatabases(urls, flags)
   const databases = openEach(chosen)
   const looks = chosen.map((one, n) =>
@@ -247,6 +233,26 @@ async function findPrivileges(session: Link, login: string): Promise<Finding> {
 
 function grantLine(kind: string, login: string): string {
   return `select once.grant_${kind}(${literal(login)});   -- as the owner of schema once`
+}
+
+interface HealthRow {
+  /** Its unit stands last in it: `…_seconds`, `…_bytes`, `…_ratio`. */
+  readonly name: string
+  readonly status: 'ok' | 'warn' | 'critical'
+  /** Null: there is nothing to look at. */
+  readonly value: number | null
+  readonly warn: number | null
+  readonly critical: number | null
+  readonly hint: string | null
+}
+
+/** Every check of `once.health`. Its limits are in SQL, and nowhere else. @see sql/operator/health.sql */
+export async function readHealth(session: Link): Promise<readonly HealthRow[]> {
+  const { rows } = await session.query<HealthRow>(
+    `select h.name, h.status, h.value::float8 as value, h.warn::float8 as warn, h.critical::float8 as critical, h.hint
+       from once.health h`,
+  )
+  return rows
 }
 
 async function examineHealth(session: Link, login: string, { add }: Examined): Promise<void> {

@@ -1,27 +1,12 @@
 /** `pgonce expire`: applies the retention of the key ledger until there is nothing left to do. */
-import type { Command } from 'commander'
 import { type Database, withLink } from '../connection/database.ts'
 import type { Link } from '../connection/link.ts'
 import { InvalidInputError } from '../errors.ts'
-import { several } from './arguments.ts'
-import { chooseDatabases, type DatabaseFlags, openEach, tryAsking, withDatabases } from './databases.ts'
+import { chooseDatabases, type DatabaseFlags, openEach, tryAsking } from './databases.ts'
 import { count, paint, print, printJson, progress, table } from './output.ts'
 
-/** Adds the command to the program. */
-export function expireCommand(program: Command): void {
-  withDatabases(program.command('expire'))
-    .description('apply the retention of the key ledger: expire and delete what is past it')
-    .option(
-      '--retention <scope=interval>',
-      "first set how long a scope remembers its keys, as in stripe='30 days' or stripe=forever; may be repeated",
-      several,
-    )
-    .option('--json', 'print one JSON object')
-    .action(runExpire)
-}
-
 /** Runs the command, on each database in turn. One that fails does not keep the others from it. */
-async function runExpire(
+export async function runExpire(
   urls: readonly string[],
   flags: DatabaseFlags & { readonly retention?: readonly string[] },
 ): Promise<void> {

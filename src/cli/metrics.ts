@@ -2,17 +2,10 @@
 import { once } from 'node:events'
 import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
-import { type Command, InvalidArgumentError } from 'commander'
+import { InvalidArgumentError } from 'commander'
 import { type Database, withLink } from '../connection/database.ts'
-import {
-  chooseDatabases,
-  type DatabaseFlags,
-  openEach,
-  patience,
-  tryAsking,
-  withDatabases,
-} from './databases.ts'
-import { readHealth } from './health.ts'
+import { chooseDatabases, type DatabaseFlags, openEach, patience, tryAsking } from './databases.ts'
+import { readHealth } from './doctor.ts'
 import { print } from './output.ts'
 import { aborted, interruption } from './signals.ts'
 
@@ -21,20 +14,8 @@ interface Address {
   readonly port: number
 }
 
-/** Adds the command to the program. */
-export function metricsCommand(program: Command): void {
-  withDatabases(program.command('metrics'))
-    .description('print the checks of once.health as Prometheus metrics, or serve them')
-    .option(
-      '--listen <[host:]port>',
-      'serve them at /metrics until Ctrl-C, read anew for each request (default host: 127.0.0.1)',
-      parseAddress,
-    )
-    .action(runMetrics)
-}
-
 /** Runs the command. A database that does not answer is `pgonce_up 0`, and exit code 1 if it was printed. */
-async function runMetrics(
+export async function runMetrics(
   urls: readonly string[],
   flags: DatabaseFlags & { readonly listen?: Address },
 ): Promise<void> {
@@ -97,7 +78,7 @@ async function serve(databases: readonly Database[], { host, port }: Address): P
   await aborted(stop)
 }
 
-function parseAddress(text: string): Address {
+export function parseAddress(text: string): Address {
   const [, host, port] = /^(?:\[?([^\]]*?)\]?:)?(\d{1,5})$/.exec(text) ?? []
   if (port === undefined || Number(port) > 65535)
     throw new InvalidArgumentError('Expected [host:]port, as in 9187 or 0.0.0.0:9187.')

@@ -1,34 +1,14 @@
 /** `pgonce migrate`: installs schema once, or brings it up to date, in any number of databases. */
-import type { Command } from 'commander'
 import { hostIn } from '../connection/url.ts'
 import { type MigrateResult, migrate } from '../database/migrate.ts'
 import { migrationSql } from '../database/migration.ts'
 import { InvalidInputError } from '../errors.ts'
-import {
-  type ChosenDatabase,
-  chooseDatabases,
-  type DatabaseFlags,
-  givenDatabases,
-  withDatabases,
-} from './databases.ts'
+import { type ChosenDatabase, chooseDatabases, type DatabaseFlags, givenDatabases } from './databases.ts'
 import { print, printable, printJson } from './output.ts'
 
 interface MigrateFlags extends DatabaseFlags {
   readonly dryRun?: boolean
   readonly sql?: boolean
-}
-
-/** Adds the command to the program. */
-export function migrateCommand(program: Command): void {
-  withDatabases(program.command('migrate'))
-    .description('install schema once into databases that exist, or bring it up to date')
-    .option('--dry-run', 'show what would run, change nothing')
-    .option(
-      '--sql',
-      'print the SQL that a database lacks (all of it without a URL), for psql -1 -v ON_ERROR_STOP=1 -f',
-    )
-    .option('--json', 'print one JSON object')
-    .action(runMigrate)
 }
 
 /**
@@ -37,7 +17,7 @@ export function migrateCommand(program: Command): void {
  *
  * @throws PgonceError as {@link migrate}
  */
-async function runMigrate(urls: readonly string[], flags: MigrateFlags): Promise<void> {
+export async function runMigrate(urls: readonly string[], flags: MigrateFlags): Promise<void> {
   if (flags.sql) return await printSql(givenDatabases(urls, flags))
   const results: (MigrateResult & { readonly name: string | null })[] = []
   for (const { name, url, from } of chooseDatabases(urls, flags)) {

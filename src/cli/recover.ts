@@ -1,13 +1,10 @@
 /** `pgonce recover`: finishes what is in doubt, once or for as long as it runs. */
 import { subscribe } from 'node:diagnostics_channel'
-import type { Command } from 'commander'
-import { maxInt32 } from '../check.ts'
 import { pgonce } from '../client.ts'
 import type { StepEvent } from '../commit/channels.ts'
 import type { Recovery } from '../recovery/recovery.ts'
 import type { Loss, RecoveryReport } from '../recovery/report.ts'
-import { wholeNumber } from './arguments.ts'
-import { chooseDatabases, type DatabaseFlags, withDatabases } from './databases.ts'
+import { chooseDatabases, type DatabaseFlags } from './databases.ts'
 import { count, paint, print, printJson } from './output.ts'
 import { aborted, interruption } from './signals.ts'
 
@@ -16,22 +13,11 @@ interface RecoverFlags extends DatabaseFlags {
   readonly keep?: number
 }
 
-/** Adds the command to the program. */
-export function recoverCommand(program: Command): void {
-  const keep = 'purge decisions that are proven for longer (default: 600000, ten minutes)'
-  withDatabases(program.command('recover'))
-    .description('finish the branches in doubt as their homes decided, audit, and purge what is proven')
-    .option('--watch', 'go on until Ctrl-C, through outages')
-    .option('--keep <ms>', keep, wholeNumber(0, Number(maxInt32)))
-    .option('--json', 'print one JSON object; with --watch one a line, whenever there is something to say')
-    .action(runRecover)
-}
-
 /**
  * Runs the command. Once: exits with 1 if a branch could not be finished, a database did not answer, or a loss
  * was found. A branch whose home's transaction still runs is no fault.
  */
-async function runRecover(urls: readonly string[], flags: RecoverFlags): Promise<void> {
+export async function runRecover(urls: readonly string[], flags: RecoverFlags): Promise<void> {
   const chosen = chooseDatabases(urls, flags)
   const databases = Object.fromEntries(chosen.map(({ name, url }) => [name, url]))
   const { recovery } = pgonce<Record<string, object>>({ databases, maxConnections: 2, connectTimeout: 5_000 })
