@@ -113,7 +113,6 @@ const reasons: readonly (readonly [RegExp, XaErrorName, string?])[] = [
     'Leave NOTIFY, LISTEN, temporary tables, WITH HOLD cursors and exported snapshots out of branches',
   ],
   [/^55000/, 'XA_RBOTHER', 'alter system set max_prepared_transactions = 100; and restart the server'],
-  [/^/, 'XA_RBOTHER'],
 ]
 
 /** The branch is rolled back, because of an error if there was one. */

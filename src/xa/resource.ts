@@ -9,7 +9,6 @@
  *
  * @see X/Open C193, chapter 5 (the verbs) and section 6.3 (the states of a branch)
  */
-import { randomUUID } from 'node:crypto'
 import type { Transaction } from 'kysely'
 import { checkInteger, checkMilliseconds, checkObject } from '../check.ts'
 import { createDatabase, inTime, transactionOver } from '../connection/database.ts'
@@ -18,29 +17,9 @@ import { literal } from '../connection/quote.ts'
 import { type Cursors, noCursors, withStreams } from '../connection/stream.ts'
 import type { DatabaseTarget } from '../connection/target.ts'
 import { codeOf, HandlerError, isErrorAnswer } from '../errors.ts'
-import {
-  TMENDRSCAN,
-  TMFAIL,
-  TMJOIN,
-  TMNOFLAGS,
-  TMONEPHASE,
-  TMSTARTRSCAN,
-  TMSUCCESS,
-  XA_OK,
-  XA_RDONLY,
-} from './codes.ts'
-import {
-  checkFlags,
-  duplicate,
-  endedWithFail,
-  improper,
-  localTransaction,
-  rolledBack,
-  type State,
-  unavailable,
-  unknown,
-  XaError,
-} from './errors.ts'
+import * as xa from './codes.ts'
+import * as say from './errors.ts'
+import { XaError } from './errors.ts'
 import { isInTransaction, preparedBranches, type RecoveredXid } from './prepared.ts'
 import { formatXid, gidOf, type RawXid, type XidInput } from './xid.ts'
 
@@ -54,16 +33,14 @@ export interface XaOptions {
 }
 
 /**
- * The verbs. What XA returns as a number comes back in the way of the language: success is returned, as `XA_OK`
- * or `XA_RDONLY`, and all else is thrown, as an {@link XaError} whose `xaCode` is the number. A manager that
- * forgot to compare a number would take a failed `prepare` for a vote to commit; one that forgets to catch an
- * error stops. Two verbs have something better than `XA_OK` to return: `start` the handle to work with, `recover`
- * the list.
+ * The verbs (X/Open C193, chapter 5). Success is returned, and all else is thrown, as an {@link XaError} whose
+ * `xaCode` is the number: a manager that forgot to compare a number would take a failed `prepare` for a vote to
+ * commit; one that forgets to catch an error stops.
  *
  * All verbs throw `XAER_INVAL` for an xid or flags that are none, `XAER_RMFAIL` if the database cannot be reached
  * or does not answer, `XAER_PROTO` if the branch is in a state where the verb has no place or the resource is
- * closed. A branch that is prepared is never answered with `XAER_RMERR` or `XA_RB*`, which would let a manager
- * forget it.
+ * closed, and but for `start` and `recover` `XAER_NOTA` if there is no such branch. A branch that is prepared is
+ * never answered with `XAER_RMERR` or `XA_RB*`, which would let a manager forget it.
  */
 export interface XaResource<DB> extends AsyncDisposable {
   /**
@@ -79,45 +56,33 @@ export interface XaResource<DB> extends AsyncDisposable {
    * Ends the work in a branch, for better (`TMSUCCESS`, the default) or worse (`TMFAIL`: it can then only be rolled
    * back). The handle is of no use afterwards. Asks nothing of the server.
    *
-   * @throws XaError `XAER_NOTA` if this resource has no such branch; `XAER_RMERR` for `TMSUSPEND`
+   * @throws XaError `XAER_RMERR` for `TMSUSPEND`
    */
-  end(xid: XidInput, flags?: number): Promise<typeof XA_OK>
+  end(xid: XidInput, flags?: number): Promise<typeof xa.XA_OK>
   /**
    * Votes. After `XA_OK` the branch is prepared: it outlives connections, this process and the server, and waits for
    * `commit` or `rollback`. After `XA_RDONLY` there is nothing to finish: it wrote nothing, and is committed.
    *
    * @throws XaError `XA_RB*` if it is rolled back instead, also because an earlier statement had failed;
-   *   `XAER_NOTA`; `XAER_PROTO` if it is prepared already; `XAER_RMERR` if the branch's own SQL has ended its
-   *   transaction. After `XAER_RMFAIL` it may be prepared: `recover` tells
+   *   `XAER_RMERR` if its own SQL has ended its transaction. After `XAER_RMFAIL` it may be prepared: `recover` tells
    */
-  prepare(xid: XidInput): Promise<typeof XA_OK | typeof XA_RDONLY>
+  prepare(xid: XidInput): Promise<typeof xa.XA_OK | typeof xa.XA_RDONLY>
   /**
    * Commits a prepared branch, whoever prepared it; or, with `TMONEPHASE`, one that was ended here.
    *
-   * @throws XaError `XAER_NOTA` if there is none; `XA_RETRY` if another session is at it; with `TMONEPHASE` also
-   *   `XA_RB*`, and `XAER_PROTO` if it is prepared. After `XAER_RMFAIL` with `TMONEPHASE` the outcome is not known;
-   *   without, ask again: `XA_OK` or `XAER_NOTA`
+   * @throws XaError `XA_RETRY` if another session is at it; with `TMONEPHASE` as `prepare`, and after `XAER_RMFAIL`
+   *   the outcome is not known; without, ask again: `XA_OK` or `XAER_NOTA`
    */
-  commit(xid: XidInput | RawXid, flags?: number): Promise<typeof XA_OK>
-  /**
-   * Rolls back a branch that was ended here, or a prepared one, whoever prepared it.
-   *
-   * @throws XaError `XAER_NOTA` if there is none
-   */
-  rollback(xid: XidInput | RawXid): Promise<typeof XA_OK>
+  commit(xid: XidInput | RawXid, flags?: number): Promise<typeof xa.XA_OK>
+  /** Rolls back a branch that was ended here, or a prepared one, whoever prepared it. */
+  rollback(xid: XidInput | RawXid): Promise<typeof xa.XA_OK>
   /**
    * The prepared branches of this database, oldest first, all at once: with `TMSTARTRSCAN`, which is in the default.
-   * Without, nothing more follows. Gids in no known format are among them as they are ({@link RawXid}); the
-   * branches of pgonce itself are not, since their home decides on them.
-   *
-   * @throws XaError `XAER_INVAL` if no scan was started
+   * Without, nothing more follows, and `XAER_INVAL` if no scan was started. Gids in no known format are among them
+   * as they are ({@link RawXid}); the branches of pgonce itself are not, since their home decides on them.
    */
   recover(flags?: number): Promise<RecoveredXid[]>
-  /**
-   * Always refused: Postgres completes no branch by itself, so there is no heuristic outcome to forget.
-   *
-   * @throws XaError `XAER_PROTO` if there is such a branch; `XAER_NOTA` if there is none
-   */
+  /** Always refused: Postgres completes no branch by itself, so there is no heuristic outcome to forget. */
   forget(xid: XidInput | RawXid): Promise<never>
   /** Rolls back what is not prepared, leaves what is, and ends the connections that were opened here. */
   close(): Promise<void>
@@ -129,9 +94,7 @@ interface Branch {
   readonly session: Link
   /** Of its streams, whoever is associated with it. */
   readonly cursors: Cursors
-  /** A setting that ends with the transaction: as long as it is there, the transaction is the one we began. */
-  readonly mark: string
-  state: State
+  state: say.State
   /** Which handle may be used: each `start` gives a new one. */
   association: object
   rollbackOnly: boolean
@@ -169,69 +132,56 @@ export function xaResource<DB = unknown>(
   }
 
   /** The branch if it is here; undefined if not. @throws XaError `XAER_PROTO` if it is in another state */
-  function find(gid: string, state: State | 'prepared', hint?: string): Branch | undefined {
+  function find(gid: string, state: say.State | 'prepared', hint?: string): Branch | undefined {
     if (!branches.has(gid)) return undefined
     const branch = branches.get(gid)
     const found = branch?.state ?? 'active'
-    if (found !== state) throw improper(gid, found, hint)
+    if (found !== state) throw say.improper(gid, found, hint)
     return branch
   }
 
   // -------------------------------------------------------------------------------------------------
   // Branches that live here
 
-  async function begin(gid: string): Promise<Branch> {
+  async function begin(gid: string): Promise<Link> {
     await database.permits.take(AbortSignal.timeout(connectTimeout)).catch((cause) => {
       throw new XaError('XAER_RMFAIL', 'All connections stayed in use by branches', {
         hint: 'Finish branches, or make the pool larger (maxConnections)',
         cause,
       })
     })
-    const mark = randomUUID()
     let session: Link | undefined
-    let refusal: XaError | undefined
     try {
       session = await database.connect()
-      refusal = await inTime(timeout, open(session, gid, mark))
+      const refusal = await inTime(timeout, open(session, gid))
       checkOpen()
+      if (refusal === undefined) return session
+      session.release()
+      session = undefined
+      throw refusal
     } catch (error) {
       session?.abandon()
       database.permits.give()
-      throw error instanceof XaError ? error : unavailable(`Branch ${gid} could not begin`, error)
-    }
-    if (refusal !== undefined) {
-      session.release()
-      database.permits.give()
-      throw refusal
-    }
-    const [state, association] = ['ended', {}] as const
-    return {
-      gid,
-      session,
-      cursors: noCursors(),
-      mark,
-      state,
-      association,
-      rollbackOnly: false,
-      failure: undefined,
+      throw error instanceof XaError ? error : say.unavailable(`Branch ${gid} could not begin`, error)
     }
   }
 
   /** Begins the transaction; a refusal leaves the connection as it was. */
-  async function open(session: Link, gid: string, mark: string): Promise<XaError | undefined> {
-    if (borrowed && (await isInTransaction(session))) return localTransaction('XAER_OUTSIDE', gid)
+  async function open(session: Link, gid: string): Promise<XaError | undefined> {
+    if (borrowed && (await isInTransaction(session))) return say.localTransaction('XAER_OUTSIDE', gid)
     const [{ rows }] = await Promise.all([
       session.query<{ taken: boolean }>(
         'select exists (select from pg_catalog.pg_prepared_xacts p where p.gid = $1) as taken',
         [gid],
       ),
       session.query('begin'),
-      // Not by a function: a query would keep the branch from choosing its isolation level.
-      session.query(`set local pgonce.branch = '${mark}'`),
+      // It ends with the transaction: as long as it is there, the transaction is the one we began. Not by a
+      // function: a query would keep the branch from choosing its isolation level.
+      session.query("set local pgonce.branch = 'open'"),
     ])
     if (!rows[0]?.taken) return undefined
     await session.query('rollback')
-    return duplicate(gid)
+    return say.duplicate(gid)
   }
 
   /** Gives out a new handle, the only one that works in the branch from now on. */
@@ -252,7 +202,9 @@ export function xaResource<DB = unknown>(
         } catch (error) {
           // The one before it says why.
           if (codeOf(error) !== '25P02') branch.failure = error
-          throw isErrorAnswer(error) ? error : unavailable(`The connection of branch ${gid} was lost`, error)
+          throw isErrorAnswer(error)
+            ? error
+            : say.unavailable(`The connection of branch ${gid} was lost`, error)
         }
       },
     }
@@ -282,13 +234,13 @@ export function xaResource<DB = unknown>(
       const isRefused = error instanceof XaError
       if (!isRefused && !isErrorAnswer(error)) {
         session.abandon()
-        throw unavailable(`The answer to ${verb} of branch ${gid} is missing`, error, verb)
+        throw say.unavailable(`The answer to ${verb} of branch ${gid} is missing`, error, verb)
       }
       await inTime(timeout, session.query('rollback')).then(
         () => session.release(),
         () => session.abandon(),
       )
-      throw isRefused ? error : rolledBack(gid, error)
+      throw isRefused ? error : say.rolledBack(gid, error)
     } finally {
       branches.delete(gid)
       database.permits.give()
@@ -296,35 +248,30 @@ export function xaResource<DB = unknown>(
   }
 
   /** Whether the branch wrote. @throws XaError if it cannot be committed */
-  async function examine({ gid, session, mark, rollbackOnly, failure }: Branch): Promise<boolean> {
-    if (rollbackOnly) throw endedWithFail(gid)
-    const [found] = await session
+  async function examine(branch: Branch): Promise<boolean> {
+    const { gid, session } = branch
+    if (branch.rollbackOnly) throw say.endedWithFail(gid)
+    const { rows } = await session
       .query<{ same: boolean; wrote: boolean }>(
-        `select pg_catalog.current_setting('pgonce.branch', true) is not distinct from $1 as same,
+        `select pg_catalog.current_setting('pgonce.branch', true) is not distinct from 'open' as same,
                 pg_catalog.pg_current_xact_id_if_assigned() is not null as wrote`,
-        [mark],
       )
-      .then(({ rows }) => rows)
       .catch((error) => {
-        throw codeOf(error) === '25P02' ? rolledBack(gid, failure) : error
+        throw codeOf(error) === '25P02' ? say.rolledBack(gid, branch.failure) : error
       })
-    if (found?.same) return found.wrote
+    if (rows[0]?.same) return rows[0].wrote
     throw new XaError('XAER_RMERR', `The SQL of branch ${gid} has ended the branch's transaction itself`, {
       detail: 'What it committed stands, and what came after is rolled back.',
       hint: 'Leave BEGIN, COMMIT, ROLLBACK and PREPARE TRANSACTION to the transaction manager',
     })
   }
 
-  /** Commits or prepares. In a failed transaction both roll back, and say so in the tag alone. */
-  async function settle(
-    { gid, session, failure }: Branch,
-    tag: 'COMMIT' | 'PREPARE TRANSACTION',
-  ): Promise<void> {
-    const { command } = await session.query(
-      tag === 'COMMIT' ? 'commit' : `prepare transaction ${literal(gid)}`,
-    )
+  /** In a failed transaction COMMIT and PREPARE roll back, and say so in the tag alone. */
+  async function settle(branch: Branch, verb: 'commit' | 'prepare'): Promise<void> {
+    const { gid, session } = branch
+    const { command } = await session.query(verb === 'commit' ? verb : `prepare transaction ${literal(gid)}`)
     // Without tags, examine() has looked.
-    if (command !== undefined && command !== tag) throw rolledBack(gid, failure)
+    if (command?.startsWith(verb.toUpperCase()) === false) throw say.rolledBack(gid, branch.failure)
   }
 
   const rollBack = ({ session }: Branch) => session.query('rollback')
@@ -333,11 +280,11 @@ export function xaResource<DB = unknown>(
   // The verbs
 
   const resource: XaResource<DB> = {
-    async start(xid, flags = TMNOFLAGS) {
+    async start(xid, flags = xa.TMNOFLAGS) {
       checkOpen()
       const gid = formatXid(xid)
-      checkFlags('start', flags, [TMNOFLAGS, TMJOIN], 'TMNOFLAGS or TMJOIN')
-      if (flags === TMJOIN) {
+      say.checkFlags('start', flags, [xa.TMNOFLAGS, xa.TMJOIN], 'TMNOFLAGS or TMJOIN')
+      if (flags === xa.TMJOIN) {
         const branch = find(gid, 'ended')
         if (branch === undefined) {
           throw new XaError('XAER_NOTA', `There is no branch ${gid} to join`, {
@@ -345,13 +292,15 @@ export function xaResource<DB = unknown>(
               'An unprepared transaction of Postgres lives on one connection; only the resource that started it can join it.',
           })
         }
-        if (branch.rollbackOnly) throw endedWithFail(gid)
+        if (branch.rollbackOnly) throw say.endedWithFail(gid)
         return associate(branch)
       }
-      if (branches.has(gid)) throw duplicate(gid)
+      if (branches.has(gid)) throw say.duplicate(gid)
       branches.set(gid, undefined)
       try {
-        const branch = await begin(gid)
+        const [session, cursors] = [await begin(gid), noCursors()]
+        const state = { association: {}, rollbackOnly: false, failure: undefined }
+        const branch: Branch = { gid, session, cursors, state: 'active', ...state }
         branches.set(gid, branch)
         return associate(branch)
       } catch (error) {
@@ -360,14 +309,14 @@ export function xaResource<DB = unknown>(
       }
     },
 
-    async end(xid, flags = TMSUCCESS) {
+    async end(xid, flags = xa.TMSUCCESS) {
       checkOpen()
       const gid = formatXid(xid)
-      checkFlags('end', flags, [TMSUCCESS, TMFAIL], 'TMSUCCESS or TMFAIL')
+      say.checkFlags('end', flags, [xa.TMSUCCESS, xa.TMFAIL], 'TMSUCCESS or TMFAIL')
       const branch = find(gid, 'active')
-      if (branch === undefined) throw unknown(gid)
-      Object.assign(branch, { association: {}, state: 'ended', rollbackOnly: flags === TMFAIL })
-      return XA_OK
+      if (branch === undefined) throw say.unknown(gid)
+      Object.assign(branch, { association: {}, state: 'ended', rollbackOnly: flags === xa.TMFAIL })
+      return xa.XA_OK
     },
 
     async prepare(xid) {
@@ -377,27 +326,27 @@ export function xaResource<DB = unknown>(
       if (branch === undefined) return await prepared.refuse(gid, 'is prepared already')
       return await complete(branch, 'prepare', async () => {
         const wrote = await examine(branch)
-        await settle(branch, wrote ? 'PREPARE TRANSACTION' : 'COMMIT')
-        return wrote ? XA_OK : XA_RDONLY
+        await settle(branch, wrote ? 'prepare' : 'commit')
+        return wrote ? xa.XA_OK : xa.XA_RDONLY
       })
     },
 
-    async commit(xid, flags = TMNOFLAGS) {
+    async commit(xid, flags = xa.TMNOFLAGS) {
       checkOpen()
       const gid = gidOf(xid)
-      checkFlags('commit', flags, [TMNOFLAGS, TMONEPHASE], 'TMNOFLAGS or TMONEPHASE')
-      if (flags === TMNOFLAGS) {
+      say.checkFlags('commit', flags, [xa.TMNOFLAGS, xa.TMONEPHASE], 'TMNOFLAGS or TMONEPHASE')
+      if (flags === xa.TMNOFLAGS) {
         find(gid, 'prepared', 'prepare it first')
         await prepared.finish('commit', gid)
-        return XA_OK
+        return xa.XA_OK
       }
       const branch = find(gid, 'ended')
       if (branch === undefined) return await prepared.refuse(gid, 'is prepared, and takes the second phase')
       await complete(branch, 'commit', async () => {
         await examine(branch)
-        await settle(branch, 'COMMIT')
+        await settle(branch, 'commit')
       })
-      return XA_OK
+      return xa.XA_OK
     },
 
     async rollback(xid) {
@@ -406,18 +355,18 @@ export function xaResource<DB = unknown>(
       const branch = find(gid, 'ended')
       if (branch === undefined) await prepared.finish('rollback', gid)
       else await complete(branch, 'rollback', () => rollBack(branch))
-      return XA_OK
+      return xa.XA_OK
     },
 
-    async recover(flags = TMSTARTRSCAN | TMENDRSCAN) {
+    async recover(flags = xa.TMSTARTRSCAN | xa.TMENDRSCAN) {
       checkOpen()
-      const scans = [TMNOFLAGS, TMSTARTRSCAN, TMENDRSCAN, TMSTARTRSCAN | TMENDRSCAN]
-      checkFlags('recover', flags, scans, 'a combination of TMSTARTRSCAN and TMENDRSCAN')
-      const starts = (flags & TMSTARTRSCAN) !== 0
+      const scans = [xa.TMNOFLAGS, xa.TMSTARTRSCAN, xa.TMENDRSCAN, xa.TMSTARTRSCAN | xa.TMENDRSCAN]
+      say.checkFlags('recover', flags, scans, 'a combination of TMSTARTRSCAN and TMENDRSCAN')
+      const starts = (flags & xa.TMSTARTRSCAN) !== 0
       if (!starts && !scanning)
         throw new XaError('XAER_INVAL', 'No scan was started', { hint: 'The first call takes TMSTARTRSCAN' })
       const found = starts ? await prepared.list() : []
-      scanning = (flags & TMENDRSCAN) === 0
+      scanning = (flags & xa.TMENDRSCAN) === 0
       return found
     },
 
