@@ -30,7 +30,7 @@ export function chooseDatabases(urls: readonly string[], flags: DatabaseFlags): 
   const given = givenDatabases(urls, flags)
   if (given.length > 0) return given
   const words = (process.env[databasesVariable] ?? '').split(/\s+/).filter((word) => word !== '')
-  if (words.length > 0) return distinct(words.map((word) => parseNamed(word, databasesVariable)))
+  if (words.length > 0) return distinct(words.map((word) => parse(word, databasesVariable)))
   return refuse(
     'Which databases? None is given',
     'Name each, as in --database orders=postgres://app@localhost/orders, ' +
@@ -40,50 +40,37 @@ export function chooseDatabases(urls: readonly string[], flags: DatabaseFlags): 
 
 /** As {@link chooseDatabases}, without the environment; empty if the command line names none. */
 export function givenDatabases(urls: readonly string[], flags: DatabaseFlags): readonly ChosenDatabase[] {
-  return distinct([
-    ...urls.map(parseBare),
-    ...(flags.database ?? []).map((text) => parseNamed(text, '--database')),
-  ])
+  const named = (flags.database ?? []).map((text) => parse(text, '--database'))
+  return distinct([...urls.map((url) => parse(url, 'a URL')), ...named])
 }
 
-function parseBare(url: string): ChosenDatabase {
-  const from = 'a URL'
-  refuseSeveral(url, from)
-  const [, name] = /^([A-Za-z0-9._-]+)=\w+:\/\//.exec(url) ?? []
-  if (name !== undefined) {
+function parse(text: string, from: ChosenDatabase['from']): ChosenDatabase {
+  // A comma is no separator: it would become a part of the first URL's database name.
+  if (/[,;][A-Za-z0-9._-]*=?postgres(ql)?:\/\//.test(text)) {
     refuse(
-      `Expected a URL, got one with the name ${name} before it`,
-      `Type --database before it: --database ${name}=postgres://…`,
+      `Expected one database in ${from}, got several in one word`,
+      `Separate them by spaces: ${databasesVariable}='orders=postgres://… billing=postgres://…'`,
     )
   }
-  const path = databaseIn(checkUrl(url)).replaceAll(/[^A-Za-z0-9._-]/g, '_')
-  return { name: path.slice(0, 50) || 'postgres', url, from }
-}
-
-function parseNamed(text: string, from: ChosenDatabase['from']): ChosenDatabase {
   // The name is checked by its form, so that a URL without one, with a password and a "=" in its query, is
   // never taken for a name and shown.
-  const [, name = '', url = ''] = /^([^=:/@?]+)=(.*)$/s.exec(text) ?? []
-  if (name !== '') {
-    refuseSeveral(url, from)
+  const [, name, url = ''] = /^([^=:/@?]+)=(.*)$/s.exec(text) ?? []
+  if (from !== 'a URL' && name !== undefined)
     return { name: checkDatabaseName(name), url: checkUrl(url), from }
+  if (from === 'a URL') {
+    if (/^[\w.-]+=\w+:\/\//.test(text))
+      refuse(
+        `Expected a URL, got one with the name ${name} before it`,
+        `Type --database ${name}=postgres://…`,
+      )
+    const path = databaseIn(checkUrl(text)).replaceAll(/[^A-Za-z0-9._-]/g, '_')
+    return { name: path.slice(0, 50) || 'postgres', url: text, from }
   }
   // Only what cannot hold a password, nor be a part of one that has spaces.
   const isHarmless = from === '--database' && !/[=:@]/.test(text)
   const got = /^\w+:\/\//.test(text) ? ', got a URL without a name' : isHarmless ? `, got ${show(text)}` : ''
-  return refuse(
-    `Expected ${from} to have the form name=URL${got}`,
-    'For example: orders=postgres://app@localhost/orders',
-  )
-}
-
-/** A comma is no separator: it would become a part of the first URL's database name. */
-function refuseSeveral(url: string, from: string): void {
-  if (!/[,;][A-Za-z0-9._-]*=?postgres(ql)?:\/\//.test(url)) return
-  refuse(
-    `Expected one database in ${from}, got several in one word`,
-    `Separate them by spaces: ${databasesVariable}='orders=postgres://… billing=postgres://…'`,
-  )
+  const example = 'For example: orders=postgres://app@localhost/orders'
+  return refuse(`Expected ${from} to have the form name=URL${got}`, example)
 }
 
 /** Two given names may not be one; a name made up here gives way. */
@@ -91,12 +78,8 @@ function distinct(databases: readonly ChosenDatabase[]): readonly ChosenDatabase
   const taken = new Set<string>()
   for (const { name, from } of databases) {
     if (from === 'a URL') continue
-    if (taken.has(name)) {
-      refuse(
-        `Two databases are named ${name}`,
-        'Give each a name of its own: it is how messages tell them apart',
-      )
-    }
+    if (taken.has(name))
+      refuse(`Two databases are named ${name}`, 'Messages tell them apart by name: give each its own')
     taken.add(name)
   }
   return databases.map((database) => {
@@ -118,21 +101,19 @@ function refuse(message: string, hint: string): never {
 /** Milliseconds for what is asked of a database. */
 export const patience = 10_000
 
-/** Opens databases, one connection each. Nobody closes them: the process ends with the command. */
-export function openEach(chosen: readonly ChosenDatabase[]): readonly Database[] {
-  return chosen.map(({ name, url }) =>
-    createDatabase(name, url, { maxConnections: 1, connectTimeout: 5_000 }),
-  )
+/** Opens a database for one connection. Nobody closes it: the process ends with the command. */
+export function openOne({ name, url }: ChosenDatabase): Database {
+  return createDatabase(name, url, { maxConnections: 1, connectTimeout: 5_000 })
 }
 
 /** Why there is no answer, with what to do about it, in place of an error. */
-export async function tryAsking<T>(asking: Promise<T>): Promise<Asked<T>> {
+export async function tryAsking<T>(
+  asking: Promise<T>,
+): Promise<
+  { readonly answer: T; readonly reason: null } | { readonly answer: null; readonly reason: string }
+> {
   return await asking.then(
     (answer) => ({ answer, reason: null }),
     (error) => ({ answer: null, reason: withHint(fromSql(error)) }),
   )
 }
-
-type Asked<T> =
-  | { readonly answer: T; readonly reason: null }
-  | { readonly answer: null; readonly reason: string }

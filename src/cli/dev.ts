@@ -31,8 +31,8 @@ export async function runDev(flags: DevFlags): Promise<void> {
   if (port !== undefined && port + wanted - 1 > 65_535)
     throw new InvalidInputError('ONARG', `${count(wanted, 'server')} from port ${port} on go beyond 65535`)
   // Servers are for this command only, so nobody else loads what starts them.
-  const { checkInstalled, startServer } = await import('../embedded/server.ts')
-  await checkInstalled()
+  const { locate, startServer } = await import('../embedded/server.ts')
+  await locate()
   const stop = interruption()
   const shown = progress()
   const servers: EmbeddedServer[] = []

@@ -2,7 +2,7 @@
  * `pgonce doctor`: looks at every database and says what is wrong with it, and what to type: `once.health`, and what
  * must be known before schema once is there, concerns the connecting role, or what no database knows of the others.
  */
-import { type Database, schemaVersion, withLink } from '../connection/database.ts'
+import { schemaVersion, withLink } from '../connection/database.ts'
 import type { Link } from '../connection/link.ts'
 import { literal } from '../connection/quote.ts'
 import { describeTarget } from '../connection/url.ts'
@@ -12,7 +12,7 @@ import {
   chooseDatabases,
   type DatabaseFlags,
   databasesVariable,
-  openEach,
+  openOne,
 } from './databases.ts'
 import { count, paint, print, printJson, sayAge, table } from './output.ts'
 
@@ -37,11 +37,7 @@ interface DoctorFlags extends DatabaseFlags {
 
 export async function runDoctor(urls: readonly string[], flags: DoctorFlags): Promise<void> {
   const chosen = chooseDatabases(urls, flags)
-  const databases = openEach(chosen)
-  const looks = chosen.map((one, n) =>
-    examine(one, (databases[n] as Database).connect(), flags.maxConnections),
-  )
-  const examined = await Promise.all(looks)
+  const examined = await Promise.all(chosen.map((one) => examine(one, flags.maxConnections)))
   for (const one of examined) compare(one, examined)
   const checks = examined.flatMap((one) => one.checks)
   const number = (status: Status) => checks.filter((one) => one.status === status).length
@@ -83,11 +79,7 @@ interface Examined {
 const patience = 15_000
 
 /** @param maxConnections transactions that clients run at once, each of which may prepare */
-async function examine(
-  chosen: ChosenDatabase,
-  connecting: Promise<Link>,
-  maxConnections: number,
-): Promise<Examined> {
+async function examine(chosen: ChosenDatabase, maxConnections: number): Promise<Examined> {
   const { name, url } = chosen
   const checks: Check[] = []
   const add = (check: string, ...[status, found, hint = null]: Finding) =>
@@ -97,9 +89,8 @@ async function examine(
   const look = async (session: Link) => {
     connected = true
     const before = performance.now()
-    await session.query('select 1')
-    add('reachable', 'ok', `answers in ${(performance.now() - before).toFixed(1)} ms`)
     const { rows } = await session.query<ServerRow>(askServer, [maxConnections, Date.now() / 1000])
+    add('reachable', 'ok', `answers in ${(performance.now() - before).toFixed(1)} ms`)
     for (const { check, status, found, hint } of rows) add(check, status, found, hint)
     const [server] = rows
     if (server === undefined || !(await examineSchema(session, server, one, chosen))) return
@@ -115,7 +106,7 @@ async function examine(
     one.homes = await only<string[]>(session, homes)
   }
   try {
-    await withLink(connecting, look, patience)
+    await withLink(openOne(chosen).connect(), look, patience)
   } catch (error) {
     const { message } = error as Error
     const [check, found] = connected ? ['answers', `stopped looking: ${message}`] : ['reachable', message]
@@ -239,7 +230,7 @@ interface HealthRow {
   /** Its unit stands last in it: `…_seconds`, `…_bytes`, `…_ratio`. */
   readonly name: string
   readonly status: 'ok' | 'warn' | 'critical'
-  /** Null: there is nothing to look at. */
+  /** Null if there is nothing to look at. */
   readonly value: number | null
   readonly warn: number | null
   readonly critical: number | null

@@ -1,19 +1,18 @@
 /** `pgonce expire`: applies the retention of the key ledger until there is nothing left to do. */
+import { InvalidArgumentError } from 'commander'
 import { type Database, withLink } from '../connection/database.ts'
 import type { Link } from '../connection/link.ts'
-import { InvalidInputError } from '../errors.ts'
-import { chooseDatabases, type DatabaseFlags, openEach, tryAsking } from './databases.ts'
+import { chooseDatabases, type DatabaseFlags, openOne, tryAsking } from './databases.ts'
 import { count, paint, print, printJson, progress, table } from './output.ts'
 
 /** Runs the command, on each database in turn. One that fails does not keep the others from it. */
 export async function runExpire(
   urls: readonly string[],
-  flags: DatabaseFlags & { readonly retention?: readonly string[] },
+  flags: DatabaseFlags & { readonly retention?: readonly Retention[] },
 ): Promise<void> {
-  const chosen = chooseDatabases(urls, flags)
-  const retentions = (flags.retention ?? []).map(parseRetention)
-  const expired: Expired[] = []
-  for (const database of openEach(chosen)) expired.push(await expire(database, retentions))
+  const expired: Awaited<ReturnType<typeof expire>>[] = []
+  for (const database of chooseDatabases(urls, flags).map(openOne))
+    expired.push(await expire(database, flags.retention ?? []))
   if (expired.some(({ error }) => error !== null)) process.exitCode = 1
   if (flags.json) return printJson({ databases: expired })
 
@@ -42,20 +41,10 @@ interface Action {
   readonly count: number
 }
 
-interface Expired {
-  readonly database: string
-  /** How often once.expire() was called. */
-  readonly steps: number
-  readonly actions: readonly Action[]
-  /** Why the last step left something to a later call. */
-  readonly waits: string | null
-  readonly error: string | null
-}
-
 type Retention = readonly [scope: string, interval: string | null]
 
-/** @see sql/ledger/expire.sql, sql/ledger/set_retention.sql */
-async function expire(database: Database, retentions: readonly Retention[]): Promise<Expired> {
+/** Calls once.expire() until there is no more to do, or to a later call. @see sql/ledger/expire.sql */
+async function expire(database: Database, retentions: readonly Retention[]) {
   const { name } = database
   const done = new Map<string, Action>()
   let [steps, waits] = [0, null as string | null]
@@ -93,13 +82,11 @@ function sum(actions: readonly Action[]): number {
   return actions.reduce((total, { count }) => total + count, 0)
 }
 
-function parseRetention(text: string): Retention {
+/** Reads `--retention`, which may be given several times. */
+export function parseRetentions(text: string, before: readonly Retention[] = []): readonly Retention[] {
   // A scope may contain "=", an interval cannot.
   const [, scope, interval] = /^(.+)=\s*([^=]*[^=\s])\s*$/s.exec(text) ?? []
-  if (scope === undefined || interval === undefined) {
-    throw new InvalidInputError('ONARG', 'Expected --retention to have the form scope=interval', {
-      hint: "For example: --retention stripe='30 days', or stripe=forever",
-    })
-  }
-  return [scope, interval === 'forever' ? null : interval]
+  if (scope === undefined || interval === undefined)
+    throw new InvalidArgumentError("Expected scope=interval, as in stripe='30 days' or stripe=forever.")
+  return [...before, [scope, interval === 'forever' ? null : interval]]
 }

@@ -2,7 +2,7 @@
 import { type Database, withLink, withReadCommitted } from '../connection/database.ts'
 import type { Link } from '../connection/link.ts'
 import { arrayLiteral, identifier, literal } from '../connection/quote.ts'
-import { chooseDatabases, type DatabaseFlags, openEach, patience, tryAsking } from './databases.ts'
+import { chooseDatabases, type DatabaseFlags, openOne, patience, tryAsking } from './databases.ts'
 import { count, paint, print, printJson, type Row, sayAge, table } from './output.ts'
 
 const colors = { committed: 'green', aborted: 'yellow', pending: 'cyan', unknown: 'red' } as const
@@ -32,7 +32,7 @@ export interface BranchShown {
 }
 
 export async function runInDoubt(urls: readonly string[], flags: DatabaseFlags): Promise<void> {
-  const databases = openEach(chooseDatabases(urls, flags))
+  const databases = chooseDatabases(urls, flags).map(openOne)
   const { branches, unreachable } = await listInDoubt(databases)
   if (unreachable.length > 0) process.exitCode = 1
   if (flags.json) return printJson({ branches, unreachable })

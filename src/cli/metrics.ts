@@ -4,7 +4,7 @@ import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { InvalidArgumentError } from 'commander'
 import { type Database, withLink } from '../connection/database.ts'
-import { chooseDatabases, type DatabaseFlags, openEach, patience, tryAsking } from './databases.ts'
+import { chooseDatabases, type DatabaseFlags, openOne, patience, tryAsking } from './databases.ts'
 import { readHealth } from './doctor.ts'
 import { print } from './output.ts'
 import { aborted, interruption } from './signals.ts'
@@ -20,7 +20,7 @@ export async function runMetrics(
   flags: DatabaseFlags & { readonly listen?: Address },
 ): Promise<void> {
   const { listen } = flags
-  const databases = openEach(chooseDatabases(urls, flags))
+  const databases = chooseDatabases(urls, flags).map(openOne)
   if (listen !== undefined) return await serve(databases, listen)
   const { text, failures } = await collect(databases)
   process.stdout.write(text)

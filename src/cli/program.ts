@@ -6,7 +6,7 @@ import { several, wholeNumber } from './arguments.ts'
 import { databasesVariable } from './databases.ts'
 import { parseNames, runDev } from './dev.ts'
 import { runDoctor } from './doctor.ts'
-import { runExpire } from './expire.ts'
+import { parseRetentions, runExpire } from './expire.ts'
 import { runInDoubt } from './in-doubt.ts'
 import { parseAddress, runMetrics } from './metrics.ts'
 import { runMigrate } from './migrate.ts'
@@ -24,6 +24,7 @@ export function createProgram(
     .exitOverride()
     .configureOutput({ ...output, outputError: (text, write) => write(inOurWords(text)) })
   const named = `a database by name, may be repeated; without any, ${databasesVariable} has them all`
+  const json = ['--json', 'print one JSON object'] as const
   const command = (name: string, description: string) =>
     program
       .command(name)
@@ -37,7 +38,7 @@ export function createProgram(
       '--sql',
       'print the SQL that a database lacks (all of it without a URL), for psql -1 -v ON_ERROR_STOP=1 -f',
     )
-    .option('--json', 'print one JSON object')
+    .option(...json)
     .action(runMigrate)
   command('doctor', 'check every database, and say what to type where something is wrong (then exit 1)')
     .option(
@@ -46,17 +47,18 @@ export function createProgram(
       wholeNumber(0),
       10,
     )
-    .option('--json', 'print one JSON object')
+    .option(...json)
     .action(runDoctor)
   command('in-doubt', 'list the branches in doubt, what their homes decided, and what to type')
-    .option('--json', 'print one JSON object')
+    .option(...json)
     .action(runInDoubt)
   command('recover', 'finish the branches in doubt as their homes decided, audit, and purge what is proven')
     .option('--watch', 'go on until Ctrl-C, through outages')
     .option(
       '--keep <ms>',
-      'purge decisions that are proven for longer (default: 600000, ten minutes)',
+      'purge decisions that are proven for longer',
       wholeNumber(0, Number(maxInt32)),
+      600_000,
     )
     .option('--json', 'print one JSON object; with --watch one a line, whenever there is something to say')
     .action(runRecover)
@@ -64,9 +66,9 @@ export function createProgram(
     .option(
       '--retention <scope=interval>',
       "first set how long a scope remembers its keys, as in stripe='30 days' or stripe=forever; may be repeated",
-      several,
+      parseRetentions,
     )
-    .option('--json', 'print one JSON object')
+    .option(...json)
     .action(runExpire)
   command('metrics', 'print the checks of once.health as Prometheus metrics, or serve them')
     .option(

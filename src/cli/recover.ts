@@ -10,7 +10,7 @@ import { aborted, interruption } from './signals.ts'
 
 interface RecoverFlags extends DatabaseFlags {
   readonly watch?: boolean
-  readonly keep?: number
+  readonly keep: number
 }
 
 /**
@@ -26,7 +26,7 @@ export async function runRecover(urls: readonly string[], flags: RecoverFlags): 
 }
 
 async function recoverOnce(recovery: Recovery, names: string, flags: RecoverFlags): Promise<void> {
-  const report = await recovery.run({ ...keepOf(flags), audit: true })
+  const report = await recovery.run({ keep: flags.keep, audit: true })
   const { committed, rolledBack, pending, unfinished, unreachable, proven, purged, losses } = report
   if (unfinished.length + unreachable.length + losses.length > 0) process.exitCode = 1
   if (flags.json) return printJson(report)
@@ -50,7 +50,7 @@ async function watch(recovery: Recovery, names: string, flags: RecoverFlags): Pr
   let before: Troubles = new Map()
   let [committed, rolledBack] = [0, 0]
   const running = recovery.start({
-    ...keepOf(flags),
+    keep: flags.keep,
     onReport(report) {
       committed += report.committed
       rolledBack += report.rolledBack
@@ -105,8 +105,4 @@ function sayLoss({ kind, transactionId, participant, home }: Loss): string {
       ? `the home ${home} committed, participant ${participant} did not`
       : `participant ${participant} committed, the home ${home} has no decision`
   return `LOSS (${kind}) of transaction ${transactionId}: ${what}. Recorded in once.loss; repair it by hand.`
-}
-
-function keepOf({ keep }: RecoverFlags): { keep?: number } {
-  return keep === undefined ? {} : { keep }
 }

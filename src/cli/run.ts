@@ -1,6 +1,6 @@
 /** From the command line to the exit code: 0 all is well; 1 what was found or done is not well; 2 wrong usage. */
 import { type Command, CommanderError } from 'commander'
-import { InvalidInputError, PgonceError } from '../errors.ts'
+import { codeOf, InvalidInputError } from '../errors.ts'
 import { printable } from './output.ts'
 
 /** Runs the command that the process was started with, and ends the process. */
@@ -32,12 +32,8 @@ function report(error: unknown): number {
   if (typeof hint === 'string') lines.push(`  → ${hint}`)
   const shown = lines.flatMap((line) => line.split('\n')).map(printable)
   if (process.env.PGONCE_DEBUG) shown.push(String(stack))
-  else if (!(error instanceof PgonceError || hasCode(error))) shown.push('  → PGONCE_DEBUG=1 shows where')
+  // Errors of the system, of servers and our own have one; a fault of ours has none.
+  else if (codeOf(error) === undefined) shown.push('  → PGONCE_DEBUG=1 shows where')
   process.stderr.write(`${shown.join('\n')}\n`)
   return error instanceof InvalidInputError ? 2 : 1
-}
-
-/** Errors of the system and of servers have one; a fault of ours has none. */
-function hasCode(error: unknown): boolean {
-  return typeof error === 'object' && error !== null && 'code' in error
 }

