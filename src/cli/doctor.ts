@@ -80,7 +80,10 @@ const patience = 15_000
 
 /** @param maxConnections transactions that clients run at once, each of which may prepare */
 async function examine(chosen: ChosenDatabase, maxConnections: number): Promise<Examined> {
-  const { name, url } = chosen
+  const { name, url, from } = chosen
+  // What is in the environment is found there by the next command, too.
+  const flag = from === databasesVariable ? '' : ` --database ${name}='${describeTarget(url)}'`
+  const install = `pgonce migrate${flag}`
   const checks: Check[] = []
   const add = (check: string, ...[status, found, hint = null]: Finding) =>
     void checks.push({ database: name, check, status, found, hint: status === 'ok' ? null : hint })
@@ -89,11 +92,18 @@ async function examine(chosen: ChosenDatabase, maxConnections: number): Promise<
   const look = async (session: Link) => {
     connected = true
     const before = performance.now()
-    const { rows } = await session.query<ServerRow>(askServer, [maxConnections, Date.now() / 1000])
+    const { rows } = await session.query<ServerRow>(askServer, [maxConnections, Date.now() / 1000, install])
     add('reachable', 'ok', `answers in ${(performance.now() - before).toFixed(1)} ms`)
     for (const { check, status, found, hint } of rows) add(check, status, found, hint)
     const [server] = rows
-    if (server === undefined || !(await examineSchema(session, server, one, chosen))) return
+    if (!server?.usable) return
+    const version = await only<number>(session, 'select once.schema_version() as value')
+    if (version !== schemaVersion) {
+      const [needs, hint] =
+        version < schemaVersion ? ['needs', install] : ['knows only', 'npm install pgonce@latest']
+      return add('schema', 'critical', `version ${version}; this pgonce ${needs} ${schemaVersion}`, hint)
+    }
+    add('schema', 'ok', `version ${version}`)
     try {
       one.id = await only<string>(session, 'select once.database_id()::text as value')
     } catch (error) {
@@ -119,15 +129,15 @@ interface ServerRow extends Omit<Check, 'database'> {
   readonly standby: boolean
   readonly login: string
   /** Schema once: whether it is there, pgonce made it, and we may look inside. */
-  readonly schema: 'missing' | 'foreign' | 'closed' | 'open'
+  readonly usable: boolean
 }
 
 /**
  * Works on any Postgres, and without schema once. $1: transactions that may prepare at once. $2: the time here, in
- * seconds; by the servers' clocks keys are dated and retention is applied.
+ * seconds; by the servers' clocks keys are dated and retention is applied. $3: the command that installs.
  */
 const askServer = `
-  select c.*, s.standby, s.login, s.schema
+  select c.*, s.standby, s.login, s.schema = 'open' as usable
     from (select pg_catalog.current_setting('server_version') as release,
                  pg_catalog.current_setting('server_version_num')::pg_catalog.int4 as version,
                  pg_catalog.pg_is_in_recovery() as standby,
@@ -159,35 +169,16 @@ const askServer = `
            ('prepared transactions', case when s.slots = 0 then 'critical' when s.slots < $1 then 'warn' else 'ok' end,
             pg_catalog.format('%s at once', s.slots),
             pg_catalog.format('alter system set max_prepared_transactions = %s;   -- then restart the server: '
-                              '%s transactions may prepare at once', greatest(100, $1), $1::pg_catalog.int4))
-         ) c ("check", status, found, hint)`
-
-/** All further checks need it to be well. */
-async function examineSchema(
-  session: Link,
-  server: ServerRow,
-  { add }: Examined,
-  { name, url, from }: ChosenDatabase,
-): Promise<boolean> {
-  // What is in the environment is found there by the next command, too.
-  const flag = from === databasesVariable ? '' : ` --database ${name}='${describeTarget(url)}'`
-  const install = `pgonce migrate${flag}`
-  const { schema, login } = server
-  if (schema === 'missing') add('schema', 'critical', 'schema once is not installed', install)
-  if (schema === 'foreign') {
-    const found = 'there is a schema once that pgonce did not make, or did not complete'
-    add('schema', 'critical', found, `alter schema once rename to other;   -- then: ${install}`)
-  }
-  if (schema === 'closed')
-    add('schema', 'critical', `role ${login} may not use schema once`, grantLine('app', login))
-  if (schema !== 'open') return false
-  const version = await only<number>(session, 'select once.schema_version() as value')
-  const [isWell, isOld] = [version === schemaVersion, version < schemaVersion]
-  const needs = isWell ? '' : `; this pgonce ${isOld ? 'needs' : 'knows only'} ${schemaVersion}`
-  const hint = isOld ? install : 'npm install pgonce@latest'
-  add('schema', isWell ? 'ok' : 'critical', `version ${version}${needs}`, hint)
-  return isWell
-}
+                              '%s transactions may prepare at once', greatest(100, $1), $1::pg_catalog.int4)),
+           ('schema', case when s.schema <> 'open' then 'critical' end,
+            case s.schema when 'missing' then 'schema once is not installed'
+                          when 'foreign' then 'there is a schema once that pgonce did not make, or did not complete'
+                          else pg_catalog.format('role %s may not use schema once', s.login) end,
+            case s.schema when 'missing' then $3
+                          when 'foreign' then 'alter schema once rename to other;   -- then: ' || $3
+                          else pg_catalog.format('select once.grant_app(%L);   -- as the owner of schema once', s.login) end)
+         ) c ("check", status, found, hint)
+   where c.status is not null`
 
 function notIdentified(raw: unknown): Finding {
   const error = fromSql(raw)

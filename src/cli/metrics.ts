@@ -58,16 +58,12 @@ async function collect(databases: readonly Database[]) {
 
 async function serve(databases: readonly Database[], { host, port }: Address): Promise<void> {
   const stop = interruption()
-  let last: { at: number; answer: ReturnType<typeof collect> } | undefined
   const server = createServer((request, response) => {
     const answer = async () => {
       if (request.method !== 'GET' && request.method !== 'HEAD') return response.writeHead(405).end()
       if (new URL(request.url ?? '/', 'http://localhost').pathname !== '/metrics')
         return response.writeHead(404).end('Metrics are at /metrics\n')
-      // Several scrapers at once ask the databases once.
-      if (last === undefined || performance.now() - last.at > 1_000)
-        last = { at: performance.now(), answer: collect(databases) }
-      const { text, contentType } = await last.answer
+      const { text, contentType } = await collect(databases)
       response.writeHead(200, { 'content-type': contentType }).end(text)
     }
     answer().catch(() => response.writeHead(500).end())

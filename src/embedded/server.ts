@@ -108,18 +108,10 @@ export async function startServer(options: StartServerOptions = {}): Promise<Emb
   }
 }
 
-/** What of a server never changes. */
-interface Cluster {
-  readonly binaries: packaged.Binaries
-  readonly user: packaged.User | undefined
-  readonly directory: string
-  readonly dataDirectory: string
-  readonly logFile: string
-  /** Whether the folder goes with the server. */
-  readonly temporary: boolean
-}
+/** What of a server never changes. A temporary folder goes with the server. */
+type Cluster = Awaited<ReturnType<typeof prepareCluster>>
 
-async function prepareCluster(options: StartServerOptions): Promise<Cluster> {
+async function prepareCluster(options: StartServerOptions) {
   const named = options.directory === undefined ? undefined : resolve(options.directory)
   const user = await packaged.serverUser(named && join(named, 'data'))
   const tmp = packaged.temporaryFolder(user)

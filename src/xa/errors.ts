@@ -121,12 +121,8 @@ export function rolledBack(gid: string, cause: unknown): XaError {
   }
   const code = codeOf(cause) ?? ''
   const [, name, hint] = reasons.find(([pattern]) => pattern.test(code)) ?? [/^/, 'XA_RBOTHER']
-  const detail = code === '' ? undefined : `SQLSTATE ${code}`
-  return new XaError(name, `Branch ${gid} is rolled back: ${(cause as Error).message}`, {
-    detail,
-    hint,
-    cause,
-  })
+  const options = { detail: code === '' ? undefined : `SQLSTATE ${code}`, hint, cause }
+  return new XaError(name, `Branch ${gid} is rolled back: ${(cause as Error).message}`, options)
 }
 
 export function endedWithFail(gid: string): XaError {
@@ -158,7 +154,7 @@ export function unfinished(verb: 'commit' | 'rollback', gid: string, cause: unkn
 export function localTransaction(code: XaErrorName, gid: string, cause?: unknown): XaError {
   return new XaError(code, `The connection for branch ${gid} has a local transaction open`, {
     detail:
-      'The pool gave a connection on which somebody has begun a transaction and not ended it. It is as it was.',
+      'Somebody has begun a transaction on it and not ended it. Neither that nor the branch was touched.',
     hint: 'End local transactions before their connection goes back to the pool, or give the resource a pool of its own',
     cause,
   })
