@@ -142,7 +142,8 @@ const askServer = `
                  pg_catalog.current_setting('server_version_num')::pg_catalog.int4 as version,
                  pg_catalog.pg_is_in_recovery() as standby,
                  pg_catalog.current_setting('default_transaction_read_only')::pg_catalog.bool as read_only,
-                 pg_catalog.round((pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) - $2::pg_catalog.float8)::pg_catalog.numeric) as ahead,
+                 (pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())
+                  - $2::pg_catalog.float8)::pg_catalog.int4 as ahead,
                  pg_catalog.current_setting('max_prepared_transactions')::pg_catalog.int4 as slots,
                  current_user::pg_catalog.text as login,
                  case when n.oid is null then 'missing'
@@ -158,25 +159,30 @@ const askServer = `
             'Postgres ' || s.release, 'upgrade the server: pgonce needs 15 or later'),
            ('primary', case when s.standby or s.read_only then 'critical' else 'ok' end,
             case when s.standby then 'a standby: it can neither write nor decide'
-                 when s.read_only then 'default_transaction_read_only is on: whoever writes is refused with 25006'
+                 when s.read_only
+                 then 'default_transaction_read_only is on: whoever writes is refused with 25006'
                  else 'yes' end,
             case when s.standby then 'give the URL of its primary'
-                 else 'select * from pg_db_role_setting;   -- who set it? A full disk is a reason. Then, for example:'
-                      '\nalter database … reset default_transaction_read_only;' end),
+                 else 'select * from pg_db_role_setting;   -- who set it? A full disk is a reason. Then, '
+                      'for example:\nalter database … reset default_transaction_read_only;' end),
            ('clock', case when pg_catalog.abs(s.ahead) > 60 then 'warn' else 'ok' end,
-            pg_catalog.format('%s s %s the clock here', pg_catalog.abs(s.ahead), case when s.ahead < 0 then 'behind' else 'ahead of' end),
+            pg_catalog.format('%s s %s the clock here', pg_catalog.abs(s.ahead),
+                              case when s.ahead < 0 then 'behind' else 'ahead of' end),
             'set the clocks by NTP: keys are dated and expired by those of the servers'),
-           ('prepared transactions', case when s.slots = 0 then 'critical' when s.slots < $1 then 'warn' else 'ok' end,
+           ('prepared transactions',
+            case when s.slots = 0 then 'critical' when s.slots < $1 then 'warn' else 'ok' end,
             pg_catalog.format('%s at once', s.slots),
             pg_catalog.format('alter system set max_prepared_transactions = %s;   -- then restart the server: '
                               '%s transactions may prepare at once', greatest(100, $1), $1::pg_catalog.int4)),
            ('schema', case when s.schema <> 'open' then 'critical' end,
             case s.schema when 'missing' then 'schema once is not installed'
-                          when 'foreign' then 'there is a schema once that pgonce did not make, or did not complete'
+                          when 'foreign'
+                          then 'there is a schema once that pgonce did not make, or did not complete'
                           else pg_catalog.format('role %s may not use schema once', s.login) end,
             case s.schema when 'missing' then $3
                           when 'foreign' then 'alter schema once rename to other;   -- then: ' || $3
-                          else pg_catalog.format('select once.grant_app(%L);   -- as the owner of schema once', s.login) end)
+                          else pg_catalog.format('select once.grant_app(%L);   -- as the owner of schema once',
+                                                 s.login) end)
          ) c ("check", status, found, hint)
    where c.status is not null`
 
@@ -199,7 +205,8 @@ function notIdentified(raw: unknown): Finding {
 async function findPrivileges(session: Link, login: string): Promise<Finding> {
   // First the grant that it was probably given, an update ago.
   const { rows } = await session.query<{ kind: string; may: string; missing: string[] }>(`
-    select p.kind, case p.kind when 'app' then 'process' when 'monitor' then 'look' else 'recover and expire keys' end as may,
+    select p.kind, case p.kind when 'app' then 'process' when 'monitor' then 'look'
+                               else 'recover and expire keys' end as may,
            coalesce(array_agg(p.object order by p.object) filter (where f.may is not true), '{}') as missing
       from once.privilege p,
            lateral (select pg_catalog.has_function_privilege(
@@ -231,7 +238,8 @@ interface HealthRow {
 /** Every check of `once.health`. Its limits are in SQL, and nowhere else. @see sql/operator/health.sql */
 export async function readHealth(session: Link): Promise<readonly HealthRow[]> {
   const { rows } = await session.query<HealthRow>(
-    `select h.name, h.status, h.value::float8 as value, h.warn::float8 as warn, h.critical::float8 as critical, h.hint
+    `select h.name, h.status, h.value::float8 as value, h.warn::float8 as warn,
+            h.critical::float8 as critical, h.hint
        from once.health h`,
   )
   return rows

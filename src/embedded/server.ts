@@ -8,8 +8,8 @@
 import { type ChildProcess, execFile, spawn } from 'node:child_process'
 import { randomInt } from 'node:crypto'
 import { once } from 'node:events'
-import { existsSync } from 'node:fs'
-import { chown, mkdir, mkdtemp, open, readFile, rm, stat } from 'node:fs/promises'
+import { closeSync, existsSync, fstatSync, openSync } from 'node:fs'
+import { chown, mkdir, mkdtemp, readFile, rm } from 'node:fs/promises'
 import { join, resolve } from 'node:path'
 import type { Writable } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -220,26 +220,20 @@ async function launch(
   port: number,
   settings: ServerSettings,
 ): Promise<ChildProcess | string> {
-  const logStart = await stat(logFile).then(
-    ({ size }) => size,
-    () => 0,
-  )
+  const output = openSync(logFile, 'a')
+  const { size: logStart } = fstatSync(output)
   const given = Object.entries(settings).flatMap(([name, value]) => ['-c', `${name}=${value}`])
-  const output = await open(logFile, 'a')
-  const child = spawn(
-    join(binaries.folder, 'bin', 'postgres'),
-    ['-D', dataDirectory, '-p', String(port), ...given],
-    {
-      ...user,
-      cwd: dataDirectory,
-      env: serverEnvironment(),
-      stdio: ['ignore', output.fd, output.fd],
-      // A session of its own: Ctrl-C in a terminal is for us, and we decide how the server stops.
-      detached: true,
-    },
-  )
+  const parameters = ['-D', dataDirectory, '-p', String(port), ...given]
+  const child = spawn(join(binaries.folder, 'bin', 'postgres'), parameters, {
+    ...user,
+    cwd: dataDirectory,
+    env: serverEnvironment(),
+    stdio: ['ignore', output, output],
+    // A session of its own: Ctrl-C in a terminal is for us, and we decide how the server stops.
+    detached: true,
+  })
+  closeSync(output)
   child.once('error', () => {}).once('exit', () => guard.write('\n'))
-  await output.close()
   const { pid } = child
   if (pid === undefined) throw new EmbeddedServerError('EMBEDDED_UNUSABLE', packaged.cannotRun(binaries))
   guard.write(`${pid}\n`)
