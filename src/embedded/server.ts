@@ -41,28 +41,7 @@ export interface StartServerOptions {
 /** `fast` ends the sessions and writes a checkpoint; after `immediate` the next start recovers as from a crash. */
 export type StopMode = 'fast' | 'immediate'
 
-export interface EmbeddedServer extends AsyncDisposable {
-  /** On 127.0.0.1. It stays the same over restarts. */
-  readonly port: number
-  /** Holds `dataDirectory` and `logFile`. */
-  readonly directory: string
-  readonly dataDirectory: string
-  readonly logFile: string
-  /** The version of the package that brought the binaries, as `18.4.0-beta.17`; or their folder. */
-  readonly version: string
-  /** The postmaster's process id; undefined while the server is down. */
-  readonly pid: number | undefined
-  /** The connection URL of a database, by default of `postgres` as the superuser `postgres`. */
-  url(database?: string, user?: string): string
-  /** Starts a server that is down; does nothing to one that is up. Settings given here stay in force. */
-  start(settings?: ServerSettings): Promise<void>
-  /** Stops the server and waits until it is gone; does nothing to one that is down. Default: `fast`. */
-  stop(mode?: StopMode): Promise<void>
-  /** `stop(mode)`, then `start(settings)`, on the same port. */
-  restart(mode?: StopMode, settings?: ServerSettings): Promise<void>
-  /** Stops the server, and removes its folder unless the caller had named one. */
-  [Symbol.asyncDispose](): Promise<void>
-}
+export type EmbeddedServer = ReturnType<typeof serverOf>
 
 /** What a server runs with unless told otherwise: small, safe, and ready for prepared transactions. */
 const defaultSettings: ServerSettings = {
@@ -142,7 +121,7 @@ async function prepareCluster(options: StartServerOptions) {
 }
 
 /** A server that is down at first. */
-function serverOf(cluster: Cluster, options: StartServerOptions): EmbeddedServer {
+function serverOf(cluster: Cluster, options: StartServerOptions) {
   const { temporary, directory, dataDirectory, logFile, binaries } = cluster
   const guard = startGuard(cluster)
   let settings: ServerSettings = { ...defaultSettings, ...options.settings }
@@ -150,55 +129,68 @@ function serverOf(cluster: Cluster, options: StartServerOptions): EmbeddedServer
   /** The first process of the server that runs, or of the last that ran. */
   let postmaster: ChildProcess | undefined
 
-  const server: EmbeddedServer = {
-    get port() {
+  const start = async (changed: ServerSettings = {}): Promise<void> => {
+    settings = { ...settings, ...changed }
+    const deadline = Date.now() + retryTimeoutMs
+    while (postmaster === undefined || !isUp(postmaster)) {
+      const launched = await launch(cluster, guard, port, settings)
+      if (typeof launched !== 'string') {
+        postmaster = launched
+        return
+      }
+      // Somebody else has the port; or what is left of a killed server is still on its way out. The messages are
+      // in English: we made the cluster with the locale C.
+      const isTaken = launched.includes('could not create any TCP/IP sockets')
+      const isDying = launched.includes('pre-existing shared memory block')
+      const mayPass = postmaster ? isTaken || isDying : isTaken && options.port === undefined
+      if (!mayPass || Date.now() > deadline) {
+        throw new EmbeddedServerError(
+          'EMBEDDED_START',
+          `Postgres ${binaries.version} did not start on port ${port}. Its log (${logFile}) ends with:\n${launched}`,
+        )
+      }
+      // A server that ran before must have its old port back, since others know it.
+      if (postmaster) await sleep(100)
+      else port = anyPort()
+    }
+  }
+  const stop = async (mode: StopMode = 'fast'): Promise<void> => {
+    if (postmaster) await end(postmaster, mode)
+  }
+
+  return {
+    /** On 127.0.0.1. It stays the same over restarts. */
+    get port(): number {
       return port
     },
-    ...{ directory, dataDirectory, logFile, version: binaries.version },
-    get pid() {
+    /** The folder, and what is in it. */
+    directory,
+    dataDirectory,
+    logFile,
+    /** The version of the package that brought the binaries, as `18.4.0-beta.17`; or their folder. */
+    version: binaries.version,
+    /** The postmaster's process id; undefined while the server is down. */
+    get pid(): number | undefined {
       return postmaster && isUp(postmaster) ? postmaster.pid : undefined
     },
-    url: (database = 'postgres', role = 'postgres') =>
-      `postgres://${encodeURIComponent(role)}@127.0.0.1:${port}/${encodeURIComponent(database)}`,
-    async start(changed = {}) {
-      settings = { ...settings, ...changed }
-      const deadline = Date.now() + retryTimeoutMs
-      while (server.pid === undefined) {
-        const launched = await launch(cluster, guard, port, settings)
-        if (typeof launched !== 'string') {
-          postmaster = launched
-          return
-        }
-        // Somebody else has the port; or what is left of a killed server is still on its way out. The messages are
-        // in English: we made the cluster with the locale C.
-        const isTaken = launched.includes('could not create any TCP/IP sockets')
-        const isDying = launched.includes('pre-existing shared memory block')
-        const mayPass = postmaster ? isTaken || isDying : isTaken && options.port === undefined
-        if (!mayPass || Date.now() > deadline) {
-          throw new EmbeddedServerError(
-            'EMBEDDED_START',
-            `Postgres ${binaries.version} did not start on port ${port}. Its log (${logFile}) ends with:\n${launched}`,
-          )
-        }
-        // A server that ran before must have its old port back, since others know it.
-        if (postmaster) await sleep(100)
-        else port = anyPort()
-      }
+    /** The connection URL of a database. */
+    url: (database = 'postgres', user = 'postgres') =>
+      `postgres://${encodeURIComponent(user)}@127.0.0.1:${port}/${encodeURIComponent(database)}`,
+    /** Starts a server that is down; does nothing to one that is up. Settings given here stay in force. */
+    start,
+    /** Stops the server and waits until it is gone; does nothing to one that is down. Default: `fast`. */
+    stop,
+    async restart(mode?: StopMode, changed?: ServerSettings): Promise<void> {
+      await stop(mode)
+      await start(changed)
     },
-    async stop(mode = 'fast') {
-      if (postmaster) await end(postmaster, mode)
-    },
-    async restart(mode, changed) {
-      await server.stop(mode)
-      await server.start(changed)
-    },
-    async [Symbol.asyncDispose]() {
-      await server.stop(temporary ? 'immediate' : 'fast')
+    /** Stops the server, and removes its folder unless the caller had named one. */
+    async [Symbol.asyncDispose](): Promise<void> {
+      await stop(temporary ? 'immediate' : 'fast')
       if (temporary) await rm(directory, { recursive: true, force: true, maxRetries: 3 })
       guard.end()
     },
   }
-  return server
 }
 
 /**
