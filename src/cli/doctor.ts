@@ -189,11 +189,7 @@ const askServer = `
 function notIdentified(raw: unknown): Finding {
   const error = fromSql(raw)
   if (!(error instanceof PgonceError)) throw error
-  const { code, message, detail = '', hint } = error
-  const isCopy =
-    "select once.renew_database_id('copied');   -- if the original lives on\n" +
-    "select once.adopt_database_id('moved');    -- if this replaces the original for good"
-  return ['critical', `${message}. ${detail}`.trim(), code === 'ONCPY' ? isCopy : hint]
+  return ['critical', `${error.message}. ${error.detail ?? ''}`.trim(), error.hint]
 }
 
 /**
