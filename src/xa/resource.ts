@@ -143,7 +143,7 @@ export function xaResource<DB = unknown>(
   // -------------------------------------------------------------------------------------------------
   // Branches that live here
 
-  async function begin(gid: string): Promise<Link> {
+  async function begin(gid: string): Promise<Transaction<DB>> {
     await database.permits.take(AbortSignal.timeout(connectTimeout)).catch((cause) => {
       throw new XaError('XAER_RMFAIL', 'All connections stayed in use by branches', {
         hint: 'Finish branches, or make the pool larger (maxConnections)',
@@ -154,8 +154,14 @@ export function xaResource<DB = unknown>(
     try {
       session = await database.connect()
       const refusal = await inTime(timeout, open(session, gid))
+      // From here on without a pause: who closes the resource finds the branch, or has closed it before.
       checkOpen()
-      if (refusal === undefined) return session
+      if (refusal === undefined) {
+        const fresh = { association: {}, rollbackOnly: false, failure: undefined }
+        const branch: Branch = { gid, session, cursors: noCursors(), state: 'active', ...fresh }
+        branches.set(gid, branch)
+        return associate(branch)
+      }
       session.release()
       session = undefined
       throw refusal
@@ -294,11 +300,7 @@ export function xaResource<DB = unknown>(
       if (branches.has(gid)) throw say.duplicate(gid)
       branches.set(gid, undefined)
       try {
-        const [session, cursors] = [await begin(gid), noCursors()]
-        const state = { association: {}, rollbackOnly: false, failure: undefined }
-        const branch: Branch = { gid, session, cursors, state: 'active', ...state }
-        branches.set(gid, branch)
-        return associate(branch)
+        return await begin(gid)
       } catch (error) {
         branches.delete(gid)
         throw error
