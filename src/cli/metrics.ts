@@ -58,15 +58,16 @@ async function collect(databases: readonly Database[]) {
 
 async function serve(databases: readonly Database[], { host, port }: Address): Promise<void> {
   const stop = interruption()
-  const server = createServer((request, response) => {
-    const answer = async () => {
+  const server = createServer(async (request, response) => {
+    try {
       if (request.method !== 'GET' && request.method !== 'HEAD') return response.writeHead(405).end()
       if (new URL(request.url ?? '/', 'http://localhost').pathname !== '/metrics')
         return response.writeHead(404).end('Metrics are at /metrics\n')
       const { text, contentType } = await collect(databases)
       response.writeHead(200, { 'content-type': contentType }).end(text)
+    } catch {
+      response.writeHead(500).end()
     }
-    answer().catch(() => response.writeHead(500).end())
   }).listen(port, host)
   await once(server, 'listening')
   const place = (server.address() as AddressInfo).port

@@ -82,10 +82,9 @@ function tryResolve(from: string, name: string): string | undefined {
 }
 
 /**
- * The caller's own binaries as they are, or the package's as the server's user can run them: where they are, or else
- * copied to a folder of the server. Root needs the copy below a folder that only root may enter, everybody where the
- * links are missing and cannot be made: the package makes them in an install script, which npm may have been told to
- * skip.
+ * The caller's own binaries, or the package's where the server's user can run them: where they are, or else in a copy.
+ * Root needs one below a folder that only root may enter, everybody where links are missing and cannot be made: the
+ * package makes them in an install script, which npm may have been told to skip.
  *
  * @throws EmbeddedServerError `EMBEDDED_MISSING`, `EMBEDDED_UNUSABLE`
  */

@@ -1,11 +1,7 @@
 /**
- * One database as a resource manager in the sense of XA: a transaction manager of another make drives its
- * branches through the two phases, and answers for the decision.
- *
- * An unprepared transaction of Postgres lives and dies with the connection that it was begun on, a prepared one
- * belongs to no connection. So `start` takes a connection out of the pool for the branch, which `prepare`, a
- * commit in one phase, or `rollback` gives back; a prepared branch is finished on any connection, from any
- * process: see prepared.ts.
+ * One database as a resource manager of XA: a transaction manager of another make drives its branches through the two
+ * phases, and answers for the decision. An unprepared branch lives and dies with a connection, which `start` takes out
+ * of the pool; a prepared one belongs to none: see prepared.ts.
  *
  * @see X/Open C193, chapter 5 (the verbs) and section 6.3 (the states of a branch)
  */
@@ -33,7 +29,7 @@ export interface XaOptions {
 }
 
 /**
- * The verbs (X/Open C193, chapter 5). Success is returned, and all else is thrown, as an {@link XaError} whose
+ * The verbs. Success is returned, and all else is thrown, as an {@link XaError} whose
  * `xaCode` is the number: a manager that forgot to compare a number would take a failed `prepare` for a vote to
  * commit; one that forgets to catch an error stops.
  *
