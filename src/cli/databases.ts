@@ -1,13 +1,8 @@
-/**
- * Which databases a command works on: `--database name=URL`, bare URLs, or the environment.
- */
-import { setTimeout as sleep } from 'node:timers/promises'
-import type { Command } from 'commander'
+/** Which databases a command works on: `--database name=URL`, bare URLs, or the environment; and asking them. */
 import { checkDatabaseName, show } from '../check.ts'
 import { createDatabase, type Database } from '../connection/database.ts'
-import { checkUrl, databaseIn, describeTarget } from '../connection/url.ts'
-import { InvalidInputError } from '../errors.ts'
-import { several } from './arguments.ts'
+import { checkUrl, databaseIn } from '../connection/url.ts'
+import { fromSql, InvalidInputError, withHint } from '../errors.ts'
 
 /** The variable that is read if the command line names no database. */
 export const databasesVariable = 'PGONCE_DATABASES'
@@ -20,19 +15,10 @@ export interface ChosenDatabase {
   readonly from: '--database' | 'a URL' | typeof databasesVariable
 }
 
+/** What every command with databases takes. */
 export interface DatabaseFlags {
   readonly database?: readonly string[]
-}
-
-/** Adds the arguments that every command with databases takes. */
-export function withDatabases(command: Command): Command {
-  return command
-    .argument('[url...]', 'databases by URL')
-    .option(
-      '--database <name=URL>',
-      `a database by name, may be repeated; without any, ${databasesVariable} has them all`,
-      several,
-    )
+  readonly json?: boolean
 }
 
 /**
@@ -44,98 +30,58 @@ export function chooseDatabases(urls: readonly string[], flags: DatabaseFlags): 
   const given = givenDatabases(urls, flags)
   if (given.length > 0) return given
   const words = (process.env[databasesVariable] ?? '').split(/\s+/).filter((word) => word !== '')
-  if (words.length > 0) return distinct(words.map((word) => parseNamed(word, databasesVariable)))
-  throw new InvalidInputError('ONARG', 'Which databases? None is given', {
-    hint:
-      'Name each, as in --database orders=postgres://app@localhost/orders, ' +
+  if (words.length > 0) return distinct(words.map((word) => parse(word, databasesVariable)))
+  return refuse(
+    'Which databases? None is given',
+    'Name each, as in --database orders=postgres://app@localhost/orders, ' +
       `or all in the environment: export ${databasesVariable}='orders=postgres://… billing=postgres://…'`,
-  })
+  )
 }
 
 /** As {@link chooseDatabases}, without the environment; empty if the command line names none. */
 export function givenDatabases(urls: readonly string[], flags: DatabaseFlags): readonly ChosenDatabase[] {
-  const named = (flags.database ?? []).map((text) => parseNamed(text, '--database'))
-  const bare = urls.map((url): ChosenDatabase => {
-    refuseSeveral(url, 'a URL')
-    const [, name] = /^([A-Za-z0-9._-]+)=\w+:\/\//.exec(url) ?? []
-    if (name !== undefined) {
-      throw new InvalidInputError('ONARG', `Expected a URL, got one with the name ${name} before it`, {
-        hint: `Type --database before it: --database ${name}=postgres://…`,
-      })
-    }
-    const path = databaseIn(checkUrl(url)).replaceAll(/[^A-Za-z0-9._-]/g, '_')
-    return { name: path.slice(0, 50) || 'postgres', url, from: 'a URL' }
-  })
-  return distinct([...bare, ...named])
+  const named = (flags.database ?? []).map((text) => parse(text, '--database'))
+  return distinct([...urls.map((url) => parse(url, 'a URL')), ...named])
 }
 
-/**
- * Opens databases one connection each, runs the task on all at once, and closes them.
- *
- * @throws InvalidInputError `ONARG` if something given is no URL of Postgres
- */
-export async function withEach<T>(
-  chosen: readonly ChosenDatabase[],
-  connectTimeout: number,
-  task: (databases: readonly Database[]) => Promise<T>,
-): Promise<T> {
-  const databases = chosen.map(({ name, url }) =>
-    createDatabase(name, url, { maxConnections: 1, connectTimeout }),
-  )
-  try {
-    return await task(databases)
-  } finally {
-    await soon(Promise.all(databases.map((database) => database.close())))
+function parse(text: string, from: ChosenDatabase['from']): ChosenDatabase {
+  // A comma is no separator: it would become a part of the first URL's database name.
+  if (/[,;][A-Za-z0-9._-]*=?postgres(ql)?:\/\//.test(text)) {
+    refuse(
+      `Expected one database in ${from}, got several in one word`,
+      `Separate them by spaces: ${databasesVariable}='orders=postgres://… billing=postgres://…'`,
+    )
   }
-}
-
-/** Waits for connections to be closed, but not for a server that does not answer: the process ends anyway. */
-export async function soon(closing: Promise<unknown>): Promise<void> {
-  await Promise.race([closing, sleep(500)])
-}
-
-/** A command of ours to type for these databases. Passwords are left out of it. */
-export function commandFor(command: string, databases: readonly ChosenDatabase[]): string {
-  const words = databases.map(({ name, url, from }) =>
-    from === databasesVariable ? '' : ` --database ${name}='${describeTarget(url)}'`,
-  )
-  return `pgonce ${command}${words.join('')}`
-}
-
-function parseNamed(text: string, from: ChosenDatabase['from']): ChosenDatabase {
   // The name is checked by its form, so that a URL without one, with a password and a "=" in its query, is
   // never taken for a name and shown.
-  const [, name = '', url = ''] = /^([^=:/@?]+)=(.*)$/s.exec(text) ?? []
-  if (name !== '') {
-    refuseSeveral(url, from)
+  const [, name, url = ''] = /^([^=:/@?]+)=(.*)$/s.exec(text) ?? []
+  if (from !== 'a URL' && name !== undefined)
     return { name: checkDatabaseName(name), url: checkUrl(url), from }
+  if (from === 'a URL') {
+    if (/^[\w.-]+=\w+:\/\//.test(text))
+      refuse(
+        `Expected a URL, got one with the name ${name} before it`,
+        `Type --database ${name}=postgres://…`,
+      )
+    const path = databaseIn(checkUrl(text)).replaceAll(/[^A-Za-z0-9._-]/g, '_')
+    return { name: path.slice(0, 50) || 'postgres', url: text, from }
   }
   // Only what cannot hold a password, nor be a part of one that has spaces.
   const isHarmless = from === '--database' && !/[=:@]/.test(text)
   const got = /^\w+:\/\//.test(text) ? ', got a URL without a name' : isHarmless ? `, got ${show(text)}` : ''
-  throw new InvalidInputError('ONARG', `Expected ${from} to have the form name=URL${got}`, {
-    hint: 'For example: orders=postgres://app@localhost/orders',
-  })
-}
-
-/** A comma is no separator: it would become a part of the first URL's database name. */
-function refuseSeveral(url: string, from: string): void {
-  if (!/[,;][A-Za-z0-9._-]*=?postgres(ql)?:\/\//.test(url)) return
-  throw new InvalidInputError('ONARG', `Expected one database in ${from}, got several in one word`, {
-    hint: `Separate them by spaces: ${databasesVariable}='orders=postgres://… billing=postgres://…'`,
-  })
+  const example = 'For example: orders=postgres://app@localhost/orders'
+  return refuse(`Expected ${from} to have the form name=URL${got}`, example)
 }
 
 /** Two given names may not be one; a name made up here gives way. */
 function distinct(databases: readonly ChosenDatabase[]): readonly ChosenDatabase[] {
-  const given = databases.flatMap(({ name, from }) => (from === 'a URL' ? [] : [name]))
-  const twice = given.find((name, index) => given.indexOf(name) !== index)
-  if (twice !== undefined) {
-    throw new InvalidInputError('ONARG', `Two databases are named ${twice}`, {
-      hint: 'Give each a name of its own: it is how messages tell them apart',
-    })
+  const taken = new Set<string>()
+  for (const { name, from } of databases) {
+    if (from === 'a URL') continue
+    if (taken.has(name))
+      refuse(`Two databases are named ${name}`, 'Messages tell them apart by name: give each its own')
+    taken.add(name)
   }
-  const taken = new Set(given)
   return databases.map((database) => {
     if (database.from !== 'a URL') return database
     let { name } = database
@@ -143,4 +89,31 @@ function distinct(databases: readonly ChosenDatabase[]): readonly ChosenDatabase
     taken.add(name)
     return { ...database, name }
   })
+}
+
+function refuse(message: string, hint: string): never {
+  throw new InvalidInputError('ONARG', message, { hint })
+}
+
+// ---------------------------------------------------------------------------------------------------
+// Asking
+
+/** Milliseconds for what is asked of a database. */
+export const patience = 10_000
+
+/** Opens a database for one connection. Nobody closes it: the process ends with the command. */
+export function openOne({ name, url }: ChosenDatabase): Database {
+  return createDatabase(name, url, { maxConnections: 1, connectTimeout: 5_000 })
+}
+
+/** Why there is no answer, with what to do about it, in place of an error. */
+export async function tryAsking<T>(
+  asking: Promise<T>,
+): Promise<
+  { readonly answer: T; readonly reason: null } | { readonly answer: null; readonly reason: string }
+> {
+  return await asking.then(
+    (answer) => ({ answer, reason: null }),
+    (error) => ({ answer: null, reason: withHint(fromSql(error)) }),
+  )
 }

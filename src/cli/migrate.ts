@@ -1,37 +1,14 @@
-/**
- * `pgonce migrate`: installs schema once, or brings it up to date, in any number of databases.
- */
-import type { Command } from 'commander'
+/** `pgonce migrate`: installs schema once, or brings it up to date, in any number of databases. */
 import { hostIn } from '../connection/url.ts'
 import { type MigrateResult, migrate } from '../database/migrate.ts'
 import { migrationSql } from '../database/migration.ts'
 import { InvalidInputError } from '../errors.ts'
-import {
-  type ChosenDatabase,
-  chooseDatabases,
-  type DatabaseFlags,
-  givenDatabases,
-  withDatabases,
-} from './databases.ts'
+import { type ChosenDatabase, chooseDatabases, type DatabaseFlags, givenDatabases } from './databases.ts'
 import { print, printable, printJson } from './output.ts'
 
 interface MigrateFlags extends DatabaseFlags {
   readonly dryRun?: boolean
   readonly sql?: boolean
-  readonly json?: boolean
-}
-
-/** Adds the command to the program. */
-export function migrateCommand(program: Command): void {
-  withDatabases(program.command('migrate'))
-    .description('install schema once into databases that exist, or bring it up to date')
-    .option('--dry-run', 'show what would run, change nothing')
-    .option(
-      '--sql',
-      'print the SQL that a database lacks (all of it without a URL), for psql -1 -v ON_ERROR_STOP=1 -f',
-    )
-    .option('--json', 'print one JSON object')
-    .action(runMigrate)
 }
 
 /**
@@ -40,7 +17,7 @@ export function migrateCommand(program: Command): void {
  *
  * @throws PgonceError as {@link migrate}
  */
-async function runMigrate(urls: readonly string[], flags: MigrateFlags): Promise<void> {
+export async function runMigrate(urls: readonly string[], flags: MigrateFlags): Promise<void> {
   if (flags.sql) return await printSql(givenDatabases(urls, flags))
   const results: (MigrateResult & { readonly name: string | null })[] = []
   for (const { name, url, from } of chooseDatabases(urls, flags)) {
@@ -52,14 +29,11 @@ async function runMigrate(urls: readonly string[], flags: MigrateFlags): Promise
   if (flags.json) printJson({ databases: results })
 }
 
-async function printSql(targets: readonly ChosenDatabase[]): Promise<void> {
-  if (targets.length > 1) {
-    throw new InvalidInputError(
-      'ONARG',
-      `--sql is for one database, got ${targets.length}: versions may differ`,
-    )
+async function printSql([target, ...others]: readonly ChosenDatabase[]): Promise<void> {
+  if (others.length > 0) {
+    const message = `--sql is for one database, got ${others.length + 1}: versions may differ`
+    throw new InvalidInputError('ONARG', message)
   }
-  const target = targets[0]
   const from = target === undefined ? 0 : (await migrate(target.url, { dryRun: true })).schemaVersion
   process.stdout.write(await migrationSql({ from }))
 }

@@ -5,16 +5,13 @@ import yoctoSpinner from 'yocto-spinner'
 export type Style = 'red' | 'green' | 'yellow' | 'cyan' | 'dim'
 
 /** A cell: plain text, or text with a style that shows on a terminal only. */
-export type Cell = string | { readonly text: string; readonly style: Style }
+export type Cell = string | { readonly text: string; readonly style?: Style }
 
 export interface Row {
   readonly cells: readonly Cell[]
   /** Lines below the row, indented. */
   readonly notes?: readonly string[]
 }
-
-/** Two spaces between columns: names may contain one, hardly ever two. */
-const gap = '  '
 
 /**
  * An aligned table. Nothing is wrapped or cut: ids and lines to type must survive copying.
@@ -23,29 +20,29 @@ const gap = '  '
  */
 export function table(headings: readonly string[], rows: readonly Row[], color?: boolean): string {
   const head: Row = { cells: headings.map((text) => ({ text: text.toUpperCase(), style: 'dim' })) }
-  const plain = (cell: Cell = '') => printable(typeof cell === 'string' ? cell : cell.text)
-  const widthOf = (text: string) => [...text].length
-  const widths = headings.map((_, column) =>
-    Math.max(...[head, ...rows].map(({ cells }) => widthOf(plain(cells[column])))),
-  )
-  const lines = ({ cells, notes = [] }: Row) => {
-    const padded = widths.map((width, column) => {
-      const cell = cells[column]
-      const text = plain(cell)
-      const style = typeof cell === 'object' ? cell.style : undefined
-      return paint(text, style, color) + ' '.repeat(width - widthOf(text))
-    })
-    return [padded.join(gap).trimEnd(), ...notes.map((note) => `${gap}${gap}${printable(note)}`)]
-  }
-  return [head, ...rows].flatMap(lines).join('\n')
+  const all = [head, ...rows].map(({ cells, notes = [] }) => ({
+    notes,
+    cells: cells.map((cell) => {
+      const { text, style } = typeof cell === 'string' ? { text: cell } : cell
+      return { text: printable(text), style }
+    }),
+  }))
+  const widthOf = (text = '') => [...text].length
+  const widths = headings.map((_, n) => Math.max(...all.map(({ cells }) => widthOf(cells[n]?.text))))
+  const lines = all.flatMap(({ cells, notes }) => {
+    const padded = cells.map(
+      ({ text, style }, n) => paint(text, style, color) + ' '.repeat((widths[n] ?? 0) - widthOf(text)),
+    )
+    // Two spaces between columns: names may contain one, hardly ever two.
+    return [padded.join('  ').trimEnd(), ...notes.map((note) => `    ${printable(note)}`)]
+  })
+  return lines.join('\n')
 }
 
 /** Text in a style, where stdout shows styles. */
 export function paint(text: string, style: Style | undefined, color?: boolean): string {
   if (style === undefined || color === false) return text
-  return color === true
-    ? styleText(style, text, { validateStream: false })
-    : styleText(style, text, { stream: process.stdout })
+  return styleText(style, text, { validateStream: color === undefined })
 }
 
 /**
@@ -65,24 +62,13 @@ export function print(text = ''): void {
   process.stdout.write(`${text}\n`)
 }
 
-/** One JSON value on a line of its own. `bigint` becomes a number where that is exact, else a string. */
+/** One JSON value on a line of its own. */
 export function printJson(value: unknown): void {
-  print(
-    JSON.stringify(value, (_, inner) => {
-      if (typeof inner !== 'bigint') return inner
-      return inner <= BigInt(Number.MAX_SAFE_INTEGER) ? Number(inner) : String(inner)
-    }),
-  )
+  print(JSON.stringify(value))
 }
 
-export interface Progress {
-  /** Says where we are: on a terminal in place of what was said before, elsewhere on a line of its own. */
-  say(text: string): void
-  /** Leaves a clean line behind. */
-  end(): void
-}
-
-export function progress(): Progress {
+/** Says where we are: on a terminal in place of what was said before, elsewhere on a line of its own. */
+export function progress(): { say(text: string): void; end(): void } {
   const spinner = yoctoSpinner({ handleSignals: false })
   return {
     say(text) {
@@ -93,21 +79,20 @@ export function progress(): Progress {
   }
 }
 
+const units = [
+  [86_400, 'd'],
+  [3_600, 'h'],
+  [60, 'min'],
+] as const
+
 /** A time span as people say it: `12 s`, `3 min`, `5 h`, `2 d`. */
 export function sayAge(seconds: number): string {
-  const units = [
-    [86_400, 'd'],
-    [3_600, 'h'],
-    [60, 'min'],
-  ] as const
   // Two of a unit at least, so that the figure is never off by half.
-  const unit = units.find(([size]) => seconds >= 2 * size)
-  return unit === undefined
-    ? `${Math.max(0, Math.round(seconds))} s`
-    : `${Math.round(seconds / unit[0])} ${unit[1]}`
+  const [size, unit] = units.find(([size]) => seconds >= 2 * size) ?? [1, 's']
+  return `${Math.max(0, Math.round(seconds / size))} ${unit}`
 }
 
 /** `1 branch`, `2 branches`. */
-export function count(n: number | bigint, one: string, many = `${one}s`): string {
-  return `${n} ${Number(n) === 1 ? one : many}`
+export function count(n: number, one: string, many = `${one}s`): string {
+  return `${n} ${n === 1 ? one : many}`
 }

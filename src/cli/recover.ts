@@ -1,139 +1,102 @@
-/**
- * `pgonce recover`: finishes what is in doubt, once or for as long as it runs.
- */
-
-import { tracingChannel } from 'node:diagnostics_channel'
-import type { Command } from 'commander'
-import { maxInt32 } from '../check.ts'
+/** `pgonce recover`: finishes what is in doubt, once or for as long as it runs. */
+import { subscribe } from 'node:diagnostics_channel'
 import { pgonce } from '../client.ts'
 import type { StepEvent } from '../commit/channels.ts'
 import type { Recovery } from '../recovery/recovery.ts'
 import type { Loss, RecoveryReport } from '../recovery/report.ts'
-import { wholeNumber } from './arguments.ts'
-import { chooseDatabases, type DatabaseFlags, soon, withDatabases } from './databases.ts'
+import { chooseDatabases, type DatabaseFlags } from './databases.ts'
 import { count, paint, print, printJson } from './output.ts'
 import { aborted, interruption } from './signals.ts'
 
 interface RecoverFlags extends DatabaseFlags {
   readonly watch?: boolean
-  readonly keep?: number
-  readonly json?: boolean
-}
-
-/** Adds the command to the program. */
-export function recoverCommand(program: Command): void {
-  withDatabases(program.command('recover'))
-    .description('finish the branches in doubt as their homes decided, audit, and purge what is proven')
-    .option('--watch', 'go on until Ctrl-C, through outages')
-    .option(
-      '--keep <ms>',
-      'purge decisions that are proven for longer (default: 600000, ten minutes)',
-      wholeNumber(0, Number(maxInt32)),
-    )
-    .option('--json', 'print one JSON object; with --watch one a line, whenever there is something to say')
-    .action(runRecover)
+  readonly keep: number
 }
 
 /**
  * Runs the command. Once: exits with 1 if a branch could not be finished, a database did not answer, or a loss
  * was found. A branch whose home's transaction still runs is no fault.
  */
-async function runRecover(urls: readonly string[], flags: RecoverFlags): Promise<void> {
+export async function runRecover(urls: readonly string[], flags: RecoverFlags): Promise<void> {
   const chosen = chooseDatabases(urls, flags)
   const databases = Object.fromEntries(chosen.map(({ name, url }) => [name, url]))
-  const once = pgonce<Record<string, object>>({ databases, maxConnections: 2, connectTimeout: 5_000 })
-  if (!flags.json) sayFinished(flags.watch ?? false)
-  try {
-    const names = chosen.map(({ name }) => name)
-    if (flags.watch) await watch(once.recovery, names, flags)
-    else await recoverOnce(once.recovery, names, flags)
-  } finally {
-    await soon(once.close())
-  }
+  const { recovery } = pgonce<Record<string, object>>({ databases, maxConnections: 2, connectTimeout: 5_000 })
+  if (!flags.json) sayFinished(flags.watch ? log : print)
+  await (flags.watch ? watch : recoverOnce)(recovery, Object.keys(databases).join(', '), flags)
 }
 
-async function recoverOnce(recovery: Recovery, names: readonly string[], flags: RecoverFlags): Promise<void> {
-  const report = await recovery.run({ ...keepOf(flags), audit: true })
-  if (report.unfinished.length + report.unreachable.length + report.losses.length > 0) process.exitCode = 1
+async function recoverOnce(recovery: Recovery, names: string, flags: RecoverFlags): Promise<void> {
+  const report = await recovery.run({ keep: flags.keep, audit: true })
+  const { committed, rolledBack, pending, unfinished, unreachable, proven, purged, losses } = report
+  if (unfinished.length + unreachable.length + losses.length > 0) process.exitCode = 1
   if (flags.json) return printJson(report)
-  for (const { said } of troubles(report)) print(paint(said, 'red'))
-  for (const loss of report.losses) print(paint(sayLoss(loss), 'red'))
-  if (report.pending > 0) {
-    print(
-      `${count(report.pending, 'branch', 'branches')} pending: the home's transaction still runs. Run again, or with --watch.`,
-    )
+  for (const [said] of troubles(report).values()) print(paint(said, 'red'))
+  for (const loss of losses) print(paint(sayLoss(loss), 'red'))
+  if (pending > 0) {
+    const branches = count(pending, 'branch', 'branches')
+    print(`${branches} pending: the home's transaction still runs. Run again, or with --watch.`)
   }
-  print(`${summary(report)} in ${names.join(', ')}.`)
+  const parts = [`${committed} committed`, `${rolledBack} rolled back`, `${unfinished.length} unfinished`]
+  if (proven > 0) parts.push(`${proven} proven`)
+  if (purged > 0) parts.push(`${purged} purged`)
+  print(`${parts.join(', ')}, ${count(losses.length, 'new loss', 'new losses')} in ${names}.`)
 }
 
-async function watch(recovery: Recovery, names: readonly string[], flags: RecoverFlags): Promise<void> {
+async function watch(recovery: Recovery, names: string, flags: RecoverFlags): Promise<void> {
   const stop = interruption()
-  const log = (text: string) => print(`${paint(new Date().toISOString(), 'dim')}  ${text}`)
-  if (!flags.json) log(`watching ${names.join(', ')}; Ctrl-C ends`)
+  const say = flags.json ? () => {} : log
+  say(`watching ${names}; Ctrl-C ends`)
   // A trouble is said when it comes and when it goes, not at each of the four looks a second.
-  let before = new Map<string, Trouble>()
-  const totals = { committed: 0, rolledBack: 0 }
-  await using running = recovery.start({
-    ...keepOf(flags),
+  let before: Troubles = new Map()
+  let [committed, rolledBack] = [0, 0]
+  const running = recovery.start({
+    keep: flags.keep,
     onReport(report) {
-      totals.committed += report.committed
-      totals.rolledBack += report.rolledBack
-      const now = new Map(troubles(report).map((trouble) => [trouble.key, trouble]))
-      const changed = now.size !== before.size || [...now.keys()].some((key) => !before.has(key))
-      if (flags.json) {
-        if (changed || report.committed + report.rolledBack + report.losses.length > 0) {
-          printJson({ at: new Date().toISOString(), ...report })
-        }
-      } else {
-        for (const [key, { said }] of now) if (!before.has(key)) log(paint(said, 'red'))
-        for (const [key, { over }] of before) if (!now.has(key)) log(paint(over, 'green'))
-        for (const loss of report.losses) log(paint(sayLoss(loss), 'red'))
-      }
+      committed += report.committed
+      rolledBack += report.rolledBack
+      const now = troubles(report)
+      const come = [...now].filter(([key]) => !before.has(key))
+      const gone = [...before].filter(([key]) => !now.has(key))
       before = now
+      for (const [, [said]] of come) say(paint(said, 'red'))
+      for (const [, [, over]] of gone) say(paint(over, 'green'))
+      for (const loss of report.losses) say(paint(sayLoss(loss), 'red'))
+      const news = come.length + gone.length + report.committed + report.rolledBack + report.losses.length
+      if (flags.json && news > 0) printJson({ at: new Date().toISOString(), ...report })
     },
   })
   await aborted(stop)
   await running.stop()
-  if (!flags.json) log(`stopped; ${totals.committed} committed, ${totals.rolledBack} rolled back`)
+  say(`stopped; ${committed} committed, ${rolledBack} rolled back`)
+}
+
+function log(text: string): void {
+  print(`${paint(new Date().toISOString(), 'dim')}  ${text}`)
 }
 
 /** Says each branch as it is finished: the report has only their number. */
-function sayFinished(withTime: boolean): void {
-  tracingChannel<unknown, StepEvent & { result?: unknown }>('pgonce:recover').subscribe({
-    asyncEnd({ database, transactionId, outcome, result }) {
-      // False: somebody else was faster, perhaps its own coordinator.
-      if (result !== true) return
-      const what = outcome === 'committed' ? paint('committed', 'green') : paint('rolled back', 'yellow')
-      const time = withTime ? `${paint(new Date().toISOString(), 'dim')}  ` : ''
-      print(`${time}${database}: ${what} the branch of transaction ${transactionId}`)
-    },
-    start() {},
-    end() {},
-    asyncStart() {},
-    error() {},
+function sayFinished(say: (text: string) => void): void {
+  subscribe('tracing:pgonce:recover:asyncEnd', (message) => {
+    const { database, transactionId, outcome, result } = message as StepEvent & { result?: unknown }
+    // False: somebody else was faster, perhaps its own coordinator.
+    if (result !== true) return
+    const what = outcome === 'committed' ? paint('committed', 'green') : paint('rolled back', 'yellow')
+    say(`${database}: ${what} the branch of transaction ${transactionId}`)
   })
 }
 
-interface Trouble {
-  /** The same for as long as it lasts, whatever reason each look finds. */
-  readonly key: string
-  readonly said: string
-  readonly over: string
-}
+/** What is said when each begins, and when it is over. The key stays, whatever reason each look finds. */
+type Troubles = Map<string, readonly [said: string, over: string]>
 
-function troubles({ unfinished, unreachable }: RecoveryReport): Trouble[] {
-  return [
-    ...unreachable.map(({ database, reason }) => ({
-      key: database,
-      said: `${database} is passed over: ${reason}`,
-      over: `${database} answers again`,
-    })),
-    ...unfinished.map(({ database, gid, reason }) => ({
-      key: `${database} ${gid}`,
-      said: `${database}: cannot finish ${gid}: ${reason}`,
-      over: `${database}: nothing keeps ${gid} from being finished any more`,
-    })),
-  ]
+function troubles({ unfinished, unreachable }: RecoveryReport): Troubles {
+  const found: Troubles = new Map()
+  for (const { database, reason } of unreachable)
+    found.set(database, [`${database} is passed over: ${reason}`, `${database} answers again`])
+  for (const { database, gid, reason } of unfinished) {
+    const over = `${database}: nothing keeps ${gid} from being finished any more`
+    found.set(`${database} ${gid}`, [`${database}: cannot finish ${gid}: ${reason}`, over])
+  }
+  return found
 }
 
 function sayLoss({ kind, transactionId, participant, home }: Loss): string {
@@ -142,16 +105,4 @@ function sayLoss({ kind, transactionId, participant, home }: Loss): string {
       ? `the home ${home} committed, participant ${participant} did not`
       : `participant ${participant} committed, the home ${home} has no decision`
   return `LOSS (${kind}) of transaction ${transactionId}: ${what}. Recorded in once.loss; repair it by hand.`
-}
-
-function summary({ committed, rolledBack, unfinished, proven, purged, losses }: RecoveryReport): string {
-  const parts = [`${committed} committed`, `${rolledBack} rolled back`, `${unfinished.length} unfinished`]
-  if (proven > 0) parts.push(`${proven} proven`)
-  if (purged > 0) parts.push(`${purged} purged`)
-  parts.push(`${count(losses.length, 'new loss', 'new losses')}`)
-  return parts.join(', ')
-}
-
-function keepOf({ keep }: RecoverFlags): { keep?: number } {
-  return keep === undefined ? {} : { keep }
 }

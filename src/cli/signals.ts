@@ -1,4 +1,5 @@
 /** Ctrl-C for commands that stay. */
+import { setTimeout as sleep } from 'node:timers/promises'
 
 const exitCodes = { SIGINT: 130, SIGTERM: 143, SIGHUP: 129 } as const
 
@@ -19,8 +20,5 @@ export function interruption(): AbortSignal {
 
 /** Waits for the signal, and keeps the process alive meanwhile: a signal handler alone does not. */
 export async function aborted(signal: AbortSignal): Promise<void> {
-  if (signal.aborted) return
-  const alive = setInterval(() => {}, 2 ** 30)
-  await new Promise<void>((resolve) => signal.addEventListener('abort', () => resolve(), { once: true }))
-  clearInterval(alive)
+  while (!signal.aborted) await sleep(2 ** 30, undefined, { signal }).catch(() => {})
 }

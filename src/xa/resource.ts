@@ -1,15 +1,10 @@
 /**
- * One database as a resource manager in the sense of XA: a transaction manager of another make drives its
- * branches through the two phases, and answers for the decision.
- *
- * An unprepared transaction of Postgres lives and dies with the connection that it was begun on, a prepared one
- * belongs to no connection. So `start` takes a connection out of the pool for the branch, which `prepare`, a
- * commit in one phase, or `rollback` gives back; a prepared branch is finished on any connection, from any
- * process: see prepared.ts.
+ * One database as a resource manager of XA: a transaction manager of another make drives its branches through the two
+ * phases, and answers for the decision. An unprepared branch lives and dies with a connection, which `start` takes out
+ * of the pool; a prepared one belongs to none: see prepared.ts.
  *
  * @see X/Open C193, chapter 5 (the verbs) and section 6.3 (the states of a branch)
  */
-import { randomUUID } from 'node:crypto'
 import type { Transaction } from 'kysely'
 import { checkInteger, checkMilliseconds, checkObject } from '../check.ts'
 import { createDatabase, inTime, transactionOver } from '../connection/database.ts'
@@ -18,31 +13,9 @@ import { literal } from '../connection/quote.ts'
 import { type Cursors, noCursors, withStreams } from '../connection/stream.ts'
 import type { DatabaseTarget } from '../connection/target.ts'
 import { codeOf, HandlerError, isErrorAnswer } from '../errors.ts'
-import {
-  TMENDRSCAN,
-  TMFAIL,
-  TMJOIN,
-  TMNOFLAGS,
-  TMONEPHASE,
-  TMRESUME,
-  TMSTARTRSCAN,
-  TMSUCCESS,
-  TMSUSPEND,
-  XA_OK,
-  XA_RDONLY,
-  XaError,
-} from './codes.ts'
-import {
-  badFlags,
-  duplicate,
-  improper,
-  noSuspension,
-  rolledBack,
-  type State,
-  unavailable,
-  unknown,
-  whatIsLeft,
-} from './errors.ts'
+import * as xa from './codes.ts'
+import * as say from './errors.ts'
+import { XaError } from './errors.ts'
 import { isInTransaction, preparedBranches, type RecoveredXid } from './prepared.ts'
 import { formatXid, gidOf, type RawXid, type XidInput } from './xid.ts'
 
@@ -56,16 +29,14 @@ export interface XaOptions {
 }
 
 /**
- * The verbs. What XA returns as a number comes back in the way of the language: success is returned, as `XA_OK`
- * or `XA_RDONLY`, and all else is thrown, as an {@link XaError} whose `xaCode` is the number. A manager that
- * forgot to compare a number would take a failed `prepare` for a vote to commit; one that forgets to catch an
- * error stops. Two verbs have something better than `XA_OK` to return: `start` the handle to work with, `recover`
- * the list.
+ * The verbs. Success is returned, and all else is thrown, as an {@link XaError} whose
+ * `xaCode` is the number: a manager that forgot to compare a number would take a failed `prepare` for a vote to
+ * commit; one that forgets to catch an error stops.
  *
  * All verbs throw `XAER_INVAL` for an xid or flags that are none, `XAER_RMFAIL` if the database cannot be reached
  * or does not answer, `XAER_PROTO` if the branch is in a state where the verb has no place or the resource is
- * closed. A branch that is prepared is never answered with `XAER_RMERR` or `XA_RB*`, which would let a manager
- * forget it.
+ * closed, and but for `start` and `recover` `XAER_NOTA` if there is no such branch. A branch that is prepared is
+ * never answered with `XAER_RMERR` or `XA_RB*`, which would let a manager forget it.
  */
 export interface XaResource<DB> extends AsyncDisposable {
   /**
@@ -75,58 +46,39 @@ export interface XaResource<DB> extends AsyncDisposable {
    * @throws XaError `XAER_DUPID` if the xid is taken; `XAER_NOTA` if the branch to join is none of this resource's;
    *   `XAER_OUTSIDE` if the pool gave a connection with an open transaction; `XAER_RMERR` for `TMRESUME`;
    *   `XA_RBROLLBACK` if the branch to join was ended with `TMFAIL`
-   * @see X/Open C193, xa_start()
    */
   start(xid: XidInput, flags?: number): Promise<Transaction<DB>>
   /**
    * Ends the work in a branch, for better (`TMSUCCESS`, the default) or worse (`TMFAIL`: it can then only be rolled
    * back). The handle is of no use afterwards. Asks nothing of the server.
    *
-   * @throws XaError `XAER_NOTA` if this resource has no such branch; `XAER_RMERR` for `TMSUSPEND`
-   * @see X/Open C193, xa_end()
+   * @throws XaError `XAER_RMERR` for `TMSUSPEND`
    */
-  end(xid: XidInput, flags?: number): Promise<typeof XA_OK>
+  end(xid: XidInput, flags?: number): Promise<typeof xa.XA_OK>
   /**
    * Votes. After `XA_OK` the branch is prepared: it outlives connections, this process and the server, and waits for
    * `commit` or `rollback`. After `XA_RDONLY` there is nothing to finish: it wrote nothing, and is committed.
    *
    * @throws XaError `XA_RB*` if it is rolled back instead, also because an earlier statement had failed;
-   *   `XAER_NOTA`; `XAER_PROTO` if it is prepared already; `XAER_RMERR` if the branch's own SQL has ended its
-   *   transaction. After `XAER_RMFAIL` it may be prepared: `recover` tells
-   * @see X/Open C193, xa_prepare()
+   *   `XAER_RMERR` if its own SQL has ended its transaction. After `XAER_RMFAIL` it may be prepared: `recover` tells
    */
-  prepare(xid: XidInput): Promise<typeof XA_OK | typeof XA_RDONLY>
+  prepare(xid: XidInput): Promise<typeof xa.XA_OK | typeof xa.XA_RDONLY>
   /**
    * Commits a prepared branch, whoever prepared it; or, with `TMONEPHASE`, one that was ended here.
    *
-   * @throws XaError `XAER_NOTA` if there is none; `XA_RETRY` if another session is at it; with `TMONEPHASE` also
-   *   `XA_RB*`, and `XAER_PROTO` if it is prepared. After `XAER_RMFAIL` with `TMONEPHASE` the outcome is not known;
-   *   without, ask again: `XA_OK` or `XAER_NOTA`
-   * @see X/Open C193, xa_commit()
+   * @throws XaError `XA_RETRY` if another session is at it; with `TMONEPHASE` as `prepare`, and after `XAER_RMFAIL`
+   *   the outcome is not known; without, ask again: `XA_OK` or `XAER_NOTA`
    */
-  commit(xid: XidInput | RawXid, flags?: number): Promise<typeof XA_OK>
-  /**
-   * Rolls back a branch that was ended here, or a prepared one, whoever prepared it.
-   *
-   * @throws XaError `XAER_NOTA` if there is none
-   * @see X/Open C193, xa_rollback()
-   */
-  rollback(xid: XidInput | RawXid): Promise<typeof XA_OK>
+  commit(xid: XidInput | RawXid, flags?: number): Promise<typeof xa.XA_OK>
+  /** Rolls back a branch that was ended here, or a prepared one, whoever prepared it. */
+  rollback(xid: XidInput | RawXid): Promise<typeof xa.XA_OK>
   /**
    * The prepared branches of this database, oldest first, all at once: with `TMSTARTRSCAN`, which is in the default.
-   * Without, nothing more follows. Gids in no known format are among them as they are ({@link RawXid}); the
-   * branches of pgonce itself are not, since their home decides on them.
-   *
-   * @throws XaError `XAER_INVAL` if no scan was started
-   * @see X/Open C193, xa_recover()
+   * Without, nothing more follows, and `XAER_INVAL` if no scan was started. Gids in no known format are among them
+   * as they are ({@link RawXid}); the branches of pgonce itself are not, since their home decides on them.
    */
   recover(flags?: number): Promise<RecoveredXid[]>
-  /**
-   * Always refused: Postgres completes no branch by itself, so there is no heuristic outcome to forget.
-   *
-   * @throws XaError `XAER_PROTO` if there is such a branch; `XAER_NOTA` if there is none
-   * @see X/Open C193, xa_forget()
-   */
+  /** Always refused: Postgres completes no branch by itself, so there is no heuristic outcome to forget. */
   forget(xid: XidInput | RawXid): Promise<never>
   /** Rolls back what is not prepared, leaves what is, and ends the connections that were opened here. */
   close(): Promise<void>
@@ -136,12 +88,9 @@ export interface XaResource<DB> extends AsyncDisposable {
 interface Branch {
   readonly gid: string
   readonly session: Link
-  readonly connection: Executor
   /** Of its streams, whoever is associated with it. */
   readonly cursors: Cursors
-  /** A setting that ends with the transaction: as long as it is there, the transaction is the one we began. */
-  readonly mark: string
-  state: State
+  state: say.State
   /** Which handle may be used: each `start` gives a new one. */
   association: object
   rollbackOnly: boolean
@@ -168,310 +117,251 @@ export function xaResource<DB = unknown>(
   const database = createDatabase('xa', target as DatabaseTarget, { maxConnections, connectTimeout })
   // Others use the pool as well, and may have left something open on a connection.
   const borrowed = typeof target !== 'string' && !(target instanceof URL)
-  const prepared = preparedBranches(database, { borrowed, timeout })
+  const prepared = preparedBranches(database, borrowed, timeout)
   /** By gid; undefined while it begins. */
   const branches = new Map<string, Branch | undefined>()
   let scanning = false
   let closing: Promise<void> | undefined
 
+  const checkOpen = () => {
+    if (closing) throw new XaError('XAER_PROTO', 'This resource is closed')
+  }
+
+  /** The branch if it is here; undefined if not. @throws XaError `XAER_PROTO` if it is in another state */
+  function find(gid: string, state: say.State | 'prepared'): Branch | undefined {
+    if (!branches.has(gid)) return undefined
+    const branch = branches.get(gid)
+    const found = branch?.state ?? 'active'
+    if (found !== state) throw say.improper(gid, found)
+    return branch
+  }
+
   // -------------------------------------------------------------------------------------------------
   // Branches that live here
 
-  async function begin(gid: string): Promise<Branch> {
-    let session: Link
-    try {
-      await database.permits.take(AbortSignal.timeout(connectTimeout))
-    } catch (cause) {
+  async function begin(gid: string): Promise<Transaction<DB>> {
+    await database.permits.take(AbortSignal.timeout(connectTimeout)).catch((cause) => {
       throw new XaError('XAER_RMFAIL', 'All connections stayed in use by branches', {
         hint: 'Finish branches, or make the pool larger (maxConnections)',
         cause,
       })
-    }
+    })
+    let session: Link | undefined
     try {
       session = await database.connect()
-    } catch (cause) {
-      database.permits.give()
-      throw unavailable(`Branch ${gid} could not begin`, cause)
-    }
-    const mark = randomUUID()
-    try {
-      const refusal = await inTime(timeout, open(session, gid, mark))
-      if (refusal === undefined) return branchOver(session, gid, mark)
+      const refusal = await inTime(timeout, open(session, gid))
+      // From here on without a pause: who closes the resource finds the branch, or has closed it before.
+      checkOpen()
+      if (refusal === undefined) {
+        const fresh = { association: {}, rollbackOnly: false, failure: undefined }
+        const branch: Branch = { gid, session, cursors: noCursors(), state: 'active', ...fresh }
+        branches.set(gid, branch)
+        return associate(branch)
+      }
       session.release()
+      session = undefined
       throw refusal
     } catch (error) {
-      session.abandon()
+      session?.abandon()
       database.permits.give()
-      throw error instanceof XaError ? error : unavailable(`Branch ${gid} could not begin`, error)
+      throw error instanceof XaError ? error : say.unavailable(`Branch ${gid} could not begin`, error)
     }
   }
 
   /** Begins the transaction; a refusal leaves the connection as it was. */
-  async function open(session: Link, gid: string, mark: string): Promise<XaError | undefined> {
-    if (borrowed && (await isInTransaction(session))) {
-      return new XaError('XAER_OUTSIDE', `The connection for branch ${gid} has a local transaction open`, {
-        detail: 'The pool gave a connection on which somebody has begun a transaction and not ended it.',
-        hint: 'End local transactions before their connection goes back to the pool, or give the resource a pool of its own',
-      })
-    }
+  async function open(session: Link, gid: string): Promise<XaError | undefined> {
+    if (borrowed && (await isInTransaction(session))) return say.localTransaction('XAER_OUTSIDE', gid)
     const [{ rows }] = await Promise.all([
       session.query<{ taken: boolean }>(
         'select exists (select from pg_catalog.pg_prepared_xacts p where p.gid = $1) as taken',
         [gid],
       ),
       session.query('begin'),
-      // Not by a function: a query would keep the branch from choosing its isolation level.
-      session.query(`set local pgonce.branch = '${mark}'`),
+      // It ends with the transaction: as long as it is there, the transaction is the one we began. Not by a
+      // function: a query would keep the branch from choosing its isolation level.
+      session.query("set local pgonce.branch = 'open'"),
     ])
     if (!rows[0]?.taken) return undefined
     await session.query('rollback')
-    return duplicate(gid)
+    return say.duplicate(gid)
   }
 
-  function branchOver(session: Link, gid: string, mark: string): Branch {
-    const connection: Executor = {
+  /** Gives out a new handle, the only one that works in the branch from now on. */
+  function associate(branch: Branch): Transaction<DB> {
+    const { gid, session, cursors } = branch
+    const association = {}
+    Object.assign(branch, { association, state: 'active' })
+    const executor: Executor = {
       async executeQuery(query) {
+        // Checked where a query is sent: one that was not awaited must not follow PREPARE on the same connection.
+        if (branch.association !== association) {
+          throw new HandlerError('ENDED', `The work in branch ${gid} was ended`, {
+            hint: 'Await every query before end; start with TMJOIN gives a handle to go on with',
+          })
+        }
         try {
           return await session.executeQuery<never>(query)
         } catch (error) {
           // The one before it says why.
           if (codeOf(error) !== '25P02') branch.failure = error
-          throw isErrorAnswer(error) ? error : unavailable(`The connection of branch ${gid} was lost`, error)
+          throw isErrorAnswer(error)
+            ? error
+            : say.unavailable(`The connection of branch ${gid} was lost`, error)
         }
       },
     }
-    const branch: Branch = {
-      gid,
-      session,
-      connection,
-      cursors: noCursors(),
-      mark,
-      state: 'active',
-      association: {},
-      rollbackOnly: false,
-      failure: undefined,
-    }
-    return branch
-  }
-
-  function associate(branch: Branch): Transaction<DB> {
-    const association = {}
-    branch.association = association
-    branch.state = 'active'
-    // Checked where a query is sent: one that was not awaited must not follow PREPARE on the same connection.
-    const check = () => {
-      if (branch.association === association) return
-      throw new HandlerError('ENDED', `The work in branch ${branch.gid} was ended`, {
-        hint: 'Await every query before end; start with TMJOIN gives a handle to go on with',
-      })
-    }
-    const connected: Executor = {
-      async executeQuery(query) {
-        check()
-        return await branch.connection.executeQuery(query)
-      },
-    }
-    const connection = withStreams(connected, branch.cursors)
+    const connection = withStreams(executor, cursors)
     return transactionOver(database.db, {
       provideConnection: (consumer) => consumer(connection),
     }) as unknown as Transaction<DB>
   }
 
-  /** The branch, if it is here and ended: nobody else completes it then. Undefined if it is not here. */
-  function take(gid: string): Branch | undefined {
-    if (!branches.has(gid)) return undefined
-    const branch = branches.get(gid)
-    if (branch?.state !== 'ended') throw improper(gid, branch?.state ?? 'active')
-    branch.state = 'completing'
-    return branch
-  }
-
-  /** Runs the last of a branch's transaction and gives its connection back. */
-  async function complete<T>(
-    branch: Branch,
-    verb: 'prepare' | 'commit' | 'rollback',
-    run: () => Promise<T>,
-  ): Promise<T> {
+  /**
+   * Ends a branch's transaction and gives its connection back. Nobody else completes the branch meanwhile.
+   *
+   * @returns whether the branch wrote
+   * @throws XaError after rolling back, or if nobody can know what became of it
+   */
+  async function complete(branch: Branch, verb: 'prepare' | 'commit' | 'rollback'): Promise<boolean> {
     const { gid, session } = branch
+    branch.state = 'completing'
     try {
-      const result = await inTime(timeout, run())
+      const ending = verb === 'rollback' ? session.query(verb).then(() => false) : settle(branch, verb)
+      const wrote = await inTime(timeout, ending)
       session.release()
-      return result
+      return wrote
     } catch (error) {
-      if (error instanceof XaError) session.release()
-      else if (isErrorAnswer(error)) {
-        await session.query('rollback').then(
-          () => session.release(),
-          () => session.abandon(),
-        )
-        throw rolledBack(gid, error)
-      } else {
+      const isRefused = error instanceof XaError
+      if (!isRefused && !isErrorAnswer(error)) {
         session.abandon()
-        throw unavailable(`The answer to ${verb} of branch ${gid} is missing`, error, whatIsLeft[verb])
+        throw say.unavailable(`The answer to ${verb} of branch ${gid} is missing`, error, verb)
       }
-      throw error
+      await inTime(timeout, session.query('rollback')).then(
+        () => session.release(),
+        () => session.abandon(),
+      )
+      throw isRefused ? error : say.rolledBack(gid, error)
     } finally {
       branches.delete(gid)
       database.permits.give()
     }
   }
 
-  async function rollBack({ session }: Branch): Promise<void> {
-    await session.query('rollback')
-  }
-
-  /** Whether the branch wrote. @throws XaError, after rolling back, if it cannot be committed */
-  async function examine(branch: Branch): Promise<boolean> {
-    const { gid, session, mark } = branch
-    if (branch.rollbackOnly) {
-      await rollBack(branch)
-      throw new XaError('XA_RBROLLBACK', `Branch ${gid} was ended with TMFAIL`)
-    }
-    try {
-      const { rows } = await session.query<{ same: boolean; wrote: boolean }>(
-        `select pg_catalog.current_setting('pgonce.branch', true) is not distinct from $1 as same,
-                pg_catalog.pg_current_xact_id_if_assigned() is not null as wrote`,
-        [mark],
-      )
-      if (rows[0]?.same) return rows[0].wrote
-    } catch (error) {
-      if (codeOf(error) !== '25P02') throw error
-      await rollBack(branch)
-      throw rolledBack(gid, branch.failure)
-    }
-    await rollBack(branch)
-    throw new XaError('XAER_RMERR', `The SQL of branch ${gid} has ended the branch's transaction itself`, {
-      detail: 'What it committed stands, and what came after is rolled back.',
-      hint: 'Leave BEGIN, COMMIT, ROLLBACK and PREPARE TRANSACTION to the transaction manager',
-    })
-  }
-
-  async function commitHere(branch: Branch): Promise<void> {
-    const { command } = await branch.session.query('commit')
-    // In a failed transaction COMMIT rolls back, and says so in the tag alone. Without tags, examine() has looked.
-    if (command !== undefined && command !== 'COMMIT') throw rolledBack(branch.gid, branch.failure)
-  }
-
-  async function prepareHere(branch: Branch): Promise<void> {
+  /** Commits, or prepares what wrote. @throws XaError if it can only be rolled back */
+  async function settle(branch: Branch, verb: 'prepare' | 'commit'): Promise<boolean> {
     const { gid, session } = branch
-    const { command } = await session.query(`prepare transaction ${literal(gid)}`)
-    if (command !== undefined && command !== 'PREPARE TRANSACTION') throw rolledBack(gid, branch.failure)
-  }
-
-  const checkOpen = () => {
-    if (closing) throw new XaError('XAER_PROTO', 'This resource is closed')
+    if (branch.rollbackOnly) throw say.endedWithFail(gid)
+    const { rows } = await session
+      .query<{ same: boolean; wrote: boolean }>(
+        `select pg_catalog.current_setting('pgonce.branch', true) is not distinct from 'open' as same,
+                pg_catalog.pg_current_xact_id_if_assigned() is not null as wrote`,
+      )
+      .catch((error) => {
+        throw codeOf(error) === '25P02' ? say.rolledBack(gid, branch.failure) : error
+      })
+    if (!rows[0]?.same) {
+      throw new XaError('XAER_RMERR', `The SQL of branch ${gid} has ended the branch's transaction itself`, {
+        detail: 'What it committed stands, and what came after is rolled back.',
+        hint: 'Leave BEGIN, COMMIT, ROLLBACK and PREPARE TRANSACTION to the transaction manager',
+      })
+    }
+    const { wrote } = rows[0]
+    const isPrepared = verb === 'prepare' && wrote
+    const { command } = await session.query(isPrepared ? `prepare transaction ${literal(gid)}` : 'commit')
+    // In a failed transaction both roll back, and say so in the tag alone. Without tags, the question has told.
+    if (command !== undefined && command !== (isPrepared ? 'PREPARE TRANSACTION' : 'COMMIT'))
+      throw say.rolledBack(gid, branch.failure)
+    return wrote
   }
 
   // -------------------------------------------------------------------------------------------------
   // The verbs
 
   const resource: XaResource<DB> = {
-    async start(xid, flags = TMNOFLAGS) {
+    async start(xid, flags = xa.TMNOFLAGS) {
       checkOpen()
       const gid = formatXid(xid)
-      if (flags === TMRESUME) throw noSuspension()
-      if (flags !== TMNOFLAGS && flags !== TMJOIN) throw badFlags('start', flags, 'TMNOFLAGS or TMJOIN')
-      if (flags === TMJOIN) {
-        const branch = branches.get(gid)
-        if (!branches.has(gid)) {
+      say.checkFlags('start', flags, [xa.TMNOFLAGS, xa.TMJOIN], 'TMNOFLAGS or TMJOIN')
+      if (flags === xa.TMJOIN) {
+        const branch = find(gid, 'ended')
+        if (branch === undefined) {
           throw new XaError('XAER_NOTA', `There is no branch ${gid} to join`, {
             detail:
               'An unprepared transaction of Postgres lives on one connection; only the resource that started it can join it.',
           })
         }
-        if (branch?.state !== 'ended') throw improper(gid, branch?.state ?? 'active')
-        if (branch.rollbackOnly) throw new XaError('XA_RBROLLBACK', `Branch ${gid} was ended with TMFAIL`)
+        if (branch.rollbackOnly) throw say.endedWithFail(gid)
         return associate(branch)
       }
-      if (branches.has(gid)) throw duplicate(gid)
+      if (branches.has(gid)) throw say.duplicate(gid)
       branches.set(gid, undefined)
       try {
-        const branch = await begin(gid)
-        if (closing) {
-          branch.session.abandon()
-          database.permits.give()
-          checkOpen()
-        }
-        branches.set(gid, branch)
-        return associate(branch)
+        return await begin(gid)
       } catch (error) {
         branches.delete(gid)
         throw error
       }
     },
 
-    async end(xid, flags = TMSUCCESS) {
+    async end(xid, flags = xa.TMSUCCESS) {
       checkOpen()
       const gid = formatXid(xid)
-      if (flags === TMSUSPEND) throw noSuspension()
-      if (flags !== TMSUCCESS && flags !== TMFAIL) throw badFlags('end', flags, 'TMSUCCESS or TMFAIL')
-      const branch = branches.get(gid)
-      if (branch === undefined) throw unknown(gid)
-      if (branch.state !== 'active') throw improper(gid, branch.state)
-      branch.association = {}
-      branch.state = 'ended'
-      branch.rollbackOnly = flags === TMFAIL
-      return XA_OK
+      say.checkFlags('end', flags, [xa.TMSUCCESS, xa.TMFAIL], 'TMSUCCESS or TMFAIL')
+      const branch = find(gid, 'active')
+      if (branch === undefined) throw say.unknown(gid)
+      Object.assign(branch, { association: {}, state: 'ended', rollbackOnly: flags === xa.TMFAIL })
+      return xa.XA_OK
     },
 
     async prepare(xid) {
       checkOpen()
       const gid = formatXid(xid)
-      const branch = take(gid)
-      if (branch === undefined) throw await prepared.elsewhere(gid, 'is prepared already')
-      return await complete(branch, 'prepare', async () => {
-        const wrote = await examine(branch)
-        await (wrote ? prepareHere(branch) : commitHere(branch))
-        return wrote ? XA_OK : XA_RDONLY
-      })
+      const branch = find(gid, 'ended')
+      if (branch === undefined) return await prepared.refuse(gid, 'is prepared already')
+      return (await complete(branch, 'prepare')) ? xa.XA_OK : xa.XA_RDONLY
     },
 
-    async commit(xid, flags = TMNOFLAGS) {
+    async commit(xid, flags = xa.TMNOFLAGS) {
       checkOpen()
       const gid = gidOf(xid)
-      if (flags !== TMNOFLAGS && flags !== TMONEPHASE)
-        throw badFlags('commit', flags, 'TMNOFLAGS or TMONEPHASE')
-      if (flags === TMNOFLAGS) {
-        if (branches.has(gid)) throw improper(gid, branches.get(gid)?.state ?? 'active', 'prepare it first')
+      say.checkFlags('commit', flags, [xa.TMNOFLAGS, xa.TMONEPHASE], 'TMNOFLAGS or TMONEPHASE')
+      if (flags === xa.TMNOFLAGS) {
+        find(gid, 'prepared')
         await prepared.finish('commit', gid)
-        return XA_OK
+        return xa.XA_OK
       }
-      const branch = take(gid)
-      if (branch === undefined) throw await prepared.elsewhere(gid, 'is prepared, and takes the second phase')
-      await complete(branch, 'commit', async () => {
-        await examine(branch)
-        await commitHere(branch)
-      })
-      return XA_OK
+      const branch = find(gid, 'ended')
+      if (branch === undefined) return await prepared.refuse(gid, 'is prepared, and takes the second phase')
+      await complete(branch, 'commit')
+      return xa.XA_OK
     },
 
     async rollback(xid) {
       checkOpen()
       const gid = gidOf(xid)
-      const branch = take(gid)
+      const branch = find(gid, 'ended')
       if (branch === undefined) await prepared.finish('rollback', gid)
-      else await complete(branch, 'rollback', () => rollBack(branch))
-      return XA_OK
+      else await complete(branch, 'rollback')
+      return xa.XA_OK
     },
 
-    async recover(flags = TMSTARTRSCAN | TMENDRSCAN) {
+    async recover(flags = xa.TMSTARTRSCAN | xa.TMENDRSCAN) {
       checkOpen()
-      if (!Number.isInteger(flags) || (flags & ~(TMSTARTRSCAN | TMENDRSCAN)) !== 0)
-        throw badFlags('recover', flags, 'a combination of TMSTARTRSCAN and TMENDRSCAN')
-      const starts = (flags & TMSTARTRSCAN) !== 0
-      if (!starts && !scanning) {
+      const scans = [xa.TMNOFLAGS, xa.TMSTARTRSCAN, xa.TMENDRSCAN, xa.TMSTARTRSCAN | xa.TMENDRSCAN]
+      say.checkFlags('recover', flags, scans, 'a combination of TMSTARTRSCAN and TMENDRSCAN')
+      const starts = (flags & xa.TMSTARTRSCAN) !== 0
+      if (!starts && !scanning)
         throw new XaError('XAER_INVAL', 'No scan was started', { hint: 'The first call takes TMSTARTRSCAN' })
-      }
       const found = starts ? await prepared.list() : []
-      scanning = (flags & TMENDRSCAN) === 0
+      scanning = (flags & xa.TMENDRSCAN) === 0
       return found
     },
 
     async forget(xid) {
       checkOpen()
       const gid = gidOf(xid)
-      if (branches.has(gid)) throw improper(gid, branches.get(gid)?.state ?? 'active')
-      throw await prepared.elsewhere(gid, 'is prepared, and was not completed heuristically')
+      find(gid, 'prepared')
+      return await prepared.refuse(gid, 'is prepared, and was not completed heuristically')
     },
 
     close() {
@@ -484,15 +374,13 @@ export function xaResource<DB = unknown>(
   return resource
 
   async function closeAll(): Promise<void> {
-    await Promise.all(
-      [...branches.values()].map(async (branch) => {
-        // One that begins finds the resource closed; one that completes is waited for below.
-        if (branch === undefined || branch.state === 'completing') return
-        branch.association = {}
-        branch.state = 'completing'
-        await complete(branch, 'rollback', () => rollBack(branch)).catch(() => {})
-      }),
-    )
+    // One that begins finds the resource closed; one that completes is waited for by the database.
+    const rollingBack = [...branches.values()].map(async (branch) => {
+      if (branch === undefined || branch.state === 'completing') return
+      branch.association = {}
+      await complete(branch, 'rollback').catch(() => {})
+    })
+    await Promise.all(rollingBack)
     await database.close()
   }
 }

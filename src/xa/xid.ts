@@ -7,7 +7,7 @@
  * @see https://github.com/psycopg/psycopg2/blob/master/psycopg/xid_type.c
  */
 import { show } from '../check.ts'
-import { XaError } from './codes.ts'
+import { XaError } from './errors.ts'
 
 /** The name of a branch, as transaction managers give it. */
 export interface Xid {
@@ -64,6 +64,7 @@ export function parseXid(gid: string): Xid | RawXid {
   if (typeof gid !== 'string') refuse('gid', gid, 'a string as in pg_prepared_xacts')
   const [, formatId, gtrid, bqual] = /^(-?\d{1,10})_([A-Za-z0-9+/=]+)_([A-Za-z0-9+/=]*)$/.exec(gid) ?? []
   if (formatId === undefined || gtrid === undefined || bqual === undefined) return { gid }
+  const bytes = (text: string) => new Uint8Array(Buffer.from(text, 'base64'))
   const xid = { formatId: Number(formatId), gtrid: bytes(gtrid), bqual: bytes(bqual) }
   try {
     return formatXid(xid) === gid ? xid : { gid }
@@ -82,7 +83,7 @@ export function gidOf(xid: XidInput | RawXid): string {
   if (typeof gid !== 'string' || gid.includes('\0') || !gid.isWellFormed())
     refuse('gid', gid, 'a string as in pg_prepared_xacts')
   if (Buffer.byteLength(gid) > maxGidBytes) refuse('gid', gid, `at most ${maxGidBytes} bytes long`)
-  if (isOwnGid(gid)) {
+  if (ownGid.test(gid)) {
     throw new XaError('XAER_INVAL', `${show(gid)} is a branch of a transaction of pgonce itself`, {
       detail: 'Its outcome is decided at its home; a transaction manager has no say in it.',
       hint: 'Run pgonce recover',
@@ -91,13 +92,9 @@ export function gidOf(xid: XidInput | RawXid): string {
   return gid
 }
 
-/** A gid of `src/commit/gid.ts`, of whatever version. */
-function isOwnGid(gid: string): boolean {
-  return /^once:[0-9]+:/.test(gid)
-}
-
-/** The same in SQL. */
-export const isOwnGidSql = "gid ~ '^once:[0-9]+:'"
+/** A gid of `src/commit/gid.ts`, of whatever version, here and in SQL. */
+const ownGid = /^once:[0-9]+:/
+export const isOwnGidSql = `gid ~ '${ownGid.source}'`
 
 function base64(what: string, value: unknown, least: number): string {
   if (typeof value === 'string' && !value.isWellFormed())
@@ -107,10 +104,6 @@ function base64(what: string, value: unknown, least: number): string {
   if (buffer.length < least || buffer.length > 64)
     refuse(what, `${buffer.length} bytes`, `${least} to 64 bytes`)
   return buffer.toString('base64')
-}
-
-function bytes(text: string): Uint8Array {
-  return new Uint8Array(Buffer.from(text, 'base64'))
 }
 
 function refuse(what: string, value: unknown, expected: string): never {

@@ -112,8 +112,9 @@ test('a copied database is told from its original, and what to type is said', as
   const databaseId = find(checks, 'database id', 'copy')
   t.is(databaseId.status, 'critical')
   t.regex(databaseId.found, /copy/)
-  const [line] = databaseId.hint?.split(';') ?? []
+  const [line] = /select once\.renew_database_id\('copied'\)/.exec(databaseId.hint ?? '') ?? []
   await copy.sql.unsafe(line ?? '')
+  t.regex(databaseId.hint ?? '', /select once\.adopt_database_id\('moved'\)/)
   t.is((await doctor(...named({ orders, copy }))).exitCode, 0)
 })
 

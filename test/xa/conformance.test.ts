@@ -408,6 +408,25 @@ test('Starting an xid that is taken says XAER_DUPID, here, elsewhere, and in ano
   t.is(await xa.commit(xid, TMONEPHASE), XA_OK)
 })
 
+test('Starting an xid that is taken costs no connection', async (t) => {
+  const { database, xa } = await manager(t)
+  const one = resource(t, database.url, { maxConnections: 1 })
+  const backend = async () => {
+    const xid = freshXid()
+    const { rows } = await sql<{ pid: number }>`select pg_backend_pid() as pid`.execute(await one.start(xid))
+    await one.end(xid)
+    await one.rollback(xid)
+    return rows[0]?.pid
+  }
+  const taken = freshXid()
+  await work(xa, taken, 1)
+  await xa.prepare(taken)
+  const before = await backend()
+  await throwsXa(t, one.start(taken), 'XAER_DUPID')
+  t.is(await backend(), before)
+  await xa.rollback(taken)
+})
+
 test('Of two branches under one xid, the one that prepares second is rolled back with XA_RBPROTO', async (t) => {
   const { database, xa } = await manager(t)
   const other = resource(t, database.url)
