@@ -15,13 +15,13 @@
  */
 import { type Database, inTime } from '../connection/database.ts'
 import { type Link, wasNeverSent } from '../connection/link.ts'
-import { environment } from '../environment.ts'
-import { AbortedError, codeOf, isErrorAnswer, PgonceError } from '../errors.ts'
+import { AbortedError, isErrorAnswer, PgonceError } from '../errors.ts'
 import * as say from '../statements.ts'
 import type { Branch } from './branch.ts'
 import { traced } from './channels.ts'
 import type { Deadline } from './deadline.ts'
 import { lost, outcomeUnknown, reasonOf, refusalOf, swallowed } from './explain.ts'
+import { finishPrepared } from './finish.ts'
 import { formatGid, formatId } from './gid.ts'
 import { awaitOutcome } from './outcome.ts'
 
@@ -122,15 +122,9 @@ async function leave({ link }: Branch): Promise<void> {
   else await ended
 }
 
-/** Undefined on a caller's connection, where what a handler leaves is the caller's. */
-const sharedOf = ({ isOwn, durability }: Link) => (isOwn ? { level: durability } : undefined)
-
-const sayCommit = ({ link, transactionId }: Branch) =>
-  link.isDirect ? say.commitDirect(link.durability) : say.commit(transactionId, sharedOf(link))
-
 /** One database wrote: its plain COMMIT is the decision. */
 async function commitAlone(work: Work, branch: Branch): Promise<Committed> {
-  const decision = await decide(work, branch, sayCommit(branch))
+  const decision = await decide(work, branch, say.commit(branch.link, branch.transactionId))
   if (decision.outcome === 'committed') return { id: null, unfinished: undefined }
   if (decision.outcome === 'aborted') throw decision.error
   branch.link.abandon()
@@ -139,9 +133,11 @@ async function commitAlone(work: Work, branch: Branch): Promise<Committed> {
 
 async function commitReader(reader: Branch): Promise<void> {
   await reader.settle()
-  const committed = await reader.ask(sayCommit(reader)).catch((error: unknown) => {
-    throw reasonOf(reader, error)
-  })
+  const committed = await reader
+    .ask(say.commit(reader.link, reader.transactionId))
+    .catch((error: unknown) => {
+      throw reasonOf(reader, error)
+    })
   if (!committed) throw swallowed(reader)
 }
 
@@ -172,13 +168,7 @@ async function commitInTwoPhases(
   }
 
   const { link } = home
-  let decision = await decide(
-    work,
-    home,
-    link.isDirect
-      ? say.decideDirect(global, participants, link.durability)
-      : say.decide(global, participants, sharedOf(link)),
-  )
+  let decision = await decide(work, home, say.decide(link, global, participants))
   if (decision.outcome === 'unknown') {
     link.abandon()
     const answer = await awaitOutcome(home.database, global, work.answerTimeout)
@@ -215,11 +205,7 @@ async function prepare(branch: Branch, global: say.GlobalId, gid: string): Promi
   await traced('prepare', branch, async () => {
     const [before, prepared] = await Promise.allSettled([
       branch.settle(),
-      branch.ask(
-        link.isDirect
-          ? say.prepareDirect(global, participant, gid, link.durability)
-          : say.prepare(global, participant, gid, sharedOf(link)),
-      ),
+      branch.ask(say.prepare(link, global, participant, gid)),
     ])
     if (prepared.status === 'fulfilled') {
       if (!prepared.value) throw swallowed(branch)
@@ -285,47 +271,23 @@ async function decide(
 }
 
 /**
- * Commits or rolls back a prepared branch on the connection that prepared it. False: left to recovery. Never
- * throws, for the decision is made.
+ * Commits or rolls back a prepared branch on the connection that prepared it. False: not known to have happened, and
+ * left to recovery. Never throws, for the decision is made.
  */
 async function finish(branch: Branch, verb: 'commit' | 'rollback', gid: string): Promise<boolean> {
   const { link, transactionId } = branch
+  const run = async () => {
+    if ((await finishPrepared(link, say.finish(verb, gid))) || verb === 'rollback') return true
+    return await link.send(say.findEvidence(transactionId))
+  }
   return await traced('finish', branch, async () => {
     try {
-      return await inTime(patience, finishPrepared(link, verb, gid, transactionId))
+      return await inTime(patience, run())
     } catch {
       link.abandon()
       return false
     }
   })
-}
-
-/**
- * Runs COMMIT PREPARED or ROLLBACK PREPARED; false if it is not known to have happened.
- */
-async function finishPrepared(
-  link: Link,
-  verb: 'commit' | 'rollback',
-  gid: string,
-  transactionId: string,
-): Promise<boolean> {
-  for (;;) {
-    try {
-      await link.send(say.finish(verb, gid))
-      return true
-    } catch (error) {
-      const code = codeOf(error)
-      if (code === '55000') {
-        // Somebody else is finishing it right now, or PREPARE still waits for a standby.
-        await environment.sleep(20)
-      } else if (code === '42704') {
-        // Somebody else has finished it, or it was lost. That it is gone proves nothing; evidence does.
-        return verb === 'rollback' || (await link.send(say.findEvidence(transactionId)))
-      } else {
-        throw error
-      }
-    }
-  }
 }
 
 /** On a connection of ours what outlives a rollback goes as well; on a caller's it is the caller's. */

@@ -76,7 +76,7 @@ export function planMove(move: PositionMove): say.Statement<unknown> {
     throw new InvalidInputError('ONARG', 'Expected `expected` to be a token or null, as `next` is a token')
   }
   const before = expected === null ? null : checkText('expected', expected)
-  return say.advanceToken(partition, epoch, before, checkText('next', next))
+  return say.advance(partition, epoch, before, checkText('next', next))
 }
 
 function check(which: Partition): Required<Partition> {
