@@ -229,13 +229,17 @@ export const end = () => plain('end', 'commit', nothing)
 // A branch: on a connection with the second net (direct), everything is said in as few texts as there are waits; on
 // any other, our functions look at each step.
 
-/** What is to be known of a session to end a transaction in it. */
+/** What is to be known of a session, to end a transaction in it. */
 export interface Session {
-  /** Whether the second net is in force. */
+  /**
+   * Whether the second net is in force: outside of our transactions it reads only, so that BEGIN need not be waited for.
+   * Seen on each connection, never believed; false for those that are not ours, that we share with a pooler's others, and
+   * that an operator has made read-only.
+   */
   readonly isDirect: boolean
-  /** Whether we opened it; without the net, we share it with a pooler's others, or an operator has made it read-only. */
+  /** Whether we opened it: then what a handler leaves behind in the session is reset with the commit. */
   readonly isOwn: boolean
-  /** Its `synchronous_commit`, where it is ours. */
+  /** `synchronous_commit` as it began with it; undefined where it was not asked. */
   readonly durability: string | undefined
 }
 

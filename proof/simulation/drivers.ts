@@ -110,7 +110,6 @@ function overOwn(place: Place, pooler: Pooler | undefined, max: number, net: boo
       return link
     },
     maxConnections: max,
-    isOwn: true,
     apart: () => overOwn(place, pooler, 1, false),
     close: end,
   }
@@ -220,7 +219,6 @@ function overForeign(
     db,
     take: () => takeKyselyLink(db),
     maxConnections: max,
-    isOwn: false,
     // A caller's Kysely has only its own connections.
     apart: () => opened,
     close: async () => {},

@@ -24,17 +24,11 @@ export function startDeadline(timeout: number, signal: AbortSignal | undefined):
   let listener = () => {}
   const over = new Promise<never>((_, reject) => {
     listener = () => {
-      const timedOut = late.signal.aborted || isTimeout(both)
-      reject(
-        new AbortedError(
-          timedOut ? 'TIMEOUT' : 'ABORTED',
-          `The transaction was ${timedOut ? 'not decided in time' : 'aborted'}`,
-          {
-            detail: 'It is rolled back in every database.',
-            cause: signal?.aborted ? signal.reason : undefined,
-          },
-        ),
-      )
+      const cause = signal?.aborted ? signal.reason : undefined
+      const options = { detail: 'It is rolled back in every database.', cause }
+      const isLate = late.signal.aborted || isTimeout(both)
+      if (isLate) reject(new AbortedError('TIMEOUT', 'The transaction was not decided in time', options))
+      else reject(new AbortedError('ABORTED', 'The transaction was aborted', options))
     }
     if (both.aborted) listener()
     else both.addEventListener('abort', listener, { once: true })

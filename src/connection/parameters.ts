@@ -71,13 +71,8 @@ export function textSerializers(
 /** @throws InvalidInputError `ONARG` if one of them cannot be put into words */
 export function textParameters(client: postgres.Sql, values: readonly unknown[]): unknown[] {
   if (values.length > most) {
-    throw new InvalidInputError(
-      'ONARG',
-      `Expected at most ${most} parameters in one query, got ${values.length}`,
-      {
-        hint: 'Send the rows in smaller pieces',
-      },
-    )
+    const what = `Expected at most ${most} parameters in one query, got ${values.length}`
+    throw new InvalidInputError('ONARG', what, { hint: 'Send the rows in smaller pieces' })
   }
   return values.map((value, index) => {
     switch (typeof value) {
@@ -126,13 +121,9 @@ function textOf(client: postgres.Sql, value: object, position: number): unknown 
 }
 
 function refuse(value: unknown, position: number): never {
-  throw new InvalidInputError(
-    'ONARG',
-    `Expected parameter ${position} to be a value that Postgres has, got ${show(value)}`,
-    {
-      hint: 'Pass null for nothing; a valid Date; plain data without undefined, functions or symbols',
-    },
-  )
+  const what = `Expected parameter ${position} to be a value that Postgres has, got ${show(value)}`
+  const hint = 'Pass null for nothing; a valid Date; plain data without undefined, functions or symbols'
+  throw new InvalidInputError('ONARG', what, { hint })
 }
 
 function hex(bytes: Uint8Array): string {
@@ -152,14 +143,11 @@ function jsonOf(value: object, position: number): string {
 }
 
 function unfit(position: number, cause: unknown): InvalidInputError {
-  return new InvalidInputError(
-    'ONARG',
-    `Parameter ${position} cannot be written as JSON: ${(cause as Error).message}`,
-    {
-      hint: 'Convert BigInt to string; plain data has no cycles',
-      cause,
-    },
-  )
+  const what = `Parameter ${position} cannot be written as JSON: ${(cause as Error).message}`
+  return new InvalidInputError('ONARG', what, {
+    hint: 'Convert BigInt to string; plain data has no cycles',
+    cause,
+  })
 }
 
 /** @see https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO */

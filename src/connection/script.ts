@@ -14,14 +14,9 @@ import { HandlerError, InvalidInputError } from '../errors.ts'
 export function refuseControl(text: string): void {
   for (const statement of beginnings(text)) {
     if (isControl(statement)) {
-      throw new HandlerError(
-        'ONEND',
-        `The handler ran ${statement.trim().toUpperCase()}, which would end its transaction`,
-        {
-          detail: 'It was not sent, and everything is rolled back.',
-          hint: 'Remove it from the handler: return to commit, throw to roll back. SAVEPOINT and ROLLBACK TO are allowed',
-        },
-      )
+      const what = `The handler ran ${statement.trim().toUpperCase()}, which would end its transaction`
+      const detail = 'It was not sent, and everything is rolled back.'
+      throw new HandlerError('ONEND', what, { detail, hint: endHint })
     }
     if (statement.startsWith('copy ') && /\b(stdin|stdout)\b/i.test(text))
       throw copyRefused(/\bstdout\b/i.test(text))
@@ -35,13 +30,17 @@ function isControl(statement: string): boolean {
   )
 }
 
+const endHint =
+  'Remove it from the handler: return to commit, throw to roll back. SAVEPOINT and ROLLBACK TO are allowed'
+
 function copyRefused(isRead: boolean): HandlerError {
-  return new HandlerError('COPY', `The handler ran COPY ${isRead ? '... TO STDOUT' : '... FROM STDIN'}`, {
-    detail: 'Its rows travel beside the answers, where nobody takes or gives them. It was not sent.',
-    hint: isRead
-      ? 'Read them as rows: for await (const row of tx.selectFrom(...).selectAll().stream()). Or run COPY outside of the transaction, on a connection of your own'
-      : 'Write them as rows: await tx.insertInto(...).values(rows).execute(). Or run COPY outside of the transaction, on a connection of your own',
-  })
+  const what = `The handler ran COPY ${isRead ? '... TO STDOUT' : '... FROM STDIN'}`
+  const detail = 'Its rows travel beside the answers, where nobody takes or gives them. It was not sent.'
+  const instead = isRead
+    ? 'Read them as rows: for await (const row of tx.selectFrom(...).selectAll().stream())'
+    : 'Write them as rows: await tx.insertInto(...).values(rows).execute()'
+  const hint = `${instead}. Or run COPY outside of the transaction, on a connection of your own`
+  return new HandlerError('COPY', what, { detail, hint })
 }
 
 /** The first words of each statement in a text, in lower case, single spaces between them. */
@@ -159,13 +158,8 @@ function skipQuoted(text: string, from: number, quote: string, backslashes: bool
 export function fillIn(text: string, literals: readonly string[]): string {
   const filled = fill(text, literals, false)
   if (!text.includes('\\') || filled === fill(text, literals, true)) return filled
-  throw new InvalidInputError(
-    'ONARG',
-    'A query has a backslash in a text that its session may read in two ways',
-    {
-      hint: 'Pass the text as a parameter',
-    },
-  )
+  const what = 'A query has a backslash in a text that its session may read in two ways'
+  throw new InvalidInputError('ONARG', what, { hint: 'Pass the text as a parameter' })
 }
 
 function fill(text: string, literals: readonly string[], backslashes: boolean): string {

@@ -25,18 +25,14 @@ export type OpenSocket = (options: SocketOptions) => Socket | Promise<Socket>
 /** A URL, or options of postgres.js. */
 export type Address = string | postgres.Options<Record<string, postgres.PostgresType>>
 
-export interface WireOptions {
-  readonly applicationName: string
-  /** Milliseconds. */
-  readonly connectTimeout: number
-}
-
 /** Milliseconds that a server has to close its end after we have hung up. */
 const patience = 5_000
 
+/** @param connectTimeout milliseconds */
 export function openWire(
   address: Address,
-  { applicationName, connectTimeout }: WireOptions,
+  applicationName: string,
+  connectTimeout: number,
   onclose: (error: unknown) => void,
 ): Wire {
   const given = typeof address === 'string' ? {} : address
