@@ -16,6 +16,7 @@
 import { type Database, inTime } from '../connection/database.ts'
 import { type Link, wasNeverSent } from '../connection/link.ts'
 import { AbortedError, isErrorAnswer, PgonceError } from '../errors.ts'
+import type { TransactionSettings } from '../options.ts'
 import * as say from '../statements.ts'
 import type { Branch } from './branch.ts'
 import { traced } from './channels.ts'
@@ -29,13 +30,12 @@ import { awaitOutcome } from './outcome.ts'
 const patience = 10_000
 
 /** Thrown while committing when the branches are dealt with already; what the caller gets is inside. */
-export class Settled extends Error {
+export class Settled {
   readonly error: unknown
   /** Until then the connections are in use, and the caller need not wait for it. Never rejects. */
   readonly tidied: Promise<unknown>
 
   constructor(error: unknown, tidied: Promise<unknown> = Promise.resolve()) {
-    super('the branches are dealt with')
     this.error = error
     this.tidied = tidied
   }
@@ -45,11 +45,8 @@ export interface Work {
   readonly branches: readonly Branch[]
   /** Cuts waiting short when the transaction is given up. */
   readonly deadline: Deadline
-  /** By name. */
-  readonly preferredHome: string | undefined
-  /** Milliseconds to wait for the answer to COMMIT. */
-  readonly answerTimeout: number
-  readonly record: boolean
+  /** `timeout` is also how long the answer to COMMIT is waited for. */
+  readonly settings: TransactionSettings
   /** Nothing was changed, and whoever waits knows all that there is to know: a duplicate. */
   readonly isVoid: boolean
 }
@@ -73,7 +70,8 @@ const nameOf = ({ database }: Branch) => database.name
 
 /** @throws Settled if the branches are dealt with; anything else: nothing is decided, roll back */
 export async function commit(work: Work): Promise<Committed> {
-  const { branches, deadline, record } = work
+  const { branches, deadline, settings } = work
+  const { record } = settings
   const [only] = branches
   if (only === undefined) return { id: null, unfinished: undefined }
   const fences = branches.flatMap((branch) => branch.obeyFence() ?? [])
@@ -101,9 +99,9 @@ export async function commit(work: Work): Promise<Committed> {
 }
 
 /** Asks who wrote where no statement has shown it, and the home for its xid; undefined if nobody wrote. */
-async function findHome({ branches, deadline, preferredHome }: Work): Promise<Branch | undefined> {
+async function findHome({ branches, deadline, settings }: Work): Promise<Branch | undefined> {
   for (let candidates = branches; ; ) {
-    const home = candidateAmong(candidates, nameOf, preferredHome)
+    const home = candidateAmong(candidates, nameOf, settings.home)
     if (home === undefined) return undefined
     await deadline.race(Promise.all(candidates.map((branch) => branch.learn(branch === home))))
     if (home.wrote) return home
@@ -171,7 +169,7 @@ async function commitInTwoPhases(
   let decision = await decide(work, home, say.decide(link, global, participants))
   if (decision.outcome === 'unknown') {
     link.abandon()
-    const answer = await awaitOutcome(home.database, global, work.answerTimeout)
+    const answer = await awaitOutcome(home.database, global, work.settings.timeout)
     if (answer === undefined) throw new Settled(outcomeUnknown(id, home, decision.error))
     decision =
       answer === 'committed'
@@ -249,13 +247,13 @@ type Decision =
  * that is no answer is unknown, FATAL included: a server that shuts down may say it after committing.
  */
 async function decide(
-  { answerTimeout }: Work,
+  { settings }: Work,
   branch: Branch,
   statement: say.Statement<boolean>,
 ): Promise<Decision> {
   return await traced('decide', branch, async (): Promise<Decision> => {
     try {
-      const committed = await inTime(answerTimeout, branch.link.send(statement))
+      const committed = await inTime(settings.timeout, branch.link.send(statement))
       return committed ? { outcome: 'committed' } : { outcome: 'aborted', error: swallowed(branch) }
     } catch (error) {
       if (isErrorAnswer(error)) {

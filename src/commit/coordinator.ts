@@ -20,7 +20,7 @@ import {
   isRetryable,
   LimitError,
 } from '../errors.ts'
-import { defaults, type TransactionOptions } from '../options.ts'
+import type { TransactionSettings } from '../options.ts'
 import { type Branch, lazyTransaction, openBranch, type Progress, refuseUnawaited } from './branch.ts'
 import { candidateAmong, commit, rollBack, Settled } from './commit.ts'
 import { answerUntil, type Deadline, startDeadline } from './deadline.ts'
@@ -64,10 +64,9 @@ export type TransactionBody<T> = (stage: Stage) => Promise<T>
 export function databaseNamed(databases: ReadonlyMap<string, Database>, name: string): Database {
   const database = databases.get(name)
   if (database !== undefined) return database
-  throw new InvalidInputError(
-    'ONARG',
-    `No database named ${typeof name === 'string' ? name.slice(0, 100) : show(name)}; there are ${[...databases.keys()].join(', ')}`,
-  )
+  const wanted = typeof name === 'string' ? name.slice(0, 100) : show(name)
+  const known = [...databases.keys()].join(', ')
+  throw new InvalidInputError('ONARG', `No database named ${wanted}; there are ${known}`)
 }
 
 /** Milliseconds. */
@@ -86,10 +85,9 @@ const nested = new AsyncLocalStorage<Scope>()
 export function refuseNested(context: Context, what: string): void {
   for (let scope = nested.getStore(); scope !== undefined; scope = scope.outer) {
     if (scope.context !== context || scope.over) continue
-    throw new HandlerError('NESTED', `${what} inside the handler of a transaction`, {
-      detail: 'It would neither be atomic with it nor could the two be kept from waiting for each other.',
-      hint: 'Use the handles that the handler was given; run independent work outside it',
-    })
+    const detail = 'It would neither be atomic with it nor could the two be kept from waiting for each other.'
+    const hint = 'Use the handles that the handler was given; run independent work outside it'
+    throw new HandlerError('NESTED', `${what} inside the handler of a transaction`, { detail, hint })
   }
 }
 
@@ -103,16 +101,6 @@ class OutOfOrder extends Error {
   }
 }
 
-/** A connection was lost before the server had answered anything: nothing happened, as after a long sleep. */
-class NothingHappened extends Error {
-  readonly error: unknown
-
-  constructor(error: unknown) {
-    super('the connection was lost before its first answer')
-    this.error = error
-  }
-}
-
 /**
  * Runs a handler and commits what it did in all databases, or in none.
  *
@@ -121,27 +109,27 @@ class NothingHappened extends Error {
  */
 export async function runTransaction<T>(
   context: Context,
-  options: TransactionOptions,
+  settings: TransactionSettings,
   body: TransactionBody<T>,
 ): Promise<TransactionResult<T>> {
   refuseNested(context, 'A transaction was begun')
-  const { timeout = defaults.timeout, retries = defaults.retries } = options
-  const deadline = startDeadline(timeout, options.signal)
+  const { timeout, retries, signal } = settings
+  const deadline = startDeadline(timeout, signal)
   let wanted: ReadonlySet<Database> = new Set()
   try {
-    for (let attempt = 0; ; attempt += 1) {
+    for (let runs = 0; ; runs += 1) {
+      const attempt = new Attempt(context, settings, deadline, body)
       try {
-        return await new Attempt(context, options, deadline, body).run(wanted)
-      } catch (thrown) {
-        if (thrown instanceof OutOfOrder) {
-          wanted = thrown.wanted
-          attempt -= 1
+        return await attempt.run(wanted)
+      } catch (error) {
+        if (error instanceof OutOfOrder) {
+          wanted = error.wanted
+          runs -= 1
           continue
         }
-        const error = thrown instanceof NothingHappened ? thrown.error : thrown
-        const mayHelp = thrown instanceof NothingHappened || causes(error).some(isRetryable)
-        if (attempt >= retries || !mayHelp || deadline.signal.aborted) throw error
-        const pause = environment.random() * Math.min(10 * 2 ** attempt, longestBackoff)
+        const mayHelp = attempt.didNothing || causes(error).some(isRetryable)
+        if (runs >= retries || !mayHelp || deadline.signal.aborted) throw error
+        const pause = environment.random() * Math.min(10 * 2 ** runs, longestBackoff)
         await environment.sleep(pause, deadline.signal).catch(() => {
           throw error
         })
@@ -155,7 +143,7 @@ export async function runTransaction<T>(
 /** One run of the handler. */
 class Attempt<T> {
   readonly #context: Context
-  readonly #options: TransactionOptions
+  readonly #settings: TransactionSettings
   readonly #deadline: Deadline
   readonly #body: TransactionBody<T>
   readonly #transactionId = environment.randomUUID()
@@ -172,10 +160,12 @@ class Attempt<T> {
   }
   #givenUp = false
   #isVoid = false
+  /** A connection was lost before the server had answered anything: nothing happened, as after a long sleep. */
+  didNothing = false
 
-  constructor(context: Context, options: TransactionOptions, deadline: Deadline, body: TransactionBody<T>) {
+  constructor(context: Context, settings: TransactionSettings, deadline: Deadline, body: TransactionBody<T>) {
     this.#context = context
-    this.#options = options
+    this.#settings = settings
     this.#deadline = deadline
     this.#body = body
   }
@@ -229,7 +219,7 @@ class Attempt<T> {
     branch.catch(() => {})
     this.#begun.set(database, branch)
     // With its xid known in time the commit saves a round trip.
-    const home = candidateAmong([...this.#begun.keys()], ({ name }) => name, this.#options.home)
+    const home = candidateAmong([...this.#begun.keys()], ({ name }) => name, this.#settings.home)
     if (home !== undefined && home !== database) {
       this.#begun.get(home)?.then(
         (first) => first.noteXid(),
@@ -240,11 +230,7 @@ class Attempt<T> {
   }
 
   async #open(database: Database): Promise<Branch> {
-    const {
-      lockTimeout = defaults.lockTimeout,
-      idleTimeout = defaults.idleTimeout,
-      isolationLevel,
-    } = this.#options
+    const { lockTimeout, idleTimeout, isolationLevel } = this.#settings
     // Permits are taken in the order of database ids, so the id comes first.
     const databaseId = database.databaseId ?? (await database.identify())
     refuseTwice(this.#context, database, databaseId)
@@ -264,7 +250,7 @@ class Attempt<T> {
   }
 
   async #commit(result: T): Promise<TransactionResult<T>> {
-    const { timeout = defaults.timeout, record = false, home: preferredHome, finish } = this.#options
+    const { finish } = this.#settings
     refuseUnawaited(this.#progress)
     const branches =
       this.#opened.length === this.#begun.size
@@ -275,9 +261,7 @@ class Attempt<T> {
     const { id, unfinished } = await commit({
       branches,
       deadline: this.#deadline,
-      answerTimeout: timeout,
-      record,
-      preferredHome,
+      settings: this.#settings,
       isVoid: this.#isVoid,
     })
     if (unfinished === undefined) {
@@ -321,9 +305,9 @@ class Attempt<T> {
       (outcome) => outcome.status === 'rejected' && outcome.reason instanceof OutOfOrder,
     )
     if (outOfOrder?.status === 'rejected') return outOfOrder.reason
-    const isNothing =
+    this.didNothing =
       code === 'CONNECTION_LOST' && this.#opened.length > 0 && this.#opened.every(({ answered }) => !answered)
-    return isNothing ? new NothingHappened(error) : error
+    return error
   }
 
   #release(): void {
@@ -390,10 +374,9 @@ class Permits {
       try {
         await database.permits.take(signal)
       } catch (cause) {
-        throw new LimitError('NO_CONNECTION', `No connection to ${database.name} became free in time`, {
-          hint: 'Make the pool larger (maxConnections), or the handlers shorter',
-          cause,
-        })
+        const hint = 'Make the pool larger (maxConnections), or the handlers shorter'
+        const what = `No connection to ${database.name} became free in time`
+        throw new LimitError('NO_CONNECTION', what, { hint, cause })
       }
     }
     if (this.#over) {
@@ -413,9 +396,12 @@ function refuseTwice(context: Context, database: Database, databaseId: string): 
   // Whoever is asked second finds the pair.
   for (const other of context.databases.values()) {
     if (other === database || other.databaseId !== databaseId) continue
+    const detail = `Both have the database id ${databaseId}.`
+    const hint =
+      'Give it one name. If one is a copy of the other, run in the copy: select once.renew_database_id(…)'
     throw new DatabaseError('SAME_DATABASE', `${other.name} and ${database.name} are one database`, {
-      detail: `Both have the database id ${databaseId}.`,
-      hint: 'Give it one name. If one is a copy of the other, run in the copy: select once.renew_database_id(…)',
+      detail,
+      hint,
     })
   }
 }
