@@ -306,8 +306,8 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
     }
     const statement = withEffects(queries.map(textOf))
     const move = position === undefined ? undefined : positions.planMove(position)
-    const { result, ...rest } = await run({ ...own, home: named(name).name }, async ({ begin }) => {
-      const branch = await begin(name)
+    const { result, ...rest } = await run({ ...own, home: named(name).name }, async (stage) => {
+      const branch = await stage.begin(name)
       const claimed = await branch.sendAhead(statement)
       if (move !== undefined) await branch.send(move)
       return claimed
@@ -321,7 +321,7 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
   const client = {
     transaction: async <T>(handler: (handles: Handles) => Promise<T>, own: TransactionOptions = {}) => {
       checkFunction('handler', handler)
-      return await run(own, ({ handles, handle }) => handle(() => handler(handles)))
+      return await run(own, (stage) => stage.handle(() => handler(stage.handles)))
     },
 
     async process(
@@ -339,9 +339,10 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
         name,
         checkObject('options', processOptions),
         { statement, isVoid },
-        async (claimed, { handles, handle }, branch) => {
+        async (claimed, stage, branch) => {
           if (claimed.status !== 'claimed') return { ...claimed, value: undefined }
-          const value = await handle(() => handler(handles[name] as Transaction<unknown>, handles))
+          const { handles } = stage
+          const value = await stage.handle(() => handler(handles[name] as Transaction<unknown>, handles))
           if (keep) await branch.send(keep(value))
           return { ...claimed, value }
         },
@@ -360,10 +361,11 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
       checkObject('batch', batch, 'Pass { producer, sequences } or { scope, messages }')
       checkFunction('handler', handler)
       const own = checkObject('options', processOptions)
-      const withFresh = (fresh: readonly unknown[], { handles, handle }: coordinator.Stage) =>
-        fresh.length === 0
-          ? undefined
-          : handle(() => handler(handles[name] as Transaction<unknown>, fresh as never[], handles))
+      const withFresh = (fresh: readonly unknown[], stage: coordinator.Stage) => {
+        if (fresh.length === 0) return undefined
+        const trx = stage.handles[name] as Transaction<unknown>
+        return stage.handle(() => handler(trx, fresh as never[], stage.handles))
+      }
       if (ledger.isSequenced(batch)) {
         const { sequences, ...plan } = ledger.planSequences(batch)
         const { result, ...rest } = await runClaimed(name, own, plan, async (answer, stage) => {

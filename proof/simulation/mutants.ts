@@ -103,8 +103,8 @@ const seeded: readonly (Pick<Mutant, 'name' | 'what'> & Partial<SimulationMutant
     edits: [
       {
         file: 'src/commit/commit.ts',
-        find: '      if (!prepared.includes(writer) && !refused.includes(writer)) writer.link.abandon()\n',
-        replace: '      if (!prepared.includes(writer) && !refused.includes(writer)) continue\n',
+        find: '      else writer.link.abandon()\n',
+        replace: '',
       },
     ],
   },

@@ -28,20 +28,20 @@ export interface BranchSettings extends say.BranchOptions {
 }
 
 /** How far a transaction has come, and what its handler does. */
-export interface Progress {
+export class Progress {
   /** The handler is over. */
-  returned: boolean
+  returned = false
   /** The commit, or the rollback, has begun. */
-  committing: boolean
+  committing = false
   /** What the handler has sent and not heard of. */
-  readonly running: Set<{ readonly text: string }>
+  readonly running = new Set<{ readonly text: string }>()
   /** What the handler did that it must not: the commit fails with it, even if the handler caught it. */
   violation: unknown
   /**
    * The handler left queries behind. What these do next is told nobody: nobody waits for it, and an error that nobody
    * catches would end the process.
    */
-  isForsaken: boolean
+  isForsaken = false
 }
 
 /** Opens a transaction on a connection of its own; with the second net its answer is not waited for. */

@@ -149,21 +149,22 @@ async function commitInTwoPhases(
   const gidOf = (branch: Branch) => formatGid(global, branch.database.name)
   const participants = writers.map(({ database, databaseId }) => ({ name: database.name, databaseId }))
 
-  const answers = await Promise.allSettled(
-    writers.map((writer) => work.deadline.race(prepare(writer, global, gidOf(writer)))),
-  )
-  const failed = answers.find((answer) => answer.status === 'rejected')
-  if (failed?.status === 'rejected') {
-    const prepared = writers.filter((_, index) => answers[index]?.status === 'fulfilled')
-    const refused = writers.filter((_, index) => {
-      const answer = answers[index]
-      return answer?.status === 'rejected' && isRefusal(answer.reason)
-    })
-    // Without an answer it may be prepared, now or later: only recovery can tell.
-    for (const writer of writers)
-      if (!prepared.includes(writer) && !refused.includes(writer)) writer.link.abandon()
-    throw new Settled(failed.reason, undo(home, prepared, refused, gidOf))
+  const prepared: Branch[] = []
+  const refused: Branch[] = []
+  const failures: unknown[] = []
+  const prepareOne = async (writer: Branch) => {
+    try {
+      await work.deadline.race(prepare(writer, global, gidOf(writer)))
+      prepared.push(writer)
+    } catch (error) {
+      failures.push(error)
+      if (isRefusal(error)) refused.push(writer)
+      // Without an answer it may be prepared, now or later: only recovery can tell.
+      else writer.link.abandon()
+    }
   }
+  await Promise.all(writers.map(prepareOne))
+  if (failures.length > 0) throw new Settled(failures[0], undo(home, prepared, refused, gidOf))
 
   const { link } = home
   let decision = await decide(work, home, say.decide(link, global, participants))

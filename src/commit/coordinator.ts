@@ -21,9 +21,9 @@ import {
   LimitError,
 } from '../errors.ts'
 import type { TransactionSettings } from '../options.ts'
-import { type Branch, lazyTransaction, openBranch, type Progress, refuseUnawaited } from './branch.ts'
+import { type Branch, lazyTransaction, openBranch, Progress, refuseUnawaited } from './branch.ts'
 import { candidateAmong, commit, rollBack, Settled } from './commit.ts'
-import { answerUntil, type Deadline, startDeadline } from './deadline.ts'
+import { answerUntil, Deadline } from './deadline.ts'
 import { refuseUnexecuted } from './explain.ts'
 
 export interface TransactionResult<T> {
@@ -47,16 +47,7 @@ export interface Context {
 export type Handles = Record<string, Transaction<unknown>>
 
 /** What a transaction does, around the handler and with it. */
-export interface Stage {
-  /** A handle for each database, begun at its first query. */
-  readonly handles: Handles
-  /** Begins a branch ahead of its first query. */
-  begin(name: string): Promise<Branch>
-  /** Runs the handler. Behind it its handles are of no use any more. */
-  handle<T>(handler: () => Promise<T>): Promise<T>
-  /** There is nothing to commit: no handler has run, and nothing was changed. */
-  leave(): void
-}
+export type Stage = Pick<Attempt, 'handles' | 'begin' | 'handle' | 'leave'>
 
 export type TransactionBody<T> = (stage: Stage) => Promise<T>
 
@@ -114,13 +105,13 @@ export async function runTransaction<T>(
 ): Promise<TransactionResult<T>> {
   refuseNested(context, 'A transaction was begun')
   const { timeout, retries, signal } = settings
-  const deadline = startDeadline(timeout, signal)
+  const deadline = new Deadline(timeout, signal)
   let wanted: ReadonlySet<Database> = new Set()
   try {
     for (let runs = 0; ; runs += 1) {
-      const attempt = new Attempt(context, settings, deadline, body)
+      const attempt = new Attempt(context, settings, deadline)
       try {
-        return await attempt.run(wanted)
+        return await attempt.run(body, wanted)
       } catch (error) {
         if (error instanceof OutOfOrder) {
           wanted = error.wanted
@@ -141,54 +132,52 @@ export async function runTransaction<T>(
 }
 
 /** One run of the handler. */
-class Attempt<T> {
+class Attempt {
+  /** A handle for each database, begun at its first query. */
+  readonly handles: Handles
+  /** A connection was lost before the server had answered anything: nothing happened, as after a long sleep. */
+  didNothing = false
   readonly #context: Context
   readonly #settings: TransactionSettings
   readonly #deadline: Deadline
-  readonly #body: TransactionBody<T>
   readonly #transactionId = environment.randomUUID()
   readonly #permits = new Permits()
   readonly #begun = new Map<Database, Promise<Branch>>()
   /** Those whose connection we have. */
   readonly #opened: Branch[] = []
-  readonly #progress: Progress = {
-    returned: false,
-    committing: false,
-    running: new Set(),
-    violation: undefined,
-    isForsaken: false,
-  }
+  readonly #progress = new Progress()
   #givenUp = false
   #isVoid = false
-  /** A connection was lost before the server had answered anything: nothing happened, as after a long sleep. */
-  didNothing = false
 
-  constructor(context: Context, settings: TransactionSettings, deadline: Deadline, body: TransactionBody<T>) {
+  constructor(context: Context, settings: TransactionSettings, deadline: Deadline) {
     this.#context = context
     this.#settings = settings
     this.#deadline = deadline
-    this.#body = body
+    this.handles = this.#handles()
   }
 
-  async run(wanted: ReadonlySet<Database>): Promise<TransactionResult<T>> {
+  async run<T>(body: TransactionBody<T>, wanted: ReadonlySet<Database>): Promise<TransactionResult<T>> {
     try {
       if (this.#deadline.signal.aborted) await this.#deadline.race(new Promise<never>(() => {}))
       if (wanted.size > 0) await this.#permits.takeAll(wanted, this.#deadline.signal)
-      const stage: Stage = {
-        handles: this.#handles(),
-        begin: (name) => this.#begin(databaseNamed(this.#context.databases, name)),
-        handle: (handler) => this.#handle(handler),
-        leave: () => {
-          this.#isVoid = true
-        },
-      }
-      return await this.#commit(await this.#deadline.race(this.#body(stage)))
+      return await this.#commit(await this.#deadline.race(body(this)))
     } catch (error) {
       throw await this.#rollBack(error)
     }
   }
 
-  async #handle<R>(handler: () => Promise<R>): Promise<R> {
+  /** Begins a branch ahead of its first query. */
+  begin(name: string): Promise<Branch> {
+    return this.#begin(databaseNamed(this.#context.databases, name))
+  }
+
+  /** There is nothing to commit: no handler has run, and nothing was changed. */
+  leave(): void {
+    this.#isVoid = true
+  }
+
+  /** Runs the handler. Behind it its handles are of no use any more. */
+  async handle<R>(handler: () => Promise<R>): Promise<R> {
     const scope: Scope = { context: this.#context, outer: nested.getStore(), over: false }
     try {
       const result = await nested.run(scope, handler)
@@ -249,7 +238,7 @@ class Attempt<T> {
     return branch
   }
 
-  async #commit(result: T): Promise<TransactionResult<T>> {
+  async #commit<T>(result: T): Promise<TransactionResult<T>> {
     const { finish } = this.#settings
     refuseUnawaited(this.#progress)
     const branches =

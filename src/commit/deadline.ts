@@ -5,43 +5,50 @@ import { environment } from '../environment.ts'
 import { AbortedError } from '../errors.ts'
 
 /** What ends waiting when the transaction is given up. */
-export interface Deadline {
+export class Deadline {
   /** For those who wait with a signal. */
   readonly signal: AbortSignal
-  /** Whether the time is over, as opposed to the caller's signal. */
-  readonly late: AbortSignal
-  race<T>(promise: Promise<T>): Promise<T>
-  stop(): void
-}
+  readonly #late = new AbortController()
+  readonly #over: Promise<never>
+  readonly #stopTimer: () => void
+  #listener = () => {}
 
-/** @param signal the caller's; a reason that throws when it is looked at is a reason all the same */
-export function startDeadline(timeout: number, signal: AbortSignal | undefined): Deadline {
-  // AbortSignal.timeout() would do, but costs more, and its timers stay behind: one for each transaction of
-  // the last minute.
-  const late = new AbortController()
-  const stopTimer = environment.after(timeout, () => late.abort())
-  const both = signal ? AbortSignal.any([signal, late.signal]) : late.signal
-  let listener = () => {}
-  const over = new Promise<never>((_, reject) => {
-    listener = () => {
-      const cause = signal?.aborted ? signal.reason : undefined
-      const options = { detail: 'It is rolled back in every database.', cause }
-      const isLate = late.signal.aborted || isTimeout(both)
-      if (isLate) reject(new AbortedError('TIMEOUT', 'The transaction was not decided in time', options))
-      else reject(new AbortedError('ABORTED', 'The transaction was aborted', options))
-    }
-    if (both.aborted) listener()
-    else both.addEventListener('abort', listener, { once: true })
-  })
-  over.catch(() => {})
-  return {
-    signal: both,
-    late: late.signal,
-    race: (promise) => Promise.race([over, promise]),
-    stop() {
-      stopTimer()
-      both.removeEventListener('abort', listener)
-    },
+  /**
+   * @param timeout milliseconds
+   * @param signal the caller's; a reason that throws when it is looked at is a reason all the same
+   */
+  constructor(timeout: number, signal: AbortSignal | undefined) {
+    // AbortSignal.timeout() would do, but costs more, and its timers stay behind: one for each transaction of
+    // the last minute.
+    this.#stopTimer = environment.after(timeout, () => this.#late.abort())
+    const both = signal ? AbortSignal.any([signal, this.late]) : this.late
+    this.signal = both
+    this.#over = new Promise<never>((_, reject) => {
+      this.#listener = () => {
+        const cause = signal?.aborted ? signal.reason : undefined
+        const options = { detail: 'It is rolled back in every database.', cause }
+        const isLate = this.late.aborted || isTimeout(both)
+        if (isLate) reject(new AbortedError('TIMEOUT', 'The transaction was not decided in time', options))
+        else reject(new AbortedError('ABORTED', 'The transaction was aborted', options))
+      }
+    })
+    this.#over.catch(() => {})
+    if (both.aborted) this.#listener()
+    else both.addEventListener('abort', this.#listener, { once: true })
+  }
+
+  /** Whether the time is over, as opposed to the caller's signal. */
+  get late(): AbortSignal {
+    return this.#late.signal
+  }
+
+  race<T>(promise: Promise<T>): Promise<T> {
+    return Promise.race([this.#over, promise])
+  }
+
+  stop(): void {
+    this.#stopTimer()
+    this.signal.removeEventListener('abort', this.#listener)
   }
 }
 

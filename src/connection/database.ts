@@ -16,7 +16,7 @@ import {
 import * as say from '../statements.ts'
 import { probeDriver } from './kysely-link.ts'
 import type { Link } from './link.ts'
-import { type Semaphore, semaphore } from './semaphore.ts'
+import { Semaphore } from './semaphore.ts'
 import { type DatabaseTarget, type OpenDatabase, open, postgresDialect } from './target.ts'
 
 /** The schema version that this client was written for; see `sql/database/schema_version.sql`. */
@@ -63,7 +63,7 @@ export class Database {
   ) {
     this.name = name
     this.db = main.db
-    this.permits = semaphore(main.maxConnections ?? maxConnections)
+    this.permits = new Semaphore(main.maxConnections ?? maxConnections)
     this.#main = main
     this.#connectTimeout = connectTimeout
   }
@@ -297,27 +297,19 @@ const fullHint =
   'Make the pools of all processes together (maxConnections) smaller than its max_connections, or raise that'
 
 /** Gives up waiting for a connection after a while; one that comes later goes straight back. */
-function within(timeout: number, name: string, taken: Promise<Link>): Promise<Link> {
-  return new Promise((resolve, reject) => {
-    let isLate = false
-    const stopTimer = environment.after(timeout, () => {
-      isLate = true
-      const hint =
-        'Is the server up, and is the pool large enough for everybody who uses it? See maxConnections.'
-      reject(
-        new LimitError('NO_CONNECTION', `Database ${name} gave no connection within ${timeout} ms`, { hint }),
-      )
-    })
+async function within(timeout: number, name: string, taken: Promise<Link>): Promise<Link> {
+  try {
+    return await inTime(timeout, taken)
+  } catch (error) {
+    if (!(error instanceof AbortedError) || error.code !== 'TIMEOUT') throw unreachable(name, error)
     taken.then(
-      (link) => {
-        stopTimer()
-        if (isLate) link.release()
-        else resolve(link)
-      },
-      (error: unknown) => {
-        stopTimer()
-        reject(unreachable(name, error))
-      },
+      (link) => link.release(),
+      () => {},
     )
-  })
+    const hint =
+      'Is the server up, and is the pool large enough for everybody who uses it? See maxConnections.'
+    throw new LimitError('NO_CONNECTION', `Database ${name} gave no connection within ${timeout} ms`, {
+      hint,
+    })
+  }
 }

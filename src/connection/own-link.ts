@@ -114,15 +114,10 @@ export class OwnLink implements Link {
     const { text, values, isScript, name } = statement
     const prepare = !isScript && this.#isUnpooled && this.#wire.mayPrepare
     const options = { prepare, simple: isScript, statement } as object
+    const parameters = (isScript ? none : values) as never[]
+    const { client } = this.#wire
     return this.#answer(
-      () =>
-        (
-          this.#wire.client.unsafe(
-            text,
-            (isScript ? none : values) as never[],
-            options,
-          ) as unknown as WireQuery
-        ).raw(),
+      () => (client.unsafe(text, parameters, options) as unknown as WireQuery).raw(),
       (result) => statement.read(answerOf(result)),
       committing.test(name),
     )
@@ -250,11 +245,8 @@ export class OwnLink implements Link {
   #refuseIfLost(): void {
     if (this.#lost === undefined) return
     if (this.#lost === givenBack) throw neverSent(new AbortedError('ENDED', 'This connection was given back'))
-    throw neverSent(
-      new AbortedError('CONNECTION_LOST', 'The connection was lost before this statement was sent', {
-        cause: this.#lost,
-      }),
-    )
+    const what = 'The connection was lost before this statement was sent'
+    throw neverSent(new AbortedError('CONNECTION_LOST', what, { cause: this.#lost }))
   }
 }
 
