@@ -187,18 +187,12 @@ const setProbe = (value: string) => `select pg_catalog.set_config('once.probe', 
 export const readProbe = () =>
   plain('read_probe', "select pg_catalog.current_setting('once.probe', true)", oneOrNull)
 
-export interface Identity {
-  readonly version: number
-  readonly id: string
-  readonly standby: boolean
-}
-
 export const identify = () =>
   query(
     'identify',
     `select pg_catalog.json_build_array(once.schema_version(), once.database_id(), pg_catalog.pg_is_in_recovery())::pg_catalog.text`,
     [],
-    (answer): Identity => {
+    (answer) => {
       const [version, id, standby] = json<[number, string, boolean]>(answer)
       if (typeof version !== 'number' || typeof id !== 'string' || typeof standby !== 'boolean') {
         refuseAnswer(version, 'a version, an id and a boolean')
@@ -270,12 +264,9 @@ export const begin = (isolationLevel: string | undefined) =>
   script('begin', [beginText(isolationLevel)], [isolationLevel ?? null], nothing)
 
 export const open = (transactionId: string, { lockTimeout, idleTimeout }: BranchOptions) =>
-  query(
-    'open',
-    'call once.open($1::pg_catalog.uuid, $2::pg_catalog.int4, $3::pg_catalog.int4)',
-    [transactionId, lockTimeout, idleTimeout],
-    nothing,
-  )
+  query('open', openCall, [transactionId, lockTimeout, idleTimeout], nothing)
+
+const openCall = 'call once.open($1::pg_catalog.uuid, $2::pg_catalog.int4, $3::pg_catalog.int4)'
 
 /** The transaction's xid; null if it has written nothing. */
 export const noteXid = () =>
@@ -419,20 +410,15 @@ export const finish = (verb: 'commit' | 'rollback', gid: string, text = `${verb}
 
 /** Whether the branch of a transaction committed here. */
 export const findEvidence = (transactionId: string) =>
-  query(
-    'find_evidence',
-    'select once.find_evidence(array[$1::pg_catalog.uuid])::pg_catalog.text',
-    [transactionId],
-    (answer) => list(answer).length > 0,
-  )
+  query('find_evidence', findText, [transactionId], (answer) => list(answer).length > 0)
+
+const findText = 'select once.find_evidence(array[$1::pg_catalog.uuid])::pg_catalog.text'
 
 export const outcome = ({ home, transactionId, homeXid }: GlobalId) =>
-  query(
-    'outcome',
-    'select once.outcome($1::pg_catalog.uuid, $2::pg_catalog.uuid, $3::pg_catalog.xid8)',
-    [home, transactionId, homeXid],
-    oneOf('committed', 'aborted', 'pending', 'purged'),
-  )
+  query('outcome', outcomeText, [home, transactionId, homeXid], outcomes)
+
+const outcomeText = 'select once.outcome($1::pg_catalog.uuid, $2::pg_catalog.uuid, $3::pg_catalog.xid8)'
+const outcomes = oneOf('committed', 'aborted', 'pending', 'purged')
 
 // ---------------------------------------------------------------------------------------------------
 // The ledger
@@ -450,6 +436,7 @@ const claimed = oneOf('claimed', 'duplicate')
 
 const claimSequenceCall =
   'once.claim($1, $2::pg_catalog.int8, $3::pg_catalog.int4, $4::pg_catalog.bool, $5::pg_catalog.int8)'
+const claimSequenceText = `select ${claimSequenceCall}`
 const claimKeyCall = '(once.claim_key($1, $2, $3::pg_catalog.timestamptz, $4::pg_catalog.bytea)).status'
 
 export interface SequenceOptions {
@@ -458,17 +445,15 @@ export interface SequenceOptions {
   readonly startAt: bigint | null
 }
 
-export const claimSequence = (
+export function claimSequence(
   producer: string,
   sequence: bigint,
-  { epoch, strict, startAt }: SequenceOptions,
-) =>
-  query(
-    'claim_sequence',
-    `select ${claimSequenceCall}`,
-    [producer, sequence, epoch, strict, startAt],
-    (answer): Claim => ({ status: claimed(answer), result: undefined }),
-  )
+  options: SequenceOptions,
+): Statement<Claim> {
+  const values = [producer, sequence, options.epoch, options.strict, options.startAt]
+  const read = (answer: Answer) => ({ status: claimed(answer), result: undefined })
+  return query('claim_sequence', claimSequenceText, values, read)
+}
 
 /** Sequences from the first to the last, both included. */
 export type Range = readonly [first: bigint, last: bigint]
@@ -487,10 +472,8 @@ export const claimRanges = (
     (answer): readonly Range[] => {
       const found = one(answer)
       if (!/^\{(\[\d+,\d+\),?)*\}$/.test(found)) refuseAnswer(found, 'ranges of sequences')
-      return Array.from(found.matchAll(/\[(\d+),(\d+)\)/g), ([, first = '', end = '']) => [
-        BigInt(first),
-        BigInt(end) - 1n,
-      ])
+      const parts = Array.from(found.matchAll(/\[(\d+),(\d+)\)/g))
+      return parts.map(([, first = '', end = '']) => [BigInt(first), BigInt(end) - 1n])
     },
   )
 
@@ -554,12 +537,9 @@ export const withEffects = (claim: Statement<Claim>) => (statements: readonly st
   )
 
 export const keepResult = (scope: string, key: string, result: string, at: string | null) =>
-  query(
-    'keep_result',
-    'select once.keep_result($1, $2, $3::pg_catalog.jsonb, $4::pg_catalog.timestamptz)',
-    [scope, key, result, at],
-    nothing,
-  )
+  query('keep_result', keepText, [scope, key, result, at], nothing)
+
+const keepText = 'select once.keep_result($1, $2, $3::pg_catalog.jsonb, $4::pg_catalog.timestamptz)'
 
 // ---------------------------------------------------------------------------------------------------
 // Positions
@@ -595,12 +575,8 @@ export const readPosition = ({ group, topic, partition }: Where) =>
       if (answer.rows.length === 0) return undefined
       const [epoch, number, token, owner, at] = json<unknown[]>(answer)
       if (typeof epoch !== 'number' || typeof at !== 'string') refuseAnswer(epoch, 'an epoch and a time')
-      return {
-        position: positionOf(number, token),
-        epoch,
-        owner: typeof owner === 'string' ? owner : null,
-        updatedAt: new Date(at),
-      }
+      const by = typeof owner === 'string' ? owner : null
+      return { position: positionOf(number, token), epoch, owner: by, updatedAt: new Date(at) }
     },
   )
 

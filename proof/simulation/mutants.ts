@@ -359,8 +359,8 @@ const seeded: readonly (Pick<Mutant, 'name' | 'what'> & Partial<SimulationMutant
     edits: [
       {
         file: 'src/commit/commit.ts',
-        find: '        await (deadline ? deadline.race(answer) : answer)\n      } catch {\n        link.abandon()\n      }',
-        replace: '        await (deadline ? deadline.race(answer) : answer)\n      } catch {}',
+        find: '    return true\n  } catch {\n    link.abandon()\n',
+        replace: '    return true\n  } catch {\n',
       },
     ],
   },

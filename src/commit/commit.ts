@@ -53,32 +53,26 @@ export interface Work {
 
 export interface Committed {
   readonly id: string | null
-  /** Settles with the databases whose branch is left to recovery; undefined if there is nothing to finish. */
-  readonly unfinished: Promise<readonly Database[]> | undefined
+  /** Whether every branch is committed, or one is left to recovery; undefined if there is nothing to finish. */
+  readonly isFinished: Promise<boolean> | undefined
 }
 
-/** Who is to be home if it wrote anything: the preferred database, else the first that was used. */
-export function candidateAmong<Used>(
-  used: readonly Used[],
-  nameOf: (one: Used) => string,
-  preferred: string | undefined,
-): Used | undefined {
-  return used.find((one) => nameOf(one) === preferred) ?? used[0]
+/** Which is to be home if it wrote anything: the preferred database, else the first that was used. */
+export function homeAmong(used: readonly Database[], { home }: TransactionSettings): Database | undefined {
+  return used.find(({ name }) => name === home) ?? used[0]
 }
-
-const nameOf = ({ database }: Branch) => database.name
 
 /** @throws Settled if the branches are dealt with; anything else: nothing is decided, roll back */
 export async function commit(work: Work): Promise<Committed> {
   const { branches, deadline, settings } = work
   const { record } = settings
   const [only] = branches
-  if (only === undefined) return { id: null, unfinished: undefined }
+  if (only === undefined) return { id: null, isFinished: undefined }
   const fences = branches.flatMap((branch) => branch.obeyFence() ?? [])
   if (fences.length > 0) await deadline.race(Promise.all(fences))
   if (work.isVoid) {
     await Promise.all(branches.map((branch) => leave(branch)))
-    return { id: null, unfinished: undefined }
+    return { id: null, isFinished: undefined }
   }
   if (branches.length === 1 && !record) return await commitAlone(work, only)
 
@@ -87,21 +81,22 @@ export async function commit(work: Work): Promise<Committed> {
   const readers = branches.filter(({ wrote }) => !wrote)
   // First, because a serializable transaction that only read may still fail.
   await deadline.race(Promise.all(readers.map((reader) => commitReader(reader))))
-  if (home === undefined || home.xid == null) return { id: null, unfinished: undefined }
+  if (home === undefined || home.xid == null) return { id: null, isFinished: undefined }
   if (writers.length === 1 && !record) return await commitAlone(work, home)
   const { databaseId, transactionId, xid } = home
-  return await commitInTwoPhases(
-    work,
-    home,
-    { home: databaseId, transactionId, homeXid: xid },
-    writers.filter((writer) => writer !== home),
-  )
+  const global = { home: databaseId, transactionId, homeXid: xid }
+  const others = writers.filter((writer) => writer !== home)
+  return await commitInTwoPhases(work, home, global, others)
 }
 
 /** Asks who wrote where no statement has shown it, and the home for its xid; undefined if nobody wrote. */
 async function findHome({ branches, deadline, settings }: Work): Promise<Branch | undefined> {
   for (let candidates = branches; ; ) {
-    const home = candidateAmong(candidates, nameOf, settings.home)
+    const database = homeAmong(
+      candidates.map(({ database }) => database),
+      settings,
+    )
+    const home = candidates.find((branch) => branch.database === database)
     if (home === undefined) return undefined
     await deadline.race(Promise.all(candidates.map((branch) => branch.learn(branch === home))))
     if (home.wrote) return home
@@ -123,7 +118,7 @@ async function leave({ link }: Branch): Promise<void> {
 /** One database wrote: its plain COMMIT is the decision. */
 async function commitAlone(work: Work, branch: Branch): Promise<Committed> {
   const decision = await decide(work, branch, say.commit(branch.link, branch.transactionId))
-  if (decision.outcome === 'committed') return { id: null, unfinished: undefined }
+  if (decision.outcome === 'committed') return { id: null, isFinished: undefined }
   if (decision.outcome === 'aborted') throw decision.error
   branch.link.abandon()
   throw new Settled(outcomeUnknown(null, branch, decision.error))
@@ -172,25 +167,17 @@ async function commitInTwoPhases(
     link.abandon()
     const answer = await awaitOutcome(home.database, global, work.settings.timeout)
     if (answer === undefined) throw new Settled(outcomeUnknown(id, home, decision.error))
-    decision =
-      answer === 'committed'
-        ? { outcome: 'committed' }
-        : { outcome: 'aborted', error: lost(home, decision.error) }
+    decision = { outcome: answer, error: lost(home, decision.error) }
   }
   if (decision.outcome === 'aborted') {
     // The server said so: the home's row was never visible, and never will be. What comes before COMMIT in one text
     // may have failed instead of it, and then the home is left inside a failed transaction.
-    const tidied = Promise.all([
-      rollBack([home]),
-      ...writers.map((writer) => finish(writer, 'rollback', gidOf(writer))),
-    ])
-    throw new Settled(decision.error, tidied)
+    const finishes = writers.map((writer) => finish(writer, 'rollback', gidOf(writer)))
+    throw new Settled(decision.error, Promise.all([rollBack([home]), ...finishes]))
   }
-  if (writers.length === 0) return { id, unfinished: undefined }
-  const unfinished = Promise.all(
-    writers.map(async (writer) => ((await finish(writer, 'commit', gidOf(writer))) ? [] : [writer.database])),
-  ).then((databases) => databases.flat())
-  return { id, unfinished }
+  if (writers.length === 0) return { id, isFinished: undefined }
+  const finishes = writers.map((writer) => finish(writer, 'commit', gidOf(writer)))
+  return { id, isFinished: Promise.all(finishes).then((all) => all.every((isDone) => isDone)) }
 }
 
 /** Whether an error says for certain that the branch is not prepared. */
@@ -228,20 +215,17 @@ async function undo(
   refused: readonly Branch[],
   gidOf: (branch: Branch) => string,
 ): Promise<void> {
-  const over = await inTime(patience, home.link.send(sayRollback(home.link))).then(
-    () => true,
-    () => false,
-  )
-  if (!over) home.link.abandon()
-  await Promise.all([
-    ...(over ? prepared.map((branch) => finish(branch, 'rollback', gidOf(branch))) : []),
-    rollBack(refused),
-  ])
+  const isOver = await isRolledBack(home)
+  const confirmed = isOver ? prepared : []
+  const finishes = confirmed.map((branch) => finish(branch, 'rollback', gidOf(branch)))
+  await Promise.all([...finishes, rollBack(refused)])
 }
 
-type Decision =
-  | { readonly outcome: 'committed' }
-  | { readonly outcome: 'aborted' | 'unknown'; readonly error: unknown }
+/** With the error of those that did not commit. */
+interface Decision {
+  readonly outcome: 'committed' | 'aborted' | 'unknown'
+  readonly error?: unknown
+}
 
 /**
  * COMMIT, with what was sent just before it. An ERROR from the server is a rollback for certain. Anything else
@@ -292,20 +276,20 @@ async function finish(branch: Branch, verb: 'commit' | 'rollback', gid: string):
 /** On a connection of ours what outlives a rollback goes as well; on a caller's it is the caller's. */
 const sayRollback = (link: Link) => (link.isOwn ? say.rollbackDirect() : say.rollback())
 
-/**
- * Ends transactions that were not prepared; a connection that does not answer to it in time, or before the
- * transaction is given up, is given up with it.
- */
+/** Ends transactions that were not prepared. */
 export async function rollBack(branches: readonly Branch[], deadline?: Deadline): Promise<void> {
-  await Promise.all(
-    branches.map(async ({ link }) => {
-      if (deadline?.signal.aborted) return link.abandon()
-      try {
-        const answer = inTime(patience, link.send(sayRollback(link)))
-        await (deadline ? deadline.race(answer) : answer)
-      } catch {
-        link.abandon()
-      }
-    }),
-  )
+  await Promise.all(branches.map((branch) => isRolledBack(branch, deadline)))
+}
+
+/** A connection that does not answer in time, or before the transaction is given up, is given up with it. */
+async function isRolledBack({ link }: Branch, deadline?: Deadline): Promise<boolean> {
+  try {
+    if (deadline?.signal.aborted) throw deadline.signal.reason
+    const answer = inTime(patience, link.send(sayRollback(link)))
+    await (deadline ? deadline.race(answer) : answer)
+    return true
+  } catch {
+    link.abandon()
+    return false
+  }
 }

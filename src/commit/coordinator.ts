@@ -22,7 +22,7 @@ import {
 } from '../errors.ts'
 import type { TransactionSettings } from '../options.ts'
 import { type Branch, lazyTransaction, openBranch, Progress, refuseUnawaited } from './branch.ts'
-import { candidateAmong, commit, rollBack, Settled } from './commit.ts'
+import { commit, homeAmong, rollBack, Settled } from './commit.ts'
 import { answerUntil, Deadline } from './deadline.ts'
 import { refuseUnexecuted } from './explain.ts'
 
@@ -208,13 +208,10 @@ class Attempt {
     branch.catch(() => {})
     this.#begun.set(database, branch)
     // With its xid known in time the commit saves a round trip.
-    const home = candidateAmong([...this.#begun.keys()], ({ name }) => name, this.#settings.home)
-    if (home !== undefined && home !== database) {
-      this.#begun.get(home)?.then(
-        (first) => first.noteXid(),
-        () => {},
-      )
-    }
+    const home = homeAmong([...this.#begun.keys()], this.#settings)
+    if (home === database || home === undefined) return branch
+    const note = (first: Branch) => first.noteXid()
+    this.#begun.get(home)?.then(note, () => {})
     return branch
   }
 
@@ -223,7 +220,8 @@ class Attempt {
     // Permits are taken in the order of database ids, so the id comes first.
     const databaseId = database.databaseId ?? (await database.identify())
     refuseTwice(this.#context, database, databaseId)
-    if (!this.#permits.takeNow(database)) await this.#permits.take(database, this.#deadline.signal)
+    const waiting = this.#permits.take(database, this.#deadline.signal)
+    if (waiting !== undefined) await waiting
     const branch = await openBranch(database, {
       transactionId: this.#transactionId,
       databaseId,
@@ -247,25 +245,25 @@ class Attempt {
         : await this.#deadline.race(Promise.all(this.#begun.values()))
     refuseUnawaited(this.#progress)
     this.#progress.committing = true
-    const { id, unfinished } = await commit({
+    const { id, isFinished } = await commit({
       branches,
       deadline: this.#deadline,
       settings: this.#settings,
       isVoid: this.#isVoid,
     })
-    if (unfinished === undefined) {
+    if (isFinished === undefined) {
       this.#release()
       return { result, id, finished: finish !== 'background' }
     }
-    const finished = unfinished.then((databases) => {
+    const ended = isFinished.then((finished) => {
       this.#release()
-      if (databases.length > 0) this.#context.poke()
-      return databases.length === 0
+      if (!finished) this.#context.poke()
+      return finished
     })
     // The decision stands; what is waited for is only that everybody sees it.
-    const isFinished = finish === 'background' ? undefined : await answerUntil(this.#deadline.late, finished)
-    if (isFinished === undefined) keepRunning(this.#context, finished)
-    return { result, id, finished: isFinished ?? false }
+    const finished = finish === 'background' ? undefined : await answerUntil(this.#deadline.late, ended)
+    if (finished === undefined) keepRunning(this.#context, ended)
+    return { result, id, finished: finished ?? false }
   }
 
   /** Ends what was begun; gives the error for the caller. */
@@ -322,16 +320,12 @@ class Permits {
   #last: Promise<unknown> = Promise.resolve()
   #waiting = 0
 
-  /** Takes what is free, while none of this transaction waits. */
-  takeNow(database: Database): boolean {
-    if (this.#waiting > 0 || this.#over) return false
-    if (this.#held.has(database)) return true
-    if (!database.permits.tryTake()) return false
-    this.#held.add(database)
-    return true
-  }
-
-  take(database: Database, signal: AbortSignal): Promise<void> {
+  /** Undefined if it is taken at once: it is free, and none of this transaction waits. */
+  take(database: Database, signal: AbortSignal): Promise<void> | undefined {
+    if (this.#waiting === 0 && !this.#over) {
+      const isHeld = this.#held.has(database) || database.permits.tryTake()
+      if (isHeld) return void this.#held.add(database)
+    }
     this.#waiting += 1
     const taken = this.#last.then(() => this.#takeOne(database, signal))
     this.#last = taken

@@ -209,18 +209,15 @@ export function transactionOver<DB>(db: Kysely<DB>, provider: ConnectionProvider
 }
 
 async function identify(name: string, connecting: Promise<Link>, timeout: number): Promise<string> {
-  let found: say.Identity
-  try {
-    const ask = async (link: Link) => {
-      if (!link.isOwn) await probeDriver(link)
-      return await link.send(say.identify())
-    }
-    // A server that lets us in and then hangs, or somebody who locks the table, must hold up nobody forever.
-    found = await withLink(connecting, ask, timeout)
-  } catch (error) {
-    throw notIdentified(name, timeout, error)
+  const ask = async (link: Link) => {
+    if (!link.isOwn) await probeDriver(link)
+    return await link.send(say.identify())
   }
-  const { version, id, standby } = found
+  // A server that lets us in and then hangs, or somebody who locks the table, must hold up nobody forever.
+  const asked = withLink(connecting, ask, timeout)
+  const { version, id, standby } = await asked.catch((error: unknown) => {
+    throw notIdentified(name, timeout, error)
+  })
   if (version !== schemaVersion) {
     const what = `Database ${name} has schema once at version ${version}; this package needs version ${schemaVersion}`
     const migrate = `Bring it up to date: npx pgonce migrate --database ${name}=postgres://…`
