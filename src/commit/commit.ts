@@ -13,7 +13,7 @@
  * @see Gray, Lamport: Consensus on Transaction Commit, 2006, section 3 (two-phase commit)
  * @see sql/commit/
  */
-import { type Database, inTime } from '../connection/database.ts'
+import { inTime } from '../connection/database.ts'
 import { type Link, wasNeverSent } from '../connection/link.ts'
 import { AbortedError, isErrorAnswer, PgonceError } from '../errors.ts'
 import type { TransactionSettings } from '../options.ts'
@@ -57,11 +57,6 @@ export interface Committed {
   readonly isFinished: Promise<boolean> | undefined
 }
 
-/** Which is to be home if it wrote anything: the preferred database, else the first that was used. */
-export function homeAmong(used: readonly Database[], { home }: TransactionSettings): Database | undefined {
-  return used.find(({ name }) => name === home) ?? used[0]
-}
-
 /** @throws Settled if the branches are dealt with; anything else: nothing is decided, roll back */
 export async function commit(work: Work): Promise<Committed> {
   const { branches, deadline, settings } = work
@@ -92,11 +87,8 @@ export async function commit(work: Work): Promise<Committed> {
 /** Asks who wrote where no statement has shown it, and the home for its xid; undefined if nobody wrote. */
 async function findHome({ branches, deadline, settings }: Work): Promise<Branch | undefined> {
   for (let candidates = branches; ; ) {
-    const database = homeAmong(
-      candidates.map(({ database }) => database),
-      settings,
-    )
-    const home = candidates.find((branch) => branch.database === database)
+    // The preferred database, else the first that was used.
+    const home = candidates.find(({ database }) => database.name === settings.home) ?? candidates[0]
     if (home === undefined) return undefined
     await deadline.race(Promise.all(candidates.map((branch) => branch.learn(branch === home))))
     if (home.wrote) return home

@@ -22,7 +22,7 @@ import {
 } from '../errors.ts'
 import type { TransactionSettings } from '../options.ts'
 import { type Branch, lazyTransaction, openBranch, Progress, refuseUnawaited } from './branch.ts'
-import { commit, homeAmong, rollBack, Settled } from './commit.ts'
+import { commit, rollBack, Settled } from './commit.ts'
 import { answerUntil, Deadline } from './deadline.ts'
 import { refuseUnexecuted } from './explain.ts'
 
@@ -208,7 +208,8 @@ class Attempt {
     branch.catch(() => {})
     this.#begun.set(database, branch)
     // With its xid known in time the commit saves a round trip.
-    const home = homeAmong([...this.#begun.keys()], this.#settings)
+    const used = [...this.#begun.keys()]
+    const home = used.find(({ name }) => name === this.#settings.home) ?? used[0]
     if (home === database || home === undefined) return branch
     const note = (first: Branch) => first.noteXid()
     this.#begun.get(home)?.then(note, () => {})

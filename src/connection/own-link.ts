@@ -11,6 +11,7 @@ import { AbortedError, isErrorAnswer } from '../errors.ts'
 import { type Hello, hello, type Statement, secondNet } from '../statements.ts'
 import { type Answer, type Link, neverSent } from './link.ts'
 import { textParameters } from './parameters.ts'
+import type { Pool } from './pool.ts'
 import { identifier } from './quote.ts'
 
 /** A client of postgres.js with one connection, as far as it is touched here: the simulation has its own. */
@@ -24,16 +25,8 @@ export interface Wire {
   end(): void
 }
 
-/** What the pool does for its links. */
-export interface Owner {
-  /** Of texts that handlers send: whether this one came before, so that it is worth preparing. */
-  hasSeen(text: string): boolean
-  release(link: OwnLink): void
-  /** Counts up when all connections are to be opened anew. */
-  generation: number
-}
-
 type Results = postgres.RowList<postgres.Row[]>
+type Read<A> = (results: Results) => A
 
 /** What postgres.js gives for a statement. */
 export interface WireQuery extends Promise<Results> {
@@ -66,7 +59,7 @@ export class OwnLink implements Link {
   isDirect = false
   durability: string | undefined
   readonly #wire: Wire
-  readonly #owner: Owner
+  readonly #pool: Pool
   readonly #generation: number
   readonly #pending = new Set<Pending>()
   readonly #prepared = new Set<string>()
@@ -78,20 +71,21 @@ export class OwnLink implements Link {
   #pid: number | undefined
   #lost: unknown
 
-  constructor(wire: Wire, owner: Owner) {
+  constructor(wire: Wire, pool: Pool) {
     this.#wire = wire
-    this.#owner = owner
-    this.#generation = owner.generation
+    this.#pool = pool
+    this.#generation = pool.generation
+  }
+
+  /** Whether nothing can be sent, now or later. */
+  get #isOver(): boolean {
+    return this.#lost !== undefined && this.#lost !== givenBack
   }
 
   /** Whether it may be used again. */
   get isFit(): boolean {
-    return (
-      (this.#lost === undefined || this.#lost === givenBack) &&
-      this.#generation === this.#owner.generation &&
-      environment.now() < this.#staleAt &&
-      this.#prepares < mostPrepared
-    )
+    const isCurrent = this.#generation === this.#pool.generation && environment.now() < this.#staleAt
+    return isCurrent && !this.#isOver && this.#prepares < mostPrepared
   }
 
   /**
@@ -134,9 +128,8 @@ export class OwnLink implements Link {
     return this.#run(sql, parameters, this.#isWorthPreparing(sql), (result) => {
       const { command, count } = result
       const answer = { rows: Array.from(result) as R[], command }
-      return counting.has(command) && typeof count === 'number'
-        ? { ...answer, numAffectedRows: BigInt(count) }
-        : answer
+      if (!counting.has(command) || typeof count !== 'number') return answer
+      return { ...answer, numAffectedRows: BigInt(count) }
     })
   }
 
@@ -149,13 +142,13 @@ export class OwnLink implements Link {
   }
 
   outdate(): void {
-    if (this.#generation === this.#owner.generation) this.#owner.generation += 1
+    if (this.#generation === this.#pool.generation) this.#pool.generation += 1
   }
 
   release(): void {
     if (this.#lost !== undefined) return
     this.#lost = givenBack
-    this.#owner.release(this)
+    this.#pool.release(this)
   }
 
   /** Taken out of the pool again. */
@@ -164,7 +157,7 @@ export class OwnLink implements Link {
   }
 
   abandon(): void {
-    if (this.#lost !== undefined && this.#lost !== givenBack) return
+    if (this.#isOver) return
     const pending = [...this.#pending]
     this.lose(new AbortedError('ABORTED', 'The connection was given up'))
     if (pending.some(({ mayCommit }) => mayCommit)) {
@@ -185,25 +178,20 @@ export class OwnLink implements Link {
 
   /** The socket has closed, or is given up: what is not answered will not be. */
   lose(error: unknown): void {
-    if (this.#lost !== undefined && this.#lost !== givenBack) return
+    if (this.#isOver) return
     this.#lost = error
     for (const { reject } of this.#pending) reject(error)
     this.#pending.clear()
   }
 
-  #run<A>(
-    text: string,
-    parameters: readonly unknown[],
-    prepare: boolean,
-    read: (result: Results) => A,
-  ): Promise<A> {
+  #run<A>(text: string, parameters: readonly unknown[], prepare: boolean, read: Read<A>): Promise<A> {
     const { client } = this.#wire
     const begin = () => client.unsafe(text, textParameters(client, parameters) as never[], { prepare })
     return this.#answer(begin as unknown as () => WireQuery, read, false)
   }
 
   /** One promise for all of it: this is run for every statement there is. */
-  #answer<A>(begin: () => WireQuery, read: (result: Results) => A, mayCommit: boolean): Promise<A> {
+  #answer<A>(begin: () => WireQuery, read: Read<A>, mayCommit: boolean): Promise<A> {
     return new Promise((resolve, reject) => {
       this.#refuseIfLost()
       const query = begin()
@@ -236,7 +224,7 @@ export class OwnLink implements Link {
     if (!this.#isUnpooled || !this.#wire.mayPrepare) return false
     if (this.#prepared.has(text)) return true
     // What is long costs most, and is often a list of rows that has another length the next time.
-    if (text.length > short && !this.#owner.hasSeen(text)) return false
+    if (text.length > short && !this.#pool.hasSeen(text)) return false
     this.#prepared.add(text)
     this.#prepares += text.length
     return true
@@ -266,10 +254,9 @@ function lastOf(result: Results): Results {
 /** The bytes as they came: no parser and no transform has seen them. */
 function answerOf(results: Results): Answer {
   const result = lastOf(results)
-  return {
-    command: result.command,
-    rows: Array.from(result as unknown as (Buffer | null)[][], ([value]) =>
-      value == null ? null : value.toString('utf8'),
-    ),
-  }
+  const rows = Array.from(
+    result as unknown as (Buffer | null)[][],
+    ([value]) => value?.toString('utf8') ?? null,
+  )
+  return { command: result.command, rows }
 }

@@ -112,10 +112,7 @@ export function literals(values: readonly unknown[]): string[] {
 }
 
 function textOf(client: postgres.Sql, value: object, position: number): unknown {
-  if (value instanceof Date) {
-    if (Number.isNaN(value.getTime())) refuse(value, position)
-    return client.typed(value.toISOString(), oid.timestamptz)
-  }
+  if (value instanceof Date) return client.typed(wordOf(value, position), oid.timestamptz)
   if (value instanceof Uint8Array) return client.typed(hex(value), oid.bytea)
   return new Structured(value, position)
 }
@@ -135,19 +132,16 @@ function jsonOf(value: object, position: number): string {
   try {
     const json: string | undefined = JSON.stringify(value)
     if (json !== undefined) return json
-  } catch (error) {
-    if (!Array.isArray(value)) throw unfit(position, error)
-    return `not JSON: ${(error as Error).message}`
+  } catch (cause) {
+    const { message } = cause as Error
+    if (Array.isArray(value)) return `not JSON: ${message}`
+    const hint = 'Convert BigInt to string; plain data has no cycles'
+    throw new InvalidInputError('ONARG', `Parameter ${position} cannot be written as JSON: ${message}`, {
+      hint,
+      cause,
+    })
   }
   return refuse(value, position)
-}
-
-function unfit(position: number, cause: unknown): InvalidInputError {
-  const what = `Parameter ${position} cannot be written as JSON: ${(cause as Error).message}`
-  return new InvalidInputError('ONARG', what, {
-    hint: 'Convert BigInt to string; plain data has no cycles',
-    cause,
-  })
 }
 
 /** @see https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO */

@@ -18,7 +18,7 @@ import { checkInteger } from '../check.ts'
 import { InvalidInputError } from '../errors.ts'
 import { takeKyselyLink } from './kysely-link.ts'
 import type { Link } from './link.ts'
-import { type Pool, type PoolOptions, pool } from './pool.ts'
+import { Pool, type PoolOptions } from './pool.ts'
 import { checkUrl } from './url.ts'
 import { type Address, openWire } from './wire.ts'
 
@@ -93,18 +93,15 @@ function overOwn<DB>(address: Address, options: OpenOptions): OpenDatabase<DB> {
   // What it is called in pg_stat_activity is the caller's to say.
   const called = typeof address === 'string' ? undefined : address.connection?.application_name
   const name = typeof called === 'string' && called !== 'postgres.js' ? called : applicationName
-  const connections = pool((onclose) => openWire(address, name, connectTimeout, onclose), {
-    max,
-    connectTimeout,
-    net,
-  })
+  const make = (onclose: (error: unknown) => void) => openWire(address, name, connectTimeout, onclose)
+  const pool = new Pool(make, { max, connectTimeout, net })
   return {
-    db: new Kysely<DB>({ dialect: { ...postgresDialect, createDriver: () => driver(connections) } }),
-    take: connections.take,
-    idle: connections.idle,
+    db: new Kysely<DB>({ dialect: { ...postgresDialect, createDriver: () => driver(pool) } }),
+    take: () => pool.take(),
+    idle: () => pool.idle(),
     maxConnections: max,
     apart: () => overOwn(address, { max: 1, applicationName: `${name} recovery`, connectTimeout }),
-    close: connections.end,
+    close: () => pool.end(),
   }
 }
 

@@ -85,6 +85,8 @@ function takeTextAsItIs(client: postgres.Sql, fail: () => void): void {
   if (from) options.transform.row.from = (row) => (Array.isArray(row) ? row : from(row))
 }
 
+const closed = () => new AbortedError('CONNECTION_LOST', 'The connection was closed')
+
 /** The one socket of a client: of several hosts the first that lets us in. */
 function onlySocket(openOwn: OpenSocket | undefined, onclose: (error: unknown) => void) {
   const ended = new AbortController()
@@ -92,7 +94,7 @@ function onlySocket(openOwn: OpenSocket | undefined, onclose: (error: unknown) =
   let extra = 0
   let current: Socket | undefined
 
-  const finish = (error: unknown = new AbortedError('CONNECTION_LOST', 'The connection was closed')) => {
+  const finish = (error: unknown = closed()) => {
     if (ended.signal.aborted) return
     ended.abort()
     onclose(error)
@@ -100,8 +102,7 @@ function onlySocket(openOwn: OpenSocket | undefined, onclose: (error: unknown) =
   const next = async (options: SocketOptions): Promise<Socket> => {
     const hosts = options.host.length
     for (;;) {
-      if (ended.signal.aborted || turn >= hosts)
-        throw new AbortedError('CONNECTION_LOST', 'The connection was closed')
+      if (ended.signal.aborted || turn >= hosts) throw closed()
       turn += 1
       try {
         return await (openOwn ? openOwn(options) : dial(options, turn - 1, ended.signal))
@@ -118,9 +119,8 @@ function onlySocket(openOwn: OpenSocket | undefined, onclose: (error: unknown) =
         return await dial(options, Math.max(Math.min(turn, hosts) - 1, 0), AbortSignal.timeout(patience))
       }
       try {
-        const socket = await next(options)
-        current = socket
-        return socket
+        current = await next(options)
+        return current
       } catch (error) {
         // Of several hosts postgres.js believes that it will try the next, and tells nobody.
         finish(error)
