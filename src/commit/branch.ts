@@ -20,11 +20,12 @@ import * as say from '../statements.ts'
 import { traced } from './channels.ts'
 import { swallowed } from './explain.ts'
 
-export interface BranchSettings extends say.BranchOptions {
+export interface BranchSettings {
   readonly transactionId: string
   /** As {@link Branch.databaseId}. */
   readonly databaseId: string
   readonly progress: Progress
+  readonly options: say.BranchOptions
 }
 
 /** How far a transaction has come, and what its handler does. */
@@ -46,17 +47,17 @@ export class Progress {
 
 /** Opens a transaction on a connection of its own; with the second net its answer is not waited for. */
 export async function openBranch(database: Database, settings: BranchSettings): Promise<Branch> {
-  const { transactionId } = settings
+  const { transactionId, options } = settings
   return await traced('begin', { database, transactionId }, async () => {
     const link = await database.connect()
     const branch = new Branch(database, link, settings)
     try {
       if (link.isDirect) {
         if (database.isFenceDue()) branch.askFence()
-        await branch.send(say.openDirect(settings))
+        await branch.send(say.openDirect(options))
       } else {
-        await branch.ask(say.begin(settings.isolationLevel))
-        await branch.ask(say.open(transactionId, settings))
+        await branch.ask(say.begin(options.isolationLevel))
+        await branch.ask(say.open(transactionId, options))
       }
     } catch (error) {
       link.abandon()
@@ -272,15 +273,13 @@ export function refuseUnawaited(progress: Progress): void {
   const [first] = progress.running
   if (first === undefined) return
   progress.isForsaken = true
-  throw new HandlerError(
-    'NOT_AWAITED',
-    `The handler returned before a query was answered: ${first.text.slice(0, 80)}`,
-    {
-      detail: 'Everything is rolled back: nobody could say which of its effects would have been committed.',
-      hint: 'Await every query: for (const item of items) await …, or await Promise.all(…); not forEach(async …)',
-    },
-  )
+  const what = `The handler returned before a query was answered: ${first.text.slice(0, 80)}`
+  const detail = 'Everything is rolled back: nobody could say which of its effects would have been committed.'
+  throw new HandlerError('NOT_AWAITED', what, { detail, hint: awaitHint })
 }
+
+const awaitHint =
+  'Await every query: for (const item of items) await …, or await Promise.all(…); not forEach(async …)'
 
 /** A handle for handlers: begins the branch at its first query, and refuses to work after the end. */
 export function lazyTransaction<DB>(

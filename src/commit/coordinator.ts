@@ -217,19 +217,17 @@ class Attempt {
   }
 
   async #open(database: Database): Promise<Branch> {
-    const { lockTimeout, idleTimeout, isolationLevel } = this.#settings
     // Permits are taken in the order of database ids, so the id comes first.
     const databaseId = database.databaseId ?? (await database.identify())
     refuseTwice(this.#context, database, databaseId)
     const waiting = this.#permits.take(database, this.#deadline.signal)
     if (waiting !== undefined) await waiting
+    const [transactionId, progress] = [this.#transactionId, this.#progress]
     const branch = await openBranch(database, {
-      transactionId: this.#transactionId,
+      transactionId,
       databaseId,
-      lockTimeout,
-      idleTimeout,
-      isolationLevel,
-      progress: this.#progress,
+      progress,
+      options: this.#settings,
     })
     // Nobody waited for it any more.
     if (this.#givenUp) branch.link.abandon()

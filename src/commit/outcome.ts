@@ -56,9 +56,8 @@ export async function outcomeOf(databases: readonly Database[], id: string): Pro
   }
   const home = await findHome(databases, global.home)
   if (home !== undefined) return await ask(home)
-  throw new InvalidInputError('ONARG', `None of the databases is the home of transaction ${id}`, {
-    hint: `Add it: in that database once.database has the id ${global.home}`,
-  })
+  const hint = `Add it: in that database once.database has the id ${global.home}`
+  throw new InvalidInputError('ONARG', `None of the databases is the home of transaction ${id}`, { hint })
 }
 
 /** Whichever says that it is this one: the others, of which one may not answer, are waited for only until then. */

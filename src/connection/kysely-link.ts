@@ -13,11 +13,9 @@ import { identifier, literal } from './quote.ts'
 /** Takes a connection out of the pool behind a Kysely instance. */
 export function takeKyselyLink(db: Kysely<unknown>): Promise<Link> {
   return new Promise((resolve, reject) => {
-    db.getExecutor()
-      .provideConnection(
-        (connection) => new Promise<void>((release) => resolve(kyselyLink(connection, release))),
-      )
-      .catch(reject)
+    const hold = (connection: DatabaseConnection) =>
+      new Promise<void>((release) => resolve(kyselyLink(connection, release)))
+    db.getExecutor().provideConnection(hold).catch(reject)
   })
 }
 
@@ -40,12 +38,14 @@ export async function probeDriver(link: Link): Promise<void> {
   if (found === 'one') refuseAnswer('the answer to the first', both)
   if (found !== 'two') {
     throw new AbortedError('CONNECTION_LOST', 'The connection changed within a transaction', {
-      hint: 'If this comes again: the instance must keep one connection for as long as it is taken out of its pool',
+      hint: keepHint,
     })
   }
   await link.send(say.rollback())
 }
 
+const keepHint =
+  'If this comes again: the instance must keep one connection for as long as it is taken out of its pool'
 const both = 'the answers to two statements in one text'
 
 function kyselyLink(connection: DatabaseConnection, free: () => void): Link {
@@ -126,11 +126,9 @@ function kyselyLink(connection: DatabaseConnection, free: () => void): Link {
 
 /** The first column of each row; a driver gives objects, whose names somebody may have changed. */
 function answerOf({ rows }: QueryResult<unknown>): Answer {
-  return {
-    command: undefined,
-    rows: (rows ?? []).map((row) => {
-      const value = Object.values(row as object)[0] as unknown
-      return value === null || typeof value === 'string' ? value : refuseAnswer(value, 'text')
-    }),
+  const textOf = (row: unknown) => {
+    const [value] = Object.values(row as object) as unknown[]
+    return value === null || typeof value === 'string' ? value : refuseAnswer(value, 'text')
   }
+  return { command: undefined, rows: (rows ?? []).map(textOf) }
 }

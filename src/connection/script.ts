@@ -74,9 +74,7 @@ function firstWords(text: string, from: number, to: number, backslashes: boolean
       at = next
       continue
     }
-    const word = /[A-Za-z_]+/y
-    word.lastIndex = at
-    const match = word.exec(text)
+    const match = matchAt(text, at, /[A-Za-z_]+/y)
     if (match) {
       words.push(match[0].toLowerCase())
       at += match[0].length
@@ -92,6 +90,11 @@ function endOf(text: string, from: number, backslashes: boolean): number {
     at = Math.max(skip(text, at, backslashes), at + 1)
   }
   return text.length
+}
+
+function matchAt(text: string, at: number, sticky: RegExp): RegExpExecArray | null {
+  sticky.lastIndex = at
+  return sticky.exec(text)
 }
 
 function isComment(text: string, at: number): boolean {
@@ -112,9 +115,7 @@ function skip(text: string, at: number, backslashes: boolean): number {
   }
   if (first === '"') return skipQuoted(text, at, '"', false)
   if (first === '$' && !/[\w$\x80-\uffff]/.test(text[at - 1] ?? '')) {
-    const tag = /\$(?:[A-Za-z_\x80-\uffff][\w\x80-\uffff]*)?\$/y
-    tag.lastIndex = at
-    const match = tag.exec(text)
+    const match = matchAt(text, at, /\$(?:[A-Za-z_\x80-\uffff][\w\x80-\uffff]*)?\$/y)
     if (!match) return at
     const end = text.indexOf(match[0], at + match[0].length)
     return end < 0 ? text.length : end + match[0].length
@@ -171,9 +172,7 @@ function fill(text: string, literals: readonly string[], backslashes: boolean): 
       at = end
       continue
     }
-    const placeholder = /\$(\d+)/y
-    placeholder.lastIndex = at
-    const match = placeholder.exec(text)
+    const match = matchAt(text, at, /\$(\d+)/y)
     if (match && !/[\w$\x80-\uffff]/.test(text[at - 1] ?? '')) {
       filled += ` ${literals[Number(match[1]) - 1] ?? match[0]} `
       at += match[0].length
