@@ -312,10 +312,7 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
       if (move !== undefined) await branch.send(move)
       return claimed
     })
-    const { status } = await result.answer
-    if (status === 'expired') return { status }
-    if (status === 'duplicate') return { status, result: undefined }
-    return { status: 'processed', result: undefined, ...rest }
+    return processed(await result.answer, undefined, rest)
   }
 
   const client = {
@@ -340,16 +337,14 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
         checkObject('options', processOptions),
         { statement, isVoid },
         async (claimed, stage, branch) => {
-          if (claimed.status !== 'claimed') return { ...claimed, value: undefined }
+          if (claimed.status !== 'claimed') return { claimed, value: undefined }
           const { handles } = stage
           const value = await stage.handle(() => handler(handles[name] as Transaction<unknown>, handles))
           if (keep) await branch.send(keep(value))
-          return { ...claimed, value }
+          return { claimed, value }
         },
       )
-      if (result.status === 'expired') return { status: 'expired' }
-      if (result.status === 'duplicate') return { status: 'duplicate', result: result.result }
-      return { status: 'processed', result: result.value, ...rest }
+      return processed(result.claimed, result.value, rest)
     },
 
     async processBatch(
@@ -396,6 +391,13 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
     [Symbol.asyncDispose]: closeOnce,
   }
   return client as unknown as Pgonce<Databases>
+}
+
+type Ended = Omit<coordinator.TransactionResult<unknown>, 'result'>
+
+function processed({ status, result }: ledger.Claim, value: unknown, ended: Ended): Processed<unknown> {
+  if (status === 'expired') return { status }
+  return status === 'duplicate' ? { status, result } : { status: 'processed', result: value, ...ended }
 }
 
 /** What a query says, with its parameters in it: read when the call is made. */

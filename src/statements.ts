@@ -459,16 +459,14 @@ export function claimSequence(
 export type Range = readonly [first: bigint, last: bigint]
 
 /** Ranges of sequences of one producer, in any order; those that are new, ascending. */
-export const claimRanges = (
-  producer: string,
-  ranges: readonly Range[],
-  { epoch, strict, startAt }: SequenceOptions,
-) =>
-  query(
+export function claimRanges(producer: string, ranges: readonly Range[], options: SequenceOptions) {
+  const given = `{${ranges.map(([first, last]) => `[${first},${last}]`).join(',')}}`
+  const values = [producer, given, options.epoch, options.strict, options.startAt]
+  return query(
     'claim_ranges',
     `select once.claim_ranges($1, $2::pg_catalog.int8multirange, $3::pg_catalog.int4, $4::pg_catalog.bool,
                          $5::pg_catalog.int8)::pg_catalog.text`,
-    [producer, `{${ranges.map(([first, last]) => `[${first},${last}]`).join(',')}}`, epoch, strict, startAt],
+    values,
     (answer): readonly Range[] => {
       const found = one(answer)
       if (!/^\{(\[\d+,\d+\),?)*\}$/.test(found)) refuseAnswer(found, 'ranges of sequences')
@@ -476,6 +474,7 @@ export const claimRanges = (
       return parts.map(([, first = '', end = '']) => [BigInt(first), BigInt(end) - 1n])
     },
   )
+}
 
 /** The usual answer, which need not be parsed. */
 const plainlyClaimed = '{"status":"claimed","result":null}'
@@ -517,9 +516,8 @@ const arrayOrNull = (values: readonly (string | null)[]) =>
 
 function claimOf(found: unknown): Claim {
   const isKept = typeof found === 'object' && found !== null && 'result' in found
-  return isKept
-    ? { status: 'duplicate', result: found.result }
-    : { status: statusOf(found), result: undefined }
+  if (isKept) return { status: 'duplicate', result: found.result }
+  return { status: statusOf(found), result: undefined }
 }
 
 function statusOf(found: unknown): ClaimStatus {

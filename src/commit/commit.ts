@@ -118,11 +118,10 @@ async function commitAlone(work: Work, branch: Branch): Promise<Committed> {
 
 async function commitReader(reader: Branch): Promise<void> {
   await reader.settle()
-  const committed = await reader
-    .ask(say.commit(reader.link, reader.transactionId))
-    .catch((error: unknown) => {
-      throw reasonOf(reader, error)
-    })
+  const asked = reader.ask(say.commit(reader.link, reader.transactionId))
+  const committed = await asked.catch((error: unknown) => {
+    throw reasonOf(reader, error)
+  })
   if (!committed) throw swallowed(reader)
 }
 

@@ -244,12 +244,8 @@ class Attempt {
         : await this.#deadline.race(Promise.all(this.#begun.values()))
     refuseUnawaited(this.#progress)
     this.#progress.committing = true
-    const { id, isFinished } = await commit({
-      branches,
-      deadline: this.#deadline,
-      settings: this.#settings,
-      isVoid: this.#isVoid,
-    })
+    const work = { branches, deadline: this.#deadline, settings: this.#settings, isVoid: this.#isVoid }
+    const { id, isFinished } = await commit(work)
     if (isFinished === undefined) {
       this.#release()
       return { result, id, finished: finish !== 'background' }
@@ -287,10 +283,8 @@ class Attempt {
     }
     await rollBack(this.#opened, this.#deadline)
     this.#release()
-    const outOfOrder = outcomes.find(
-      (outcome) => outcome.status === 'rejected' && outcome.reason instanceof OutOfOrder,
-    )
-    if (outOfOrder?.status === 'rejected') return outOfOrder.reason
+    for (const outcome of outcomes)
+      if (outcome.status === 'rejected' && outcome.reason instanceof OutOfOrder) return outcome.reason
     this.didNothing =
       code === 'CONNECTION_LOST' && this.#opened.length > 0 && this.#opened.every(({ answered }) => !answered)
     return error
@@ -381,9 +375,7 @@ function refuseTwice(context: Context, database: Database, databaseId: string): 
     const detail = `Both have the database id ${databaseId}.`
     const hint =
       'Give it one name. If one is a copy of the other, run in the copy: select once.renew_database_id(…)'
-    throw new DatabaseError('SAME_DATABASE', `${other.name} and ${database.name} are one database`, {
-      detail,
-      hint,
-    })
+    const what = `${other.name} and ${database.name} are one database`
+    throw new DatabaseError('SAME_DATABASE', what, { detail, hint })
   }
 }
