@@ -48,7 +48,7 @@ export function openWire(
     fetch_types: false,
     socket: sockets.open,
     onclose: sockets.closed,
-    connection: { application_name: applicationName, ...given.connection },
+    connection: { ...given.connection, application_name: applicationName },
   }
   const client = (typeof address === 'string'
     ? postgres(address, own as object)
