@@ -119,25 +119,17 @@ export function guarded<A>(statement: Statement<A>, transactionId: string): Stat
 // ---------------------------------------------------------------------------------------------------
 // A connection
 
-export interface Hello {
-  /** Of the backend, as it says itself. */
-  readonly pid: number
-  /** An operator's `default_transaction_read_only`, which stays in force. */
-  readonly isFenced: boolean
-  /** The session's `synchronous_commit`. */
-  readonly durability: string
-  /** Array types and those of their elements; empty where nobody asked. */
-  readonly arrays: readonly (readonly [number, number])[]
-}
-
-/** Who is there, before anything was set. */
+/**
+ * Who is there, before anything was set: the backend by its own word, whether an operator has made it read-only, which
+ * stays in force, the session's `synchronous_commit`, and array types with those of their elements, if they are asked.
+ */
 export const hello = (withArrays: boolean) =>
   plain(
     'hello',
     `select pg_catalog.json_build_array(
   pg_catalog.pg_backend_pid(), pg_catalog.current_setting('default_transaction_read_only'),
   pg_catalog.current_setting('synchronous_commit'), ${withArrays ? arrayTypes : 'null'})::pg_catalog.text`,
-    (answer): Hello => {
+    (answer) => {
       const [pid, fence, durability, found] =
         json<[number, string, string, [number | string, number | string][] | null]>(answer)
       if (typeof pid !== 'number' || !['on', 'off'].includes(fence)) refuseAnswer(fence, 'on or off')

@@ -8,7 +8,7 @@ import type { CompiledQuery, QueryResult } from 'kysely'
 import type postgres from 'postgres'
 import { environment } from '../environment.ts'
 import { AbortedError, isErrorAnswer } from '../errors.ts'
-import { type Hello, hello, type Statement, secondNet } from '../statements.ts'
+import { hello, type Statement, secondNet } from '../statements.ts'
 import { type Answer, type Link, neverSent } from './link.ts'
 import { textParameters } from './parameters.ts'
 import type { Pool } from './pool.ts'
@@ -92,7 +92,7 @@ export class OwnLink implements Link {
    * Asks who is there, and puts up the net if it is wanted and the backend is our own. A pooler in between gives each
    * transaction another backend, and tells a process id that is none. What an operator has made read-only stays so.
    */
-  async greet(wantsNet: boolean, wantsArrays: boolean): Promise<Hello> {
+  async greet(wantsNet: boolean, wantsArrays: boolean) {
     const greeting = await this.send(hello(wantsArrays))
     this.durability = greeting.durability
     this.#isUnpooled = greeting.pid === this.#pid

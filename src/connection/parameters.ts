@@ -43,20 +43,25 @@ function isPlain(value: unknown): boolean {
   return value === null || ['string', 'number', 'boolean', 'bigint'].includes(typeof value)
 }
 
+/** What of postgres.js's options its types do not tell. */
+interface TextOptions {
+  readonly types: Record<string, { readonly to: number; readonly serialize?: (value: unknown) => unknown }>
+  serializers: Record<number, (value: unknown) => unknown>
+  readonly transform: { readonly row: { from?: ((row: unknown) => unknown) | undefined } }
+}
+
 /**
- * Serializers for a client of ours: everything is text already.
- *
- * @param own those of the caller's options, by type: they get what the handler gave. One that throws does so while
- *   postgres.js writes a message, so the connection is given up
+ * Parameters are text by the time that a client of ours serializes them, and rows of ours are arrays of bytes. The
+ * caller's own serializers get what the handler gave. One that throws does so while postgres.js writes a message, so the
+ * connection is given up.
  */
-export function textSerializers(
-  own: ReadonlyMap<number, (value: unknown) => unknown>,
-  giveUp: () => void,
-): Record<number, (value: unknown) => unknown> {
+export function takeTextAsItIs(client: postgres.Sql, giveUp: () => void): void {
+  const options = client.options as unknown as TextOptions
   const json = (value: unknown) => (value instanceof Structured ? value.json : String(value))
-  const serializers: Record<number, (value: unknown) => unknown> = { [oid.json]: json, [oid.jsonb]: json }
-  for (const [type, serialize] of own) {
-    serializers[type] = (value) => {
+  options.serializers = { [oid.json]: json, [oid.jsonb]: json }
+  for (const { to, serialize } of Object.values(options.types)) {
+    if (!serialize) continue
+    options.serializers[to] = (value) => {
       try {
         return serialize(value instanceof Structured ? value.given : value)
       } catch {
@@ -65,7 +70,8 @@ export function textSerializers(
       }
     }
   }
-  return serializers
+  const { from } = options.transform.row
+  if (from) options.transform.row.from = (row) => (Array.isArray(row) ? row : from(row))
 }
 
 /** @throws InvalidInputError `ONARG` if one of them cannot be put into words */

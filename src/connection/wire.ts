@@ -11,7 +11,7 @@ import { connect, type Socket } from 'node:net'
 import postgres from 'postgres'
 import { AbortedError } from '../errors.ts'
 import type { Wire } from './own-link.ts'
-import { textSerializers } from './parameters.ts'
+import { takeTextAsItIs } from './parameters.ts'
 
 /** What postgres.js hands to `socket`; its types do not know that option. */
 interface SocketOptions {
@@ -68,21 +68,6 @@ export function openWire(
       sockets.close()
     },
   }
-}
-
-/** Parameters are text by the time that postgres.js serializes them, and rows of ours are arrays of bytes. */
-function takeTextAsItIs(client: postgres.Sql, fail: () => void): void {
-  const options = client.options as unknown as {
-    types: Record<string, { to: number; serialize?: (value: unknown) => unknown }>
-    serializers: Record<number, (value: unknown) => unknown>
-    transform: { row: { from?: ((row: unknown) => unknown) | undefined } }
-  }
-  const custom = Object.values(options.types).flatMap(({ to, serialize }) =>
-    serialize ? [[to, serialize] as const] : [],
-  )
-  options.serializers = textSerializers(new Map(custom), fail)
-  const { from } = options.transform.row
-  if (from) options.transform.row.from = (row) => (Array.isArray(row) ? row : from(row))
 }
 
 const closed = () => new AbortedError('CONNECTION_LOST', 'The connection was closed')
