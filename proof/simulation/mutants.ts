@@ -348,8 +348,8 @@ const seeded: readonly (Pick<Mutant, 'name' | 'what'> & Partial<SimulationMutant
     edits: [
       {
         file: 'src/commit/branch.ts',
-        find: '    this.link.outdate()\n    const what',
-        replace: '    if (answer !== undefined) return\n    const what',
+        find: '    this.link.outdate()\n    throw madeReadOnly(this.database)',
+        replace: '    if (answer === undefined) throw madeReadOnly(this.database)',
       },
     ],
   },

@@ -6,19 +6,10 @@ import { type Database, transactionOver } from '../connection/database.ts'
 import type { Link } from '../connection/link.ts'
 import { refuseControl } from '../connection/script.ts'
 import { withStreams } from '../connection/stream.ts'
-import {
-  AbortedError,
-  codeOf,
-  DatabaseError,
-  fromOwn,
-  HandlerError,
-  isErrorAnswer,
-  isOutdated,
-  PgonceError,
-} from '../errors.ts'
+import { codeOf, fromOwn, isOutdated } from '../errors.ts'
 import * as say from '../statements.ts'
 import { traced } from './channels.ts'
-import { swallowed } from './explain.ts'
+import { asAborted, ended, madeReadOnly, notAwaited, swallowed } from './explain.ts'
 
 export interface BranchSettings {
   readonly transactionId: string
@@ -157,9 +148,7 @@ export class Branch {
     if (answer === 'off') return
     // Sessions opened from now on obey, and this one is not used again.
     this.link.outdate()
-    const what = `Database ${this.database.name} was made read-only`
-    const detail = 'default_transaction_read_only is on. Nothing was written.'
-    throw new DatabaseError('READ_ONLY', what, { detail, hint: readOnlyHint })
+    throw madeReadOnly(this.database)
   }
 
   /** Asks for the transaction's xid, if that makes nobody wait. */
@@ -243,26 +232,10 @@ export class Branch {
   }
 }
 
-const readOnlyHint = 'alter system set default_transaction_read_only = off; or wait for whoever has set it'
-
-/** Before the decision a lost connection means that the transaction is rolled back. */
-function asAborted({ name }: Database, error: unknown): unknown {
-  if (isErrorAnswer(error) || (error instanceof PgonceError && !(error instanceof AbortedError))) return error
-  if (error instanceof AbortedError && error.code !== 'CONNECTION_LOST') return error
-  const detail = 'The transaction is rolled back in every database.'
-  const options = { detail, hint: idleHint, cause: error }
-  return new AbortedError('CONNECTION_LOST', `The connection to ${name} was lost`, options)
-}
-
-const idleHint =
-  'If the server ended an idle session: a handler may wait no longer than idleTimeout between two statements'
-
 /** Once a transaction is over, its handles are of no use. */
-async function refuse({ name }: Database, progress: Progress): Promise<never> {
+async function refuse(database: Database, progress: Progress): Promise<never> {
   if (progress.isForsaken) return await new Promise<never>(() => {})
-  const hint =
-    'Await every query inside the handler; for queries outside it use a Kysely instance of your own'
-  const error = new HandlerError('ENDED', `The transaction on ${name} is over`, { hint })
+  const error = ended(database)
   progress.violation ??= error
   throw error
 }
@@ -273,13 +246,8 @@ export function refuseUnawaited(progress: Progress): void {
   const [first] = progress.running
   if (first === undefined) return
   progress.isForsaken = true
-  const what = `The handler returned before a query was answered: ${first.text.slice(0, 80)}`
-  const detail = 'Everything is rolled back: nobody could say which of its effects would have been committed.'
-  throw new HandlerError('NOT_AWAITED', what, { detail, hint: awaitHint })
+  throw notAwaited(first.text)
 }
-
-const awaitHint =
-  'Await every query: for (const item of items) await …, or await Promise.all(…); not forEach(async …)'
 
 /** A handle for handlers: begins the branch at its first query, and refuses to work after the end. */
 export function lazyTransaction<DB>(

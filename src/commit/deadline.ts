@@ -8,10 +8,10 @@ import { AbortedError } from '../errors.ts'
 export class Deadline {
   /** For those who wait with a signal. */
   readonly signal: AbortSignal
-  readonly #late = new AbortController()
+  /** Whether the time is over, as opposed to the caller's signal. */
+  readonly late: AbortSignal
+  readonly stop: () => void
   readonly #over: Promise<never>
-  readonly #stopTimer: () => void
-  #listener = () => {}
 
   /**
    * @param timeout milliseconds
@@ -20,35 +20,31 @@ export class Deadline {
   constructor(timeout: number, signal: AbortSignal | undefined) {
     // AbortSignal.timeout() would do, but costs more, and its timers stay behind: one for each transaction of
     // the last minute.
-    this.#stopTimer = environment.after(timeout, () => this.#late.abort())
-    const both = signal ? AbortSignal.any([signal, this.late]) : this.late
+    const late = new AbortController()
+    const stopTimer = environment.after(timeout, () => late.abort())
+    const both = signal ? AbortSignal.any([signal, late.signal]) : late.signal
+    const { promise: over, reject } = Promise.withResolvers<never>()
+    over.catch(() => {})
+    const giveUp = () => {
+      const cause = signal?.aborted ? signal.reason : undefined
+      const options = { detail: 'It is rolled back in every database.', cause }
+      if (late.signal.aborted || isTimeout(both))
+        reject(new AbortedError('TIMEOUT', 'The transaction was not decided in time', options))
+      else reject(new AbortedError('ABORTED', 'The transaction was aborted', options))
+    }
+    if (both.aborted) giveUp()
+    else both.addEventListener('abort', giveUp, { once: true })
     this.signal = both
-    this.#over = new Promise<never>((_, reject) => {
-      this.#listener = () => {
-        const cause = signal?.aborted ? signal.reason : undefined
-        const options = { detail: 'It is rolled back in every database.', cause }
-        const isLate = this.late.aborted || isTimeout(both)
-        if (isLate) reject(new AbortedError('TIMEOUT', 'The transaction was not decided in time', options))
-        else reject(new AbortedError('ABORTED', 'The transaction was aborted', options))
-      }
-    })
-    this.#over.catch(() => {})
-    if (both.aborted) this.#listener()
-    else both.addEventListener('abort', this.#listener, { once: true })
-  }
-
-  /** Whether the time is over, as opposed to the caller's signal. */
-  get late(): AbortSignal {
-    return this.#late.signal
+    this.late = late.signal
+    this.#over = over
+    this.stop = () => {
+      stopTimer()
+      both.removeEventListener('abort', giveUp)
+    }
   }
 
   race<T>(promise: Promise<T>): Promise<T> {
     return Promise.race([this.#over, promise])
-  }
-
-  stop(): void {
-    this.#stopTimer()
-    this.signal.removeEventListener('abort', this.#listener)
   }
 }
 

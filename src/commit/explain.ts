@@ -1,14 +1,18 @@
 /**
  * What went wrong on the way to a commit, told in terms of what the handler or the database did.
  */
+
+import type { Database } from '../connection/database.ts'
 import {
   AbortedError,
   codeOf,
   DatabaseError,
   fromOwn,
   HandlerError,
+  isErrorAnswer,
   LimitError,
   OutcomeUnknownError,
+  PgonceError,
 } from '../errors.ts'
 import type { Branch } from './branch.ts'
 
@@ -88,6 +92,39 @@ export function swallowed({ database, failure: cause }: Pick<Branch, 'database' 
   const hint = 'Let the error out of the handler, or run the statement behind a savepoint'
   return new HandlerError('SWALLOWED', what, { detail, hint, cause })
 }
+
+/** Before the decision a lost connection means that the transaction is rolled back. */
+export function asAborted({ name }: Database, error: unknown): unknown {
+  if (isErrorAnswer(error) || (error instanceof PgonceError && !(error instanceof AbortedError))) return error
+  if (error instanceof AbortedError && error.code !== 'CONNECTION_LOST') return error
+  const detail = 'The transaction is rolled back in every database.'
+  const options = { detail, hint: idleHint, cause: error }
+  return new AbortedError('CONNECTION_LOST', `The connection to ${name} was lost`, options)
+}
+
+const idleHint =
+  'If the server ended an idle session: a handler may wait no longer than idleTimeout between two statements'
+
+export function madeReadOnly({ name }: Database): DatabaseError {
+  const detail = 'default_transaction_read_only is on. Nothing was written.'
+  const hint = 'alter system set default_transaction_read_only = off; or wait for whoever has set it'
+  return new DatabaseError('READ_ONLY', `Database ${name} was made read-only`, { detail, hint })
+}
+
+export function ended({ name }: Database): HandlerError {
+  const hint =
+    'Await every query inside the handler; for queries outside it use a Kysely instance of your own'
+  return new HandlerError('ENDED', `The transaction on ${name} is over`, { hint })
+}
+
+export function notAwaited(text: string): HandlerError {
+  const what = `The handler returned before a query was answered: ${text.slice(0, 80)}`
+  const detail = 'Everything is rolled back: nobody could say which of its effects would have been committed.'
+  return new HandlerError('NOT_AWAITED', what, { detail, hint: awaitHint })
+}
+
+const awaitHint =
+  'Await every query: for (const item of items) await …, or await Promise.all(…); not forEach(async …)'
 
 /** What a handler returned. A query that it only built was never sent, and nothing would say so. */
 export function refuseUnexecuted<T>(result: T): T {
