@@ -3,71 +3,30 @@
  */
 import type { Compilable, CompiledQuery, Kysely, Transaction } from 'kysely'
 import type { Jsonify } from 'type-fest'
-import { checkDatabaseName, checkFunction, checkInteger, checkMilliseconds, checkObject } from './check.ts'
+import { checkDatabaseName, checkFunction, checkObject } from './check.ts'
 import type { Branch } from './commit/branch.ts'
 import { traced } from './commit/channels.ts'
-import {
-  type Context,
-  databaseNamed,
-  type Handles,
-  refuseNested,
-  runTransaction,
-  type Stage,
-  type TransactionBody,
-  type TransactionResult,
-} from './commit/coordinator.ts'
+import * as coordinator from './commit/coordinator.ts'
 import { type Outcome, outcomeOf } from './commit/outcome.ts'
 import { createDatabase, type Database, transactionOver } from './connection/database.ts'
 import { literals } from './connection/parameters.ts'
 import { fillIn, refuseControl } from './connection/script.ts'
 import type { DatabaseTarget } from './connection/target.ts'
 import { AbortedError, HandlerError, InvalidInputError } from './errors.ts'
-import {
-  freshOf,
-  isSequenced,
-  type KeyClaim,
-  type KeyedBatch,
-  type Message,
-  planClaim,
-  planKeys,
-  planSequences,
-  type SequencedBatch,
-} from './ledger/claim.ts'
-import { checkOptions, defaults, type TransactionOptions } from './options.ts'
-import {
-  type Partition,
-  type PositionMove,
-  type PositionState,
-  planMove,
-  readPosition,
-  type TakenPartition,
-  takePartition,
-} from './position/position.ts'
-import {
-  audit,
-  type Recovery,
-  type RunningRecovery,
-  runRecovery,
-  startRecovery,
-} from './recovery/recovery.ts'
+import * as ledger from './ledger/claim.ts'
+import type { TransactionOptions } from './options.ts'
+import { type ClientOptions, checkOptions, clientOptions, complete, defaults } from './options.ts'
+import * as positions from './position/position.ts'
+import * as recoveries from './recovery/recovery.ts'
 import type { Statement } from './statements.ts'
 
 /** What the client is made of. `Databases` maps each name to its Kysely table types. */
-export interface PgonceOptions<Databases> {
+export interface PgonceOptions<Databases> extends ClientOptions {
   /**
    * Each database by URL, by options or an instance of postgres.js, or by a Kysely instance of any Postgres dialect.
    * Names (1 to 63 of `A-Z a-z 0-9 . _ -`) stand in gids, so keep them stable.
    */
   readonly databases: { readonly [Name in keyof Databases]: DatabaseTarget<Databases[Name]> }
-  /**
-   * How many connections at once: the size of a pool of ours, unless options of postgres.js say `max`; for a Kysely
-   * instance, how many of its pool are ours, unless it comes as `{ kysely, maxConnections }`. @defaultValue 10
-   */
-  readonly maxConnections?: number
-  /** Milliseconds to wait for a connection, and for a database to say who it is. @defaultValue 10000 */
-  readonly connectTimeout?: number
-  /** Options of every transaction that does not say otherwise. */
-  readonly transaction?: Omit<TransactionOptions, 'signal'>
 }
 
 /** One handle a database: Kysely's own transaction, begun at its first query. */
@@ -81,14 +40,14 @@ export type Jsonified<T> = unknown extends T
 /** What became of a message. */
 export type Processed<T> =
   /** It was new; the handler ran and its effects are committed. */
-  | ({ readonly status: 'processed' } & TransactionResult<T>)
+  | ({ readonly status: 'processed' } & coordinator.TransactionResult<T>)
   /** It had taken effect before; with the first one's result, as it comes back from JSON, if that was kept. */
   | { readonly status: 'duplicate'; readonly result: Jsonified<T> | undefined }
   /** It is older than its scope's horizon: whether it took effect is not known any more. */
   | { readonly status: 'expired' }
 
 /** What became of a batch of sequenced messages; `result` is undefined if nothing was new and the handler did not run. */
-export interface ProcessedBatch<T> extends TransactionResult<T | undefined> {
+export interface ProcessedBatch<T> extends coordinator.TransactionResult<T | undefined> {
   /** The new ones, in the order given. */
   readonly claimed: readonly bigint[]
   /** How many had taken effect before, or were repeated in the batch. */
@@ -96,16 +55,19 @@ export interface ProcessedBatch<T> extends TransactionResult<T | undefined> {
 }
 
 /** As {@link ProcessedBatch}, of keyed messages. */
-export interface ProcessedKeys<T> extends TransactionResult<T | undefined> {
+export interface ProcessedKeys<T> extends coordinator.TransactionResult<T | undefined> {
   readonly claimed: readonly string[]
   /** The others, each with its status and the result that was kept for it. */
-  readonly rest: readonly KeyClaim[]
+  readonly rest: readonly ledger.KeyClaim[]
 }
 
 export interface ProcessOptions extends Omit<TransactionOptions, 'home'> {
   /** A position to move in the same commit, in the database of the claim; also if the message is a duplicate. */
-  readonly position?: PositionMove
+  readonly position?: positions.PositionMove
 }
+
+type Handles = coordinator.Handles
+type Queries = readonly (Compilable | CompiledQuery)[]
 
 /** Runs with the claim's transaction, with what is new of a batch, and with the handles of all databases. */
 type BatchHandler<Databases, Name extends keyof Databases, Fresh, T> = (
@@ -130,7 +92,7 @@ export interface Pgonce<Databases> extends AsyncDisposable {
    */
   process<Name extends keyof Databases & string, T>(
     database: Name,
-    message: Message,
+    message: ledger.Message,
     handler: (trx: Transaction<Databases[Name]>, transactions: Transactions<Databases>) => Promise<T>,
     options?: ProcessOptions,
   ): Promise<Processed<T>>
@@ -148,8 +110,8 @@ export interface Pgonce<Databases> extends AsyncDisposable {
    */
   process<Name extends keyof Databases & string>(
     database: Name,
-    message: Message,
-    queries: readonly (Compilable | CompiledQuery)[],
+    message: ledger.Message,
+    queries: Queries,
     options?: ProcessOptions,
   ): Promise<Processed<undefined>>
 
@@ -161,13 +123,13 @@ export interface Pgonce<Databases> extends AsyncDisposable {
    */
   processBatch<Name extends keyof Databases & string, T>(
     database: Name,
-    batch: SequencedBatch,
+    batch: ledger.SequencedBatch,
     handler: BatchHandler<Databases, Name, bigint, T>,
     options?: ProcessOptions,
   ): Promise<ProcessedBatch<T>>
   processBatch<Name extends keyof Databases & string, T>(
     database: Name,
-    batch: KeyedBatch,
+    batch: ledger.KeyedBatch,
     handler: BatchHandler<Databases, Name, string, T>,
     options?: ProcessOptions,
   ): Promise<ProcessedKeys<T>>
@@ -182,7 +144,7 @@ export interface Pgonce<Databases> extends AsyncDisposable {
   transaction<T>(
     handler: (transactions: Transactions<Databases>) => Promise<T>,
     options?: TransactionOptions,
-  ): Promise<TransactionResult<T>>
+  ): Promise<coordinator.TransactionResult<T>>
 
   /**
    * What became of a global transaction, by the `id` of its result or of an OutcomeUnknownError. Exact for at
@@ -202,18 +164,21 @@ export interface Pgonce<Databases> extends AsyncDisposable {
    */
   takePartition(
     database: keyof Databases & string,
-    partition: Partition,
+    partition: positions.Partition,
     owner?: string,
-  ): Promise<TakenPartition>
+  ): Promise<positions.TakenPartition>
 
   /** Reads a position without taking the partition; undefined if it was never taken. @throws as above */
-  readPosition(database: keyof Databases & string, partition: Partition): Promise<PositionState | undefined>
+  readPosition(
+    database: keyof Databases & string,
+    partition: positions.Partition,
+  ): Promise<positions.PositionState | undefined>
 
   /** Builds queries for a database, with the plugins of its instance; it runs none. */
   builder<Name extends keyof Databases & string>(database: Name): Kysely<Databases[Name]>
 
   /** Finishes what dead coordinators left behind. Start it in at least one process that lives on. */
-  readonly recovery: Recovery
+  readonly recovery: recoveries.Recovery
 
   /** Stops recovery, waits for background finishes, and ends the pools that were opened here. */
   close(): Promise<void>
@@ -230,47 +195,43 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
   options: PgonceOptions<Databases>,
 ): Pgonce<Databases> {
   checkObject('options', options, databasesHint)
-  checkObject('databases', options.databases, databasesHint)
-  const settings = {
-    maxConnections: Number(checkInteger('maxConnections', options.maxConnections ?? 10, 1n, 10_000n)),
-    connectTimeout: checkMilliseconds('connectTimeout', options.connectTimeout ?? 10_000),
-  }
-  const entries = Object.entries(options.databases) as [string, DatabaseTarget][]
+  const { databases: targets, transaction, ...settings } = complete(clientOptions, options)
+  const entries = Object.entries(checkObject('databases', targets, databasesHint))
   if (entries.length === 0) {
-    throw new InvalidInputError('ONARG', 'Expected `databases` to name at least one database', {
-      hint: databasesHint,
-    })
+    const what = 'Expected `databases` to name at least one database'
+    throw new InvalidInputError('ONARG', what, { hint: databasesHint })
   }
   const databases = new Map<string, Database>()
   for (const [name, target] of entries) {
-    databases.set(checkDatabaseName(name), createDatabase(name, target, { ...settings, net: true }))
+    databases.set(
+      checkDatabaseName(name),
+      createDatabase(name, target as DatabaseTarget, { ...settings, net: true }),
+    )
   }
   const all = [...databases.values()]
-  const running = new Set<RunningRecovery>()
-  const context: Context = {
+  const running = new Set<recoveries.RunningRecovery>()
+  const context: coordinator.Context = {
     databases,
     background: new Set(),
     poke: () => {
       for (const recovery of running) recovery.poke()
     },
   }
-  const named = (name: string) => databaseNamed(databases, name)
+  const named = (name: string) => coordinator.databaseNamed(databases, name)
   const checked = (own: TransactionOptions) => {
     const result = checkOptions(own)
     if (result.home !== undefined) named(result.home)
     return result
   }
   // What is wrong with the defaults shall be heard here, not at the first message.
-  const common = checked(
-    options.transaction === undefined ? {} : checkObject('transaction', options.transaction),
-  )
+  const common = { ...defaults, ...checked(transaction) }
 
-  const recovery: Recovery = {
-    run: (runOptions) => unlessClosed(() => runRecovery(all, runOptions)),
-    audit: () => unlessClosed(async () => (await audit(all)).losses),
+  const recovery: recoveries.Recovery = {
+    run: (runOptions) => unlessClosed(() => recoveries.runRecovery(all, runOptions)),
+    audit: () => unlessClosed(async () => (await recoveries.audit(all)).losses),
     start(startOptions) {
       refuseIfClosed()
-      const started = startRecovery(all, startOptions)
+      const started = recoveries.startRecovery(all, startOptions)
       const stop = async () => {
         running.delete(started)
         await started.stop()
@@ -289,7 +250,7 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
   }
   const closeOnce = () => {
     // It would wait for the handler, and the handler for it.
-    refuseNested(context, 'close() was called')
+    coordinator.refuseNested(context, 'close() was called')
     closing ??= close()
     return closing
   }
@@ -309,18 +270,18 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
     }
   }
   /** The options are read at once; a body's own inputs are by then. */
-  const run = <T>(own: TransactionOptions, body: TransactionBody<T>) => {
+  const run = <T>(own: TransactionOptions, body: coordinator.TransactionBody<T>) => {
     const all = { ...common, ...checked(own) }
-    return unlessClosed(() => runTransaction(context, all, body))
+    return unlessClosed(() => coordinator.runTransaction(context, all, body))
   }
   /** A claim and what is to happen if it is new, in one transaction whose home is the claim's database. */
   const runClaimed = <C, T>(
     name: string,
     { position, ...own }: ProcessOptions,
     { statement, isVoid }: { readonly statement: Statement<C>; readonly isVoid: (claimed: C) => boolean },
-    work: (claimed: C, stage: Stage, branch: Branch) => Promise<T>,
+    work: (claimed: C, stage: coordinator.Stage, branch: Branch) => Promise<T>,
   ) => {
-    const move = position === undefined ? undefined : planMove(position)
+    const move = position === undefined ? undefined : positions.planMove(position)
     return run({ ...own, home: named(name).name }, async (stage) => {
       const branch = await stage.begin(name)
       const claimed = await traced('claim', branch, () => branch.change(statement))
@@ -333,123 +294,110 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
 
   const processQueries = async (
     name: string,
-    message: Message,
-    queries: readonly (Compilable | CompiledQuery)[],
+    message: ledger.Message,
+    queries: Queries,
     processOptions: ProcessOptions,
   ): Promise<Processed<unknown>> => {
     const { position, ...own } = checkObject('options', processOptions)
-    const { withEffects, keep } = planClaim(message)
+    const { withEffects, keep } = ledger.planClaim(message)
     if (keep !== undefined) {
-      throw new InvalidInputError(
-        'ONARG',
-        'Expected a handler, got queries: they have no result that keepResult could keep',
-        {
-          hint: 'Pass a handler',
-        },
-      )
+      const what = 'Expected a handler, got queries: they have no result that keepResult could keep'
+      throw new InvalidInputError('ONARG', what, { hint: 'Pass a handler' })
     }
     const statement = withEffects(queries.map(textOf))
-    const move = position === undefined ? undefined : planMove(position)
-    const { result, ...rest } = await run({ ...own, home: named(name).name }, async ({ begin }) => {
-      const branch = await begin(name)
+    const move = position === undefined ? undefined : positions.planMove(position)
+    const { result, ...rest } = await run({ ...own, home: named(name).name }, async (stage) => {
+      const branch = await stage.begin(name)
       const claimed = await branch.sendAhead(statement)
       if (move !== undefined) await branch.send(move)
       return claimed
     })
-    const { status } = await result.answer
-    if (status === 'expired') return { status }
-    return status === 'duplicate'
-      ? { status, result: undefined }
-      : { status: 'processed', result: undefined, ...rest }
+    return processed(await result.answer, undefined, rest)
   }
 
   const client = {
     transaction: async <T>(handler: (handles: Handles) => Promise<T>, own: TransactionOptions = {}) => {
       checkFunction('handler', handler)
-      return await run(own, ({ handles, handle }) => handle(() => handler(handles)))
+      return await run(own, (stage) => stage.handle(() => handler(stage.handles)))
     },
 
     async process(
       name: string,
-      message: Message,
-      handler:
-        | ((trx: Transaction<unknown>, handles: Handles) => Promise<unknown>)
-        | readonly (Compilable | CompiledQuery)[],
+      message: ledger.Message,
+      handler: ((trx: Transaction<unknown>, handles: Handles) => Promise<unknown>) | Queries,
       processOptions: ProcessOptions = {},
     ): Promise<Processed<unknown>> {
       if (typeof handler !== 'function') {
         if (!Array.isArray(handler)) checkFunction('handler', handler)
         return await processQueries(name, message, handler, processOptions)
       }
-      const { statement, keep, isVoid } = planClaim(message)
+      const { statement, keep, isVoid } = ledger.planClaim(message)
       const { result, ...rest } = await runClaimed(
         name,
         checkObject('options', processOptions),
         { statement, isVoid },
-        async (claimed, { handles, handle }, branch) => {
-          if (claimed.status !== 'claimed') return { ...claimed, value: undefined }
-          const value = await handle(() => handler(handles[name] as Transaction<unknown>, handles))
+        async (claimed, stage, branch) => {
+          if (claimed.status !== 'claimed') return { claimed, value: undefined }
+          const { handles } = stage
+          const value = await stage.handle(() => handler(handles[name] as Transaction<unknown>, handles))
           if (keep) await branch.send(keep(value))
-          return { ...claimed, value }
+          return { claimed, value }
         },
       )
-      if (result.status === 'expired') return { status: 'expired' }
-      if (result.status === 'duplicate') return { status: 'duplicate', result: result.result }
-      return { status: 'processed', result: result.value, ...rest }
+      return processed(result.claimed, result.value, rest)
     },
 
     async processBatch(
       name: string,
-      batch: SequencedBatch | KeyedBatch,
+      batch: ledger.SequencedBatch | ledger.KeyedBatch,
       handler: (trx: Transaction<unknown>, fresh: readonly never[], handles: Handles) => Promise<unknown>,
       processOptions: ProcessOptions = {},
     ): Promise<ProcessedBatch<unknown> | ProcessedKeys<unknown>> {
       checkObject('batch', batch, 'Pass { producer, sequences } or { scope, messages }')
       checkFunction('handler', handler)
       const own = checkObject('options', processOptions)
-      const withFresh = (fresh: readonly unknown[], { handles, handle }: Stage) =>
-        fresh.length === 0
-          ? undefined
-          : handle(() => handler(handles[name] as Transaction<unknown>, fresh as never[], handles))
-      if (isSequenced(batch)) {
-        const { sequences, ...plan } = planSequences(batch)
+      const withFresh = (fresh: readonly unknown[], stage: coordinator.Stage) => {
+        if (fresh.length === 0) return undefined
+        const trx = stage.handles[name] as Transaction<unknown>
+        return stage.handle(() => handler(trx, fresh as never[], stage.handles))
+      }
+      if (ledger.isSequenced(batch)) {
+        const { sequences, ...plan } = ledger.planSequences(batch)
         const { result, ...rest } = await runClaimed(name, own, plan, async (answer, stage) => {
-          const claimed = freshOf(sequences, answer)
-          return {
-            claimed,
-            duplicates: sequences.length - claimed.length,
-            result: await withFresh(claimed, stage),
-          }
+          const claimed = ledger.freshOf(sequences, answer)
+          const duplicates = sequences.length - claimed.length
+          return { claimed, duplicates, result: await withFresh(claimed, stage) }
         })
         return { ...result, ...rest }
       }
-      const { keys, ...plan } = planKeys(batch)
+      const { keys, ...plan } = ledger.planKeys(batch)
       const { result, ...rest } = await runClaimed(name, own, plan, async (answers, stage) => {
         const claims = answers.map((claim, index) => ({ key: keys[index] as string, ...claim }))
         const claimed = claims.filter(({ status }) => status === 'claimed').map(({ key }) => key)
-        return {
-          claimed,
-          rest: claims.filter(({ status }) => status !== 'claimed'),
-          result: await withFresh(claimed, stage),
-        }
+        const rest = claims.filter(({ status }) => status !== 'claimed')
+        return { claimed, rest, result: await withFresh(claimed, stage) }
       })
       return { ...result, ...rest }
     },
 
     builder: (name: string) => builderOver(named(name)),
     outcome: (id: string) => unlessClosed(() => outcomeOf(all, id)),
-    takePartition: (name: string, partition: Partition, owner?: string) =>
-      unlessClosed(async () => {
-        const { lockTimeout = defaults.lockTimeout, timeout = defaults.timeout } = common
-        return await takePartition(named(name), partition, owner, { lockTimeout, timeout })
-      }),
-    readPosition: (name: string, partition: Partition) =>
-      unlessClosed(async () => readPosition(named(name), partition, common.timeout ?? defaults.timeout)),
+    takePartition: (name: string, partition: positions.Partition, owner?: string) =>
+      unlessClosed(async () => positions.takePartition(named(name), partition, owner, common)),
+    readPosition: (name: string, partition: positions.Partition) =>
+      unlessClosed(async () => positions.readPosition(named(name), partition, common)),
     recovery,
     close: closeOnce,
     [Symbol.asyncDispose]: closeOnce,
   }
   return client as unknown as Pgonce<Databases>
+}
+
+type Ended = Omit<coordinator.TransactionResult<unknown>, 'result'>
+
+function processed({ status, result }: ledger.Claim, value: unknown, ended: Ended): Processed<unknown> {
+  if (status === 'expired') return { status }
+  return status === 'duplicate' ? { status, result } : { status: 'processed', result: value, ...ended }
 }
 
 /** What a query says, with its parameters in it: read when the call is made. */
@@ -461,9 +409,8 @@ function textOf(query: Compilable | CompiledQuery): string {
 
 function builderOver({ db, name }: Database): Kysely<unknown> {
   const refuse = async () => {
-    throw new HandlerError('NOT_EXECUTED', `The builder of database ${name} runs no queries`, {
-      hint: 'Pass them to process(), or run them in a handler',
-    })
+    const hint = 'Pass them to process(), or run them in a handler'
+    throw new HandlerError('NOT_EXECUTED', `The builder of database ${name} runs no queries`, { hint })
   }
   return transactionOver(db, { provideConnection: refuse })
 }

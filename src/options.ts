@@ -66,6 +66,28 @@ export const transactionOptions = {
 
 export type TransactionOptions = Given<typeof transactionOptions>
 
+/** The options of a transaction as they are used. */
+export type TransactionSettings = Complete<typeof transactionOptions>
+
+export const clientOptions = {
+  /** See `PgonceOptions`. */
+  databases: optional(asGiven<object>),
+  /**
+   * How many connections at once: the size of a pool of ours, unless options of postgres.js say `max`; for a Kysely
+   * instance, how many of its pool are ours, unless it comes as `{ kysely, maxConnections }`. @defaultValue 10
+   */
+  maxConnections: option((name, value) => Number(checkInteger(name, value, 1n, 10_000n)), 10),
+  /** Milliseconds to wait for a connection, and for a database to say who it is. @defaultValue 10000 */
+  connectTimeout: milliseconds(10_000),
+  /** Options of every transaction that does not say otherwise. */
+  transaction: option<Omit<TransactionOptions, 'signal'>>(
+    (name, value) => checkOptions(checkObject(name, value as object)),
+    {},
+  ),
+}
+
+export type ClientOptions = Omit<Given<typeof clientOptions>, 'databases'>
+
 export const runOptions = {
   /** Leave branches alone that are younger (milliseconds): their coordinator is probably at them. @defaultValue 0 */
   settle: milliseconds(0),

@@ -9,6 +9,7 @@
  */
 import { type Answer, refuseAnswer } from './connection/link.ts'
 import { arrayLiteral, literal } from './connection/quote.ts'
+import type { Partition, Position } from './position/position.ts'
 
 export interface Statement<A> {
   readonly name: string
@@ -90,19 +91,6 @@ function query<A>(
   }
 }
 
-/** A statement for each value, made once: its text is joined from many pieces, and there are few values. */
-function memoized<Key, A>(make: (key: Key) => Statement<A>): (key: Key) => Statement<A> {
-  const made = new Map<Key, Statement<A>>()
-  return (key) => {
-    let statement = made.get(key)
-    if (statement === undefined) {
-      statement = make(key)
-      made.set(key, statement)
-    }
-    return statement
-  }
-}
-
 function script<A>(
   name: string,
   statements: readonly string[],
@@ -111,6 +99,9 @@ function script<A>(
 ): Statement<A> {
   return { name, text: statements.join('; '), values, isScript: true, isSeveral: statements.length > 1, read }
 }
+
+/** A single statement without parameters. */
+const plain = <A>(name: string, text: string, read: (answer: Answer) => A) => script(name, [text], [], read)
 
 /**
  * On a connection that we know little of, a statement asks itself whether it is inside our transaction: its driver
@@ -128,67 +119,45 @@ export function guarded<A>(statement: Statement<A>, transactionId: string): Stat
 // ---------------------------------------------------------------------------------------------------
 // A connection
 
-export interface Hello {
-  /** Of the backend, as it says itself. */
-  readonly pid: number
-  /** An operator's `default_transaction_read_only`, which stays in force. */
-  readonly isFenced: boolean
-  /** The session's `synchronous_commit`. */
-  readonly durability: string
-  /** Array types and those of their elements; empty where nobody asked. */
-  readonly arrays: readonly (readonly [number, number])[]
-}
-
-/** Who is there, before anything was set. */
-export function hello(withArrays: boolean): Statement<Hello> {
-  const arrays = `(select pg_catalog.json_agg(pg_catalog.json_build_array(a.oid, e.oid))
-     from pg_catalog.pg_type a
-     join pg_catalog.pg_type e on e.oid operator(pg_catalog.=) a.typelem and e.typarray operator(pg_catalog.=) a.oid
-    where e.typdelim operator(pg_catalog.=) ','::pg_catalog."char")`
-  return script(
+/**
+ * Who is there, before anything was set: the backend by its own word, whether an operator has made it read-only, which
+ * stays in force, the session's `synchronous_commit`, and array types with those of their elements, if they are asked.
+ */
+export const hello = (withArrays: boolean) =>
+  plain(
     'hello',
-    [
-      `select pg_catalog.json_build_array(
+    `select pg_catalog.json_build_array(
   pg_catalog.pg_backend_pid(), pg_catalog.current_setting('default_transaction_read_only'),
-  pg_catalog.current_setting('synchronous_commit'), ${withArrays ? arrays : 'null'})::pg_catalog.text`,
-    ],
-    [],
+  pg_catalog.current_setting('synchronous_commit'), ${withArrays ? arrayTypes : 'null'})::pg_catalog.text`,
     (answer) => {
       const [pid, fence, durability, found] =
         json<[number, string, string, [number | string, number | string][] | null]>(answer)
       if (typeof pid !== 'number' || !['on', 'off'].includes(fence)) refuseAnswer(fence, 'on or off')
-      return {
-        pid,
-        isFenced: fence === 'on',
-        durability,
-        arrays: (found ?? []).map(([type, element]) => [Number(type), Number(element)] as const),
-      }
+      const arrays = (found ?? []).map(([type, element]) => [Number(type), Number(element)] as const)
+      return { pid, isFenced: fence === 'on', durability, arrays }
     },
   )
-}
 
-/** From here on this session writes only inside of `begin read write`. */
+const arrayTypes = `(select pg_catalog.json_agg(pg_catalog.json_build_array(a.oid, e.oid))
+     from pg_catalog.pg_type a
+     join pg_catalog.pg_type e on e.oid operator(pg_catalog.=) a.typelem and e.typarray operator(pg_catalog.=) a.oid
+    where e.typdelim operator(pg_catalog.=) ','::pg_catalog."char")`
+
+/**
+ * From here on this session writes only inside of `begin read write`. Advisory locks are given up at each commit: to
+ * plan that anew each time costs more than the whole COMMIT.
+ */
 export const secondNet = () =>
-  script(
-    'second_net',
-    [
-      'set default_transaction_read_only = on',
-      // Said at each commit: to plan the function anew each time costs more than the whole COMMIT.
-      'prepare once_unlock as select where pg_catalog.pg_advisory_unlock_all() is null',
-    ],
-    [],
-    nothing,
-  )
+  script('second_net', ['set default_transaction_read_only = on', prepareUnlock], [], nothing)
+
+const prepareUnlock = 'prepare once_unlock as select where pg_catalog.pg_advisory_unlock_all() is null'
 
 /** Whether an operator has made the database read-only since: our own setting only hides it from the session. */
 export const fence = () =>
-  script(
+  plain(
     'fence',
-    [
-      `select s.reset_val from pg_catalog.pg_settings s
+    `select s.reset_val from pg_catalog.pg_settings s
  where s.name operator(pg_catalog.=) 'default_transaction_read_only'::pg_catalog.text`,
-    ],
-    [],
     oneOf('on', 'off'),
   )
 
@@ -202,33 +171,20 @@ export const probe = () =>
   })
 
 /** Two statements in one text: where both are run, the second is in force. Only inside of a transaction. */
-export const probeSeveral = () =>
-  script(
-    'probe_several',
-    [
-      "select pg_catalog.set_config('once.probe', 'one', true)",
-      "select pg_catalog.set_config('once.probe', 'two', true)",
-    ],
-    [],
-    nothing,
-  )
+export const probeSeveral = () => script('probe_several', [setProbe('one'), setProbe('two')], [], nothing)
+
+const setProbe = (value: string) => `select pg_catalog.set_config('once.probe', '${value}', true)`
 
 /** Null outside of the transaction of {@link probeSeveral}. */
 export const readProbe = () =>
-  script('read_probe', ["select pg_catalog.current_setting('once.probe', true)"], [], oneOrNull)
-
-export interface Identity {
-  readonly version: number
-  readonly id: string
-  readonly standby: boolean
-}
+  plain('read_probe', "select pg_catalog.current_setting('once.probe', true)", oneOrNull)
 
 export const identify = () =>
   query(
     'identify',
     `select pg_catalog.json_build_array(once.schema_version(), once.database_id(), pg_catalog.pg_is_in_recovery())::pg_catalog.text`,
     [],
-    (answer): Identity => {
+    (answer) => {
       const [version, id, standby] = json<[number, string, boolean]>(answer)
       if (typeof version !== 'number' || typeof id !== 'string' || typeof standby !== 'boolean') {
         refuseAnswer(version, 'a version, an id and a boolean')
@@ -238,7 +194,7 @@ export const identify = () =>
   )
 
 /** The role that is taken on, or `none`. */
-export const tellRole = () => script('tell_role', ["select pg_catalog.current_setting('role')"], [], one)
+export const tellRole = () => plain('tell_role', "select pg_catalog.current_setting('role')", one)
 
 export const setRole = (role: string) =>
   query('set_role', "select pg_catalog.set_config('role', $1, false)", [role], nothing)
@@ -246,18 +202,32 @@ export const setRole = (role: string) =>
 /** Where the session reads only unless it is told otherwise, `writes` tells it; an operator's fence stays in force. */
 export const beginReadCommitted = (writes = false) =>
   writes
-    ? script('begin_read_committed_direct', ['begin isolation level read committed read write'], [], nothing)
-    : script('begin_read_committed', ['begin isolation level read committed'], [], nothing)
+    ? plain('begin_read_committed_direct', 'begin isolation level read committed read write', nothing)
+    : plain('begin_read_committed', 'begin isolation level read committed', nothing)
 
 export const setLockTimeout = (milliseconds: number) =>
   script('set_lock_timeout', [`set local lock_timeout = '${milliseconds}'`], [String(milliseconds)], nothing)
 
 /** The end of a transaction that decides nothing. */
-export const end = () => script('end', ['commit'], [], nothing)
+export const end = () => plain('end', 'commit', nothing)
 
 // ---------------------------------------------------------------------------------------------------
 // A branch: on a connection with the second net (direct), everything is said in as few texts as there are waits; on
 // any other, our functions look at each step.
+
+/** What is to be known of a session, to end a transaction in it. */
+export interface Session {
+  /**
+   * Whether the second net is in force: outside of our transactions it reads only, so that BEGIN need not be waited for.
+   * Seen on each connection, never believed; false for those that are not ours, that we share with a pooler's others, and
+   * that an operator has made read-only.
+   */
+  readonly isDirect: boolean
+  /** Whether we opened it: then what a handler leaves behind in the session is reset with the commit. */
+  readonly isOwn: boolean
+  /** `synchronous_commit` as it began with it; undefined where it was not asked. */
+  readonly durability: string | undefined
+}
 
 export interface BranchOptions {
   /** Milliseconds; 0: none. */
@@ -266,14 +236,15 @@ export interface BranchOptions {
   readonly isolationLevel: string | undefined
 }
 
+const beginText = (level: string | undefined) =>
+  level === undefined ? 'begin' : `begin isolation level ${level}`
+
 /** What is written into it are numbers and one of four words. */
 export const openDirect = ({ lockTimeout, idleTimeout, isolationLevel }: BranchOptions) =>
   script(
     'open_direct',
     [
-      isolationLevel === undefined
-        ? 'begin read write'
-        : `begin isolation level ${isolationLevel} read write`,
+      `${beginText(isolationLevel)} read write`,
       `set local lock_timeout = '${lockTimeout}'`,
       `set local idle_in_transaction_session_timeout = '${idleTimeout}'`,
     ],
@@ -282,29 +253,16 @@ export const openDirect = ({ lockTimeout, idleTimeout, isolationLevel }: BranchO
   )
 
 export const begin = (isolationLevel: string | undefined) =>
-  script(
-    'begin',
-    [isolationLevel === undefined ? 'begin' : `begin isolation level ${isolationLevel}`],
-    [isolationLevel ?? null],
-    nothing,
-  )
+  script('begin', [beginText(isolationLevel)], [isolationLevel ?? null], nothing)
 
 export const open = (transactionId: string, { lockTimeout, idleTimeout }: BranchOptions) =>
-  query(
-    'open',
-    'call once.open($1::pg_catalog.uuid, $2::pg_catalog.int4, $3::pg_catalog.int4)',
-    [transactionId, lockTimeout, idleTimeout],
-    nothing,
-  )
+  query('open', openCall, [transactionId, lockTimeout, idleTimeout], nothing)
+
+const openCall = 'call once.open($1::pg_catalog.uuid, $2::pg_catalog.int4, $3::pg_catalog.int4)'
 
 /** The transaction's xid; null if it has written nothing. */
 export const noteXid = () =>
-  script(
-    'note_xid',
-    ['select pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text'],
-    [],
-    digitsOrNull,
-  )
+  plain('note_xid', 'select pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text', digitsOrNull)
 
 /**
  * Deferred constraints and triggers run now, so that whatever they do to the session is done; then everything that
@@ -333,42 +291,48 @@ const durable = (level: string | undefined) =>
 const decisive = (level: string | undefined) =>
   `set local synchronous_commit = ${level === 'remote_apply' ? level : 'on'}`
 
-/** True if it committed; false where the transaction had failed and the driver tells so. */
-export const commitDirect = memoized((level: string | undefined) =>
-  script(
-    'commit_direct',
-    [...settle, ...tidy, durable(level), ...commitNow],
-    [level ?? null],
-    tagged('COMMIT'),
-  ),
-)
+/** On a connection with the second net. */
+const direct = (
+  name: string,
+  statements: readonly string[],
+  values: readonly (string | null)[],
+  expected: string,
+) => script(`${name}_direct`, [...settle, ...statements], values, tagged(expected))
 
-/** A session of ours that we share with a pooler's other clients, or that an operator has made read-only. */
-export interface Shared {
-  /** Its `synchronous_commit`. */
-  readonly level: string | undefined
+/**
+ * On any other the question comes first whether the transaction is ours, whose mark the resets take away. Of a caller's
+ * session nothing is reset; one of ours that is reset gets another name, as it is another statement.
+ */
+const careful = (
+  name: string,
+  { isOwn, durability }: Session,
+  [question, ...resets]: readonly [string, ...string[]],
+  last: string,
+  values: readonly string[],
+  expected: string,
+) => {
+  const constraints = 'set constraints all immediate'
+  if (!isOwn) return script(name, [constraints, question, last], values, tagged(expected))
+  const statements = [constraints, question, ...settings, unlock, ...resets, last]
+  return script(`${name}_shared`, statements, [...values, durability ?? null], tagged(expected))
 }
 
-/** Behind the question whether the transaction is ours, whose mark these take away; nothing of a caller's is reset. */
-const resetShared = (shared: Shared | undefined, statements: readonly string[]) =>
-  shared === undefined ? [] : [...settings, unlock, ...statements]
+/** With the net only the level differs: its text is joined from many pieces, and made once for each. */
+const commits = new Map<string | undefined, Statement<boolean>>()
 
-/** What it resets is another statement. */
-const nameOf = (name: string, shared: Shared | undefined) => (shared === undefined ? name : `${name}_shared`)
-const levelOf = (shared: Shared | undefined) => (shared === undefined ? [] : [shared.level ?? null])
-
-export const commit = (transactionId: string, shared?: Shared) =>
-  script(
-    nameOf('commit', shared),
-    [
-      'set constraints all immediate',
-      `select once.seal('${transactionId}')`,
-      ...resetShared(shared, [...tidy, durable(shared?.level)]),
-      'commit',
-    ],
-    [transactionId, ...levelOf(shared)],
-    tagged('COMMIT'),
-  )
+/** True if it committed; false where the transaction had failed and the driver tells so. */
+export const commit = (session: Session, transactionId: string): Statement<boolean> => {
+  const { isDirect, durability: level } = session
+  if (!isDirect) {
+    const parts = [`select once.seal('${transactionId}')`, ...tidy, durable(level)] as const
+    return careful('commit', session, parts, 'commit', [transactionId], 'COMMIT')
+  }
+  const made = commits.get(level)
+  if (made !== undefined) return made
+  const statement = direct('commit', [...tidy, durable(level), ...commitNow], [level ?? null], 'COMMIT')
+  commits.set(level, statement)
+  return statement
+}
 
 /** What stands in a gid, less the participant. */
 export interface GlobalId {
@@ -392,112 +356,61 @@ const ifHere = (databaseId: string, transactionId: string, more = '') =>
   `where d.id operator(pg_catalog.=) '${databaseId}'::pg_catalog.uuid${more})`
 
 /** Evidence and PREPARE. Names need no quotes: see checkDatabaseName. */
-export const prepareDirect = (
-  global: GlobalId,
-  { name, databaseId }: Participant,
-  gid: string,
-  level: string | undefined,
-) =>
-  script(
-    'prepare_direct',
-    [
-      ...settle,
-      decisive(level),
-      `insert into once.evidence (transaction_id, home, participant) values (${ifHere(databaseId, global.transactionId)}, '${global.home}', '${name}')`,
-      `prepare transaction ${literal(gid)}`,
-    ],
-    [global.transactionId, global.home, global.homeXid, name, databaseId, gid],
-    tagged('PREPARE TRANSACTION'),
-  )
-
-export const prepare = (global: GlobalId, { name, databaseId }: Participant, gid: string, shared?: Shared) =>
-  script(
-    nameOf('prepare', shared),
-    [
-      'set constraints all immediate',
-      `select once.vote('${global.transactionId}', '${global.home}', '${name}', '${databaseId}')`,
-      ...resetShared(shared, [decisive(shared?.level)]),
-      `prepare transaction ${literal(gid)}`,
-    ],
-    [global.transactionId, global.home, global.homeXid, name, databaseId, gid, ...levelOf(shared)],
-    tagged('PREPARE TRANSACTION'),
-  )
-
-const arrays = (participants: readonly Participant[]) =>
-  [
-    `{${participants.map(({ name }) => name).join(',')}}`,
-    `{${participants.map(({ databaseId }) => databaseId).join(',')}}`,
-  ] as const
+export const prepare = (session: Session, global: GlobalId, participant: Participant, gid: string) => {
+  const { transactionId, home, homeXid } = global
+  const { name, databaseId } = participant
+  const level = decisive(session.durability)
+  const last = `prepare transaction ${literal(gid)}`
+  const values = [transactionId, home, homeXid, name, databaseId, gid]
+  if (!session.isDirect) {
+    const vote = `select once.vote('${transactionId}', '${home}', '${name}', '${databaseId}')`
+    return careful('prepare', session, [vote, level], last, values, 'PREPARE TRANSACTION')
+  }
+  const here = ifHere(databaseId, transactionId)
+  const insert = `insert into once.evidence (transaction_id, home, participant) values (${here}, '${home}', '${name}')`
+  return direct('prepare', [level, insert, last], values, 'PREPARE TRANSACTION')
+}
 
 /**
  * The decision row and COMMIT. The row's own xid is filled in by the table; that it is the one in the gids is
  * asked here, since a branch whose gid named another would be called aborted.
  */
-export const decideDirect = (
-  global: GlobalId,
-  participants: readonly Participant[],
-  level: string | undefined,
-) => {
-  const [names, ids] = arrays(participants)
-  const same = ` and pg_catalog.pg_current_xact_id() operator(pg_catalog.=) '${global.homeXid}'::pg_catalog.xid8`
-  return script(
-    'decide_direct',
-    [
-      ...settle,
-      ...tidy,
-      decisive(level),
-      `insert into once.global_transaction (transaction_id, participants, database_ids) values (${ifHere(global.home, global.transactionId, same)}, '${names}', '${ids}')`,
-      ...commitNow,
-    ],
-    [global.transactionId, global.home, global.homeXid, names, ids],
-    tagged('COMMIT'),
-  )
-}
-
-export const decide = (global: GlobalId, participants: readonly Participant[], shared?: Shared) => {
-  const [names, ids] = arrays(participants)
-  return script(
-    nameOf('decide', shared),
-    [
-      'set constraints all immediate',
-      `select once.begin_global('${global.transactionId}', '${names}', '${ids}', '${global.home}')`,
-      ...resetShared(shared, [...tidy, decisive(shared?.level)]),
-      'commit',
-    ],
-    [global.transactionId, global.home, global.homeXid, names, ids, ...levelOf(shared)],
-    tagged('COMMIT'),
-  )
+export const decide = (session: Session, global: GlobalId, participants: readonly Participant[]) => {
+  const { transactionId, home, homeXid } = global
+  const level = decisive(session.durability)
+  const names = `{${participants.map(({ name }) => name).join(',')}}`
+  const ids = `{${participants.map(({ databaseId }) => databaseId).join(',')}}`
+  const values = [transactionId, home, homeXid, names, ids]
+  if (!session.isDirect) {
+    const begun = `select once.begin_global('${transactionId}', '${names}', '${ids}', '${home}')`
+    return careful('decide', session, [begun, ...tidy, level], 'commit', values, 'COMMIT')
+  }
+  const same = ` and pg_catalog.pg_current_xact_id() operator(pg_catalog.=) '${homeXid}'::pg_catalog.xid8`
+  const row = `${ifHere(home, transactionId, same)}, '${names}', '${ids}'`
+  const insert = `insert into once.global_transaction (transaction_id, participants, database_ids) values (${row})`
+  return direct('decide', [...tidy, level, insert, ...commitNow], values, 'COMMIT')
 }
 
 /** Link-level advisory locks outlive a rollback; all else that a handler set goes with it. */
 export const rollbackDirect = () => script('rollback_direct', ['rollback', unlock], [], nothing)
 
-export const rollback = () => script('rollback', ['rollback'], [], nothing)
+export const rollback = () => plain('rollback', 'rollback', nothing)
 
-/** The end of a prepared branch, as its home decided. */
-export const finish = (verb: 'commit' | 'rollback', gid: string) =>
-  script('finish', [`${verb} prepared ${literal(gid)}`], [verb, gid], nothing)
-
-/** As {@link finish}, in the words of `once.apply`. */
-export const finishAs = (text: string, verb: 'commit' | 'rollback', gid: string) =>
+/** The end of a prepared branch, as its home decided; the text is the one of `once.apply` where that gave it. */
+export const finish = (verb: 'commit' | 'rollback', gid: string, text = `${verb} prepared ${literal(gid)}`) =>
   script('finish', [text], [verb, gid], nothing)
 
 /** Whether the branch of a transaction committed here. */
 export const findEvidence = (transactionId: string) =>
-  query(
-    'find_evidence',
-    'select once.find_evidence(array[$1::pg_catalog.uuid])::pg_catalog.text',
-    [transactionId],
-    (answer) => list(answer).length > 0,
-  )
+  query('find_evidence', findText, [transactionId], (answer) => list(answer).length > 0)
+
+const findText = 'select once.find_evidence(array[$1::pg_catalog.uuid])::pg_catalog.text'
 
 export const outcome = ({ home, transactionId, homeXid }: GlobalId) =>
-  query(
-    'outcome',
-    'select once.outcome($1::pg_catalog.uuid, $2::pg_catalog.uuid, $3::pg_catalog.xid8)',
-    [home, transactionId, homeXid],
-    oneOf('committed', 'aborted', 'pending', 'purged'),
-  )
+  query('outcome', outcomeText, [home, transactionId, homeXid], outcomes)
+
+const outcomeText = 'select once.outcome($1::pg_catalog.uuid, $2::pg_catalog.uuid, $3::pg_catalog.xid8)'
+const outcomes = oneOf('committed', 'aborted', 'pending', 'purged')
 
 // ---------------------------------------------------------------------------------------------------
 // The ledger
@@ -515,6 +428,7 @@ const claimed = oneOf('claimed', 'duplicate')
 
 const claimSequenceCall =
   'once.claim($1, $2::pg_catalog.int8, $3::pg_catalog.int4, $4::pg_catalog.bool, $5::pg_catalog.int8)'
+const claimSequenceText = `select ${claimSequenceCall}`
 const claimKeyCall = '(once.claim_key($1, $2, $3::pg_catalog.timestamptz, $4::pg_catalog.bytea)).status'
 
 export interface SequenceOptions {
@@ -523,41 +437,36 @@ export interface SequenceOptions {
   readonly startAt: bigint | null
 }
 
-export const claimSequence = (
+export function claimSequence(
   producer: string,
   sequence: bigint,
-  { epoch, strict, startAt }: SequenceOptions,
-) =>
-  query(
-    'claim_sequence',
-    `select ${claimSequenceCall}`,
-    [producer, sequence, epoch, strict, startAt],
-    (answer): Claim => ({ status: claimed(answer), result: undefined }),
-  )
+  options: SequenceOptions,
+): Statement<Claim> {
+  const values = [producer, sequence, options.epoch, options.strict, options.startAt]
+  const read = (answer: Answer) => ({ status: claimed(answer), result: undefined })
+  return query('claim_sequence', claimSequenceText, values, read)
+}
 
 /** Sequences from the first to the last, both included. */
 export type Range = readonly [first: bigint, last: bigint]
 
 /** Ranges of sequences of one producer, in any order; those that are new, ascending. */
-export const claimRanges = (
-  producer: string,
-  ranges: readonly Range[],
-  { epoch, strict, startAt }: SequenceOptions,
-) =>
-  query(
+export function claimRanges(producer: string, ranges: readonly Range[], options: SequenceOptions) {
+  const given = `{${ranges.map(([first, last]) => `[${first},${last}]`).join(',')}}`
+  const values = [producer, given, options.epoch, options.strict, options.startAt]
+  return query(
     'claim_ranges',
     `select once.claim_ranges($1, $2::pg_catalog.int8multirange, $3::pg_catalog.int4, $4::pg_catalog.bool,
                          $5::pg_catalog.int8)::pg_catalog.text`,
-    [producer, `{${ranges.map(([first, last]) => `[${first},${last}]`).join(',')}}`, epoch, strict, startAt],
+    values,
     (answer): readonly Range[] => {
       const found = one(answer)
       if (!/^\{(\[\d+,\d+\),?)*\}$/.test(found)) refuseAnswer(found, 'ranges of sequences')
-      return Array.from(found.matchAll(/\[(\d+),(\d+)\)/g), ([, first = '', end = '']) => [
-        BigInt(first),
-        BigInt(end) - 1n,
-      ])
+      const parts = Array.from(found.matchAll(/\[(\d+),(\d+)\)/g))
+      return parts.map(([, first = '', end = '']) => [BigInt(first), BigInt(end) - 1n])
     },
   )
+}
 
 /** The usual answer, which need not be parsed. */
 const plainlyClaimed = '{"status":"claimed","result":null}'
@@ -570,10 +479,7 @@ export const claimKey = (scope: string, key: string, at: string | null, hash: st
     (answer): Claim => {
       if (answer.rows[0] === plainlyClaimed) return { status: 'claimed', result: undefined }
       const { status, result } = json<{ status?: unknown; result?: unknown }>(answer)
-      if (status !== 'claimed' && status !== 'duplicate' && status !== 'expired') {
-        return refuseAnswer(status, 'claimed, duplicate or expired')
-      }
-      return { status, result: result ?? undefined }
+      return { status: statusOf(status), result: result ?? undefined }
     },
   )
 
@@ -601,11 +507,13 @@ const arrayOrNull = (values: readonly (string | null)[]) =>
   values.every((value) => value === null) ? null : arrayLiteral(values)
 
 function claimOf(found: unknown): Claim {
-  if (found === 'claimed' || found === 'duplicate' || found === 'expired')
-    return { status: found, result: undefined }
-  if (typeof found === 'object' && found !== null && 'result' in found) {
-    return { status: 'duplicate', result: found.result }
-  }
+  const isKept = typeof found === 'object' && found !== null && 'result' in found
+  if (isKept) return { status: 'duplicate', result: found.result }
+  return { status: statusOf(found), result: undefined }
+}
+
+function statusOf(found: unknown): ClaimStatus {
+  if (found === 'claimed' || found === 'duplicate' || found === 'expired') return found
   return refuseAnswer(found, 'claimed, duplicate or expired')
 }
 
@@ -615,28 +523,18 @@ export const withEffects = (claim: Statement<Claim>) => (statements: readonly st
     `${claim.name}_with_effects`,
     `select once.take_effect(${claim.name === 'claim_key' ? claimKeyCall : claimSequenceCall}, $${claim.values.length + 1}::pg_catalog.text[])`,
     [...claim.values, arrayLiteral(statements)],
-    (answer): Claim => ({ status: oneOf('claimed', 'duplicate', 'expired')(answer), result: undefined }),
+    (answer): Claim => ({ status: statusOf(one(answer)), result: undefined }),
   )
 
 export const keepResult = (scope: string, key: string, result: string, at: string | null) =>
-  query(
-    'keep_result',
-    'select once.keep_result($1, $2, $3::pg_catalog.jsonb, $4::pg_catalog.timestamptz)',
-    [scope, key, result, at],
-    nothing,
-  )
+  query('keep_result', keepText, [scope, key, result, at], nothing)
+
+const keepText = 'select once.keep_result($1, $2, $3::pg_catalog.jsonb, $4::pg_catalog.timestamptz)'
 
 // ---------------------------------------------------------------------------------------------------
 // Positions
 
-interface Where {
-  readonly group: string
-  readonly topic: string
-  readonly partition: number
-}
-
-/** A number, a token, or null: the start. */
-type Position = bigint | string | null
+type Where = Required<Partition>
 
 function positionOf(number: unknown, token: unknown): Position {
   if (typeof number === 'string') return BigInt(number)
@@ -667,40 +565,22 @@ export const readPosition = ({ group, topic, partition }: Where) =>
       if (answer.rows.length === 0) return undefined
       const [epoch, number, token, owner, at] = json<unknown[]>(answer)
       if (typeof epoch !== 'number' || typeof at !== 'string') refuseAnswer(epoch, 'an epoch and a time')
-      return {
-        position: positionOf(number, token),
-        epoch,
-        owner: typeof owner === 'string' ? owner : null,
-        updatedAt: new Date(at),
-      }
+      const by = typeof owner === 'string' ? owner : null
+      return { position: positionOf(number, token), epoch, owner: by, updatedAt: new Date(at) }
     },
   )
 
+/** A token is moved to a token, a number to a number. */
 export const advance = (
   { group, topic, partition }: Where,
   epoch: number,
-  expected: bigint | null,
-  next: bigint,
-) =>
-  query(
-    'advance',
-    'select once.advance($1, $2, $3::pg_catalog.int4, $4::pg_catalog.int4, $5::pg_catalog.int8, $6::pg_catalog.int8)',
-    [group, topic, partition, epoch, expected, next],
-    nothing,
-  )
-
-export const advanceToken = (
-  { group, topic, partition }: Where,
-  epoch: number,
-  expected: string | null,
-  next: string,
-) =>
-  query(
-    'advance_token',
-    'select once.advance_token($1, $2, $3::pg_catalog.int4, $4::pg_catalog.int4, $5, $6)',
-    [group, topic, partition, epoch, expected, next],
-    nothing,
-  )
+  expected: bigint | string | null,
+  next: bigint | string,
+) => {
+  const [name, type] = typeof next === 'string' ? ['advance_token', ''] : ['advance', '::pg_catalog.int8']
+  const text = `select once.${name}($1, $2, $3::pg_catalog.int4, $4::pg_catalog.int4, $5${type}, $6${type})`
+  return query(name, text, [group, topic, partition, epoch, expected, next], nothing)
+}
 
 // ---------------------------------------------------------------------------------------------------
 // Recovery: what a courier carries is JSON that SQL reads and writes

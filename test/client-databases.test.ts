@@ -2,7 +2,7 @@
 import { randomUUID } from 'node:crypto'
 import { inspect } from 'node:util'
 import test from 'ava'
-import { CamelCasePlugin, type Generated, type Kysely, sql } from 'kysely'
+import { CamelCasePlugin, CompiledQuery, type Generated, type Kysely, sql } from 'kysely'
 import postgres from 'postgres'
 import { AbortedError, DatabaseError, LimitError, pgonce } from '../src/index.ts'
 import { client, kyselyOnPg, type Two } from './support/client.ts'
@@ -277,6 +277,18 @@ test('A standby is refused with a word about the primary', async (t) => {
   const { unreachable } = await once.recovery.run()
   t.is(unreachable.length, 1)
   t.regex(unreachable[0]?.reason ?? '', /standby/)
+})
+
+test('Connections over the options of an instance of postgres.js are called pgonce, unless it has a name', async (t) => {
+  const nameOver = async (connection: Record<string, string>) => {
+    const instance = connect(t, shared().a.url, { connection })
+    const once = client<{ a: Effects }>(t, { a: instance })
+    const asked = CompiledQuery.raw("select current_setting('application_name') as name")
+    const { result } = await once.transaction(({ a }) => a.executeQuery<{ name: string }>(asked))
+    return result.rows[0]?.name
+  }
+  t.is(await nameOver({}), 'pgonce')
+  t.is(await nameOver({ application_name: 'shop' }), 'shop')
 })
 
 test('Two names for one database are refused, as its two branches would wait for each other', async (t) => {

@@ -216,6 +216,8 @@ test('A client of no databases, of bad names or of what is no database is refuse
     t.throws(() => pgonce({ databases }), { instanceOf: InvalidInputError, code: 'ONARG' })
   }
   t.throws(() => pgonce({ databases: { a: shared().a.url }, maxConnections: 0 }), { code: 'ONARG' })
+  const mistyped = { databases: { a: shared().a.url }, maxConections: 5 }
+  t.throws(() => pgonce(mistyped), { code: 'ONARG', message: /the name of an option, got "maxConections"/ })
   const secret = t.throws(() => pgonce({ databases: { a: 'http://u:geheim@h/d' } }))
   t.false(secret?.message.includes('geheim'))
 })

@@ -133,11 +133,11 @@ export const mutants: readonly ChaosMutant[] = [
     edits: [
       {
         file: 'src/client.ts',
-        find: '          const value = await handle(',
+        find: '          const value = await stage.handle(',
         replace:
           `          const apart = { values: [], isScript: true, isSeveral: true, read: () => undefined }\n` +
           `          await branch.link.send({ ...apart, name: 'apart', text: 'commit; begin read write' })\n` +
-          '          const value = await handle(',
+          '          const value = await stage.handle(',
       },
     ],
     run: ['--workload', 'monotonic', '--faults', 'kill,point,server'],

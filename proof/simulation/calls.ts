@@ -2,6 +2,7 @@
 import { CompiledQuery } from 'kysely'
 import { runTransaction, type Stage } from '../../src/commit/coordinator.ts'
 import { PgonceError } from '../../src/errors.ts'
+import { defaults } from '../../src/options.ts'
 import * as say from '../../src/statements.ts'
 import { type Attempt, type Call, stackOf } from './oracle.ts'
 import { type Claim, nameOf, type Operation, type TransactionPlan } from './plan.ts'
@@ -26,10 +27,8 @@ export function startCall(here: World, process: Running, plan: TransactionPlan, 
     oracle.calls.push(call)
     const controller = plan.abortAt === undefined ? undefined : new AbortController()
     if (controller) clock.after(plan.abortAt as number, process, () => controller.abort())
-    runTransaction(
-      process.context,
-      { ...plan.options, ...(controller ? { signal: controller.signal } : {}) },
-      (stage) => runBody(here, call, stage),
+    runTransaction(process.context, { ...defaults, ...plan.options, signal: controller?.signal }, (stage) =>
+      runBody(here, call, stage),
     )
       .then(
         async (result) => {

@@ -16,7 +16,7 @@ import {
 import { takeKyselyLink } from '../../src/connection/kysely-link.ts'
 import type { Link } from '../../src/connection/link.ts'
 import type { Wire as ClientWire, WireQuery } from '../../src/connection/own-link.ts'
-import { pool } from '../../src/connection/pool.ts'
+import { Pool } from '../../src/connection/pool.ts'
 import type { OpenDatabase } from '../../src/connection/target.ts'
 import type { Statement as Said } from '../../src/statements.ts'
 import {
@@ -86,17 +86,14 @@ export function openSimulated(
 // Connections of our own
 
 function overOwn(place: Place, pooler: Pooler | undefined, max: number, net: boolean): OpenDatabase<unknown> {
-  const { take, end } = pool((onclose) => clientWire(place, pooler, onclose), {
-    max,
-    connectTimeout: 5_000,
-    net,
-  })
+  const make = (onclose: (error: unknown) => void) => clientWire(place, pooler, onclose)
+  const opened = new Pool(make, { max, connectTimeout: 5_000, net })
   const held = new Set<Link>()
   place.pools.push({ taken: () => held.size, database: place.database })
   return {
     db: compiling,
     async take() {
-      const link = await take()
+      const link = await opened.take()
       held.add(link)
       const { release, abandon } = Object.getPrototypeOf(link) as Link
       link.release = () => {
@@ -110,9 +107,8 @@ function overOwn(place: Place, pooler: Pooler | undefined, max: number, net: boo
       return link
     },
     maxConnections: max,
-    isOwn: true,
     apart: () => overOwn(place, pooler, 1, false),
-    close: end,
+    close: () => opened.end(),
   }
 }
 
@@ -220,7 +216,6 @@ function overForeign(
     db,
     take: () => takeKyselyLink(db),
     maxConnections: max,
-    isOwn: false,
     // A caller's Kysely has only its own connections.
     apart: () => opened,
     close: async () => {},

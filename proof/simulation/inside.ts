@@ -108,7 +108,7 @@ async function finish(here: World, process: Running, me: Wire, row: Row): Promis
   const { scheduler: clock } = here
   const { role } = row
   const verb = row.outcome === 'committed' ? 'commit' : 'rollback'
-  const statement = statementOf(say.finishAs(String(row.statement), verb, String(row.gid)))
+  const statement = statementOf(say.finish(verb, String(row.gid), String(row.statement)))
   if (role !== null) await inTime(here, process, send(here, me, textOf(`set role "${role}"`, [])))
   try {
     for (let turn = 0; turn < tries; turn += 1) {

@@ -47,7 +47,7 @@ const seeded: readonly (Pick<Mutant, 'name' | 'what'> & Partial<SimulationMutant
       {
         file: 'src/commit/commit.ts',
         find: 'return wasNeverSent(error)\n',
-        replace: "return wasNeverSent(error) || codeOf(error) === 'TIMEOUT'\n",
+        replace: "return wasNeverSent(error) || (error as { code?: string }).code === 'TIMEOUT'\n",
       },
     ],
   },
@@ -91,9 +91,9 @@ const seeded: readonly (Pick<Mutant, 'name' | 'what'> & Partial<SimulationMutant
     edits: [
       {
         file: 'src/commit/commit.ts',
-        find: '  let decision = await decide(\n',
+        find: '  let decision = await decide(',
         replace:
-          "  await Promise.all(writers.map((writer) => finish(writer, 'commit', gidOf(writer))))\n  let decision = await decide(\n",
+          "  await Promise.all(writers.map((writer) => finish(writer, 'commit', gidOf(writer))))\n  let decision = await decide(",
       },
     ],
   },
@@ -103,8 +103,8 @@ const seeded: readonly (Pick<Mutant, 'name' | 'what'> & Partial<SimulationMutant
     edits: [
       {
         file: 'src/commit/commit.ts',
-        find: '      if (!prepared.includes(writer) && !refused.includes(writer)) writer.link.abandon()\n',
-        replace: '      if (!prepared.includes(writer) && !refused.includes(writer)) continue\n',
+        find: '      else writer.link.abandon()\n',
+        replace: '',
       },
     ],
   },
@@ -125,8 +125,8 @@ const seeded: readonly (Pick<Mutant, 'name' | 'what'> & Partial<SimulationMutant
     edits: [
       {
         file: 'src/commit/commit.ts',
-        find: "return verb === 'rollback' || (await link.send(say.findEvidence(transactionId)))",
-        replace: 'return verb.length > 0',
+        find: '    return await link.send(say.findEvidence(transactionId))',
+        replace: '    return transactionId.length > 0',
       },
     ],
   },
@@ -348,8 +348,8 @@ const seeded: readonly (Pick<Mutant, 'name' | 'what'> & Partial<SimulationMutant
     edits: [
       {
         file: 'src/commit/branch.ts',
-        find: '    this.link.outdate()\n    throw readOnly(this.database)',
-        replace: '    if (answer === undefined) throw readOnly(this.database)',
+        find: '    this.link.outdate()\n    throw madeReadOnly(this.database)',
+        replace: '    if (answer === undefined) throw madeReadOnly(this.database)',
       },
     ],
   },
@@ -359,8 +359,8 @@ const seeded: readonly (Pick<Mutant, 'name' | 'what'> & Partial<SimulationMutant
     edits: [
       {
         file: 'src/commit/commit.ts',
-        find: '        await (deadline ? deadline.race(answer) : answer)\n      } catch {\n        link.abandon()\n      }',
-        replace: '        await (deadline ? deadline.race(answer) : answer)\n      } catch {}',
+        find: '    return true\n  } catch {\n    link.abandon()\n',
+        replace: '    return true\n  } catch {\n',
       },
     ],
   },

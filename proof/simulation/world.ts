@@ -4,7 +4,7 @@
  */
 
 import type { Context } from '../../src/commit/coordinator.ts'
-import { type Database, databaseOver } from '../../src/connection/database.ts'
+import { Database } from '../../src/connection/database.ts'
 import type { RunningRecovery } from '../../src/recovery/recovery.ts'
 import { type Random, random } from '../rig/random.ts'
 import { type DriverPlan, openSimulated, type SimulatedPool } from './drivers.ts'
@@ -176,7 +176,7 @@ export function addProcess(
   here.databases.forEach((database, order) => {
     const place = { network: here, process, database, pools }
     const open = openSimulated(place, drivers[order] ?? 'own', maxConnections, fault)
-    const one = databaseOver(database.name, open, { maxConnections, connectTimeout: 5_000 })
+    const one = new Database(database.name, open, { maxConnections, connectTimeout: 5_000 })
     databases.push(one)
     byName.set(database.name, one)
   })

@@ -6,96 +6,49 @@ import { type Database, transactionOver } from '../connection/database.ts'
 import type { Link } from '../connection/link.ts'
 import { refuseControl } from '../connection/script.ts'
 import { withStreams } from '../connection/stream.ts'
-import {
-  AbortedError,
-  codeOf,
-  DatabaseError,
-  fromOwn,
-  HandlerError,
-  isErrorAnswer,
-  isOutdated,
-  PgonceError,
-} from '../errors.ts'
+import { codeOf, fromOwn, isOutdated } from '../errors.ts'
 import * as say from '../statements.ts'
 import { traced } from './channels.ts'
-import { swallowed } from './explain.ts'
+import { asAborted, ended, madeReadOnly, notAwaited, swallowed } from './explain.ts'
 
-export interface BranchSettings extends say.BranchOptions {
+export interface BranchSettings {
   readonly transactionId: string
   /** As {@link Branch.databaseId}. */
   readonly databaseId: string
   readonly progress: Progress
-}
-
-export interface Branch {
-  readonly database: Database
-  /** Who the database said it is. Gids and the decision say it on, and PREPARE and COMMIT ask if it is so. */
-  readonly databaseId: string
-  readonly transactionId: string
-  readonly link: Link
-  /** For the handler: a connection that watches what the handler does. */
-  readonly connection: DatabaseConnection
-  /** A statement of ours whose answer is waited for. That the connection is lost is told as an AbortedError. */
-  ask<A>(statement: say.Statement<A>): Promise<A>
-  /** As {@link ask}, for what changes something: it may only happen inside of our transaction. */
-  change<A>(statement: say.Statement<A>): Promise<A>
-  /** As {@link change}, but {@link settle} waits for the answer: behind it may come another in the same round trip. */
-  send(statement: say.Statement<unknown>): Promise<void>
-  /** As {@link send}, and gives the answer, for after the commit. */
-  sendAhead<A>(statement: say.Statement<A>): Promise<{ readonly answer: Promise<A> }>
-  /** Waits for all that was sent. @throws the first error among them */
-  settle(): Promise<void>
-  /** What failed first of what was sent; answers come in order, so it is known when a later one is. */
-  readonly refusal: unknown
-  /**
-   * Undefined where nobody asked.
-   * @throws DatabaseError `READ_ONLY` if an operator has made the database read-only since its session was opened
-   */
-  obeyFence(): Promise<void> | undefined
-  /** Asks for the transaction's xid, if that makes nobody wait. */
-  noteXid(): void
-  /** Whether it wrote: asks, unless a statement has shown it already; with the xid where that is wanted. */
-  learn(withXid: boolean): Promise<void>
-  /** Undefined: nobody asked; null: nothing had been written when somebody did. */
-  readonly xid: string | null | undefined
-  /** Whether a statement has shown that rows were changed. */
-  wrote: boolean
-  /** Whether the server has answered anything: if not, nothing can have happened. */
-  readonly answered: boolean
-  /** What failed first among the handler's statements, unless a savepoint before it was rolled back to. */
-  readonly failure: unknown
+  readonly options: say.BranchOptions
 }
 
 /** How far a transaction has come, and what its handler does. */
-export interface Progress {
+export class Progress {
   /** The handler is over. */
-  returned: boolean
+  returned = false
   /** The commit, or the rollback, has begun. */
-  committing: boolean
+  committing = false
   /** What the handler has sent and not heard of. */
-  readonly running: Set<{ readonly text: string }>
+  readonly running = new Set<{ readonly text: string }>()
   /** What the handler did that it must not: the commit fails with it, even if the handler caught it. */
   violation: unknown
   /**
    * The handler left queries behind. What these do next is told nobody: nobody waits for it, and an error that nobody
    * catches would end the process.
    */
-  isForsaken: boolean
+  isForsaken = false
 }
 
 /** Opens a transaction on a connection of its own; with the second net its answer is not waited for. */
 export async function openBranch(database: Database, settings: BranchSettings): Promise<Branch> {
-  const { transactionId } = settings
+  const { transactionId, options } = settings
   return await traced('begin', { database, transactionId }, async () => {
     const link = await database.connect()
-    const branch = new OpenBranch(database, link, settings)
+    const branch = new Branch(database, link, settings)
     try {
       if (link.isDirect) {
         if (database.isFenceDue()) branch.askFence()
-        await branch.send(say.openDirect(settings))
+        await branch.send(say.openDirect(options))
       } else {
-        await branch.ask(say.begin(settings.isolationLevel))
-        await branch.ask(say.open(transactionId, settings))
+        await branch.ask(say.begin(options.isolationLevel))
+        await branch.ask(say.open(transactionId, options))
       }
     } catch (error) {
       link.abandon()
@@ -105,18 +58,25 @@ export async function openBranch(database: Database, settings: BranchSettings): 
   })
 }
 
-class OpenBranch implements Branch {
+export class Branch {
   readonly database: Database
+  /** Who the database said it is. Gids and the decision say it on, and PREPARE and COMMIT ask if it is so. */
   readonly databaseId: string
   readonly transactionId: string
   readonly link: Link
+  /** For the handler: a connection that watches what the handler does. */
   readonly connection: DatabaseConnection
+  /** Undefined: nobody asked; null: nothing had been written when somebody did. */
   xid: string | null | undefined
+  /** Whether a statement has shown that rows were changed. */
   wrote = false
+  /** Whether the server has answered anything: if not, nothing can have happened. */
   answered = false
+  /** What failed first among the handler's statements, unless a savepoint before it was rolled back to. */
   failure: unknown
-  readonly #progress: Progress
+  /** What failed first of what was sent; answers come in order, so it is known when a later one is. */
   refusal: unknown
+  readonly #progress: Progress
   /** The last of what was sent ahead; answers come in order. */
   #ahead: Promise<void> | undefined
   #noting: Promise<void> | undefined
@@ -131,6 +91,7 @@ class OpenBranch implements Branch {
     this.connection = withStreams({ executeQuery: (query) => this.#execute(query) as never })
   }
 
+  /** A statement of ours whose answer is waited for. That the connection is lost is told as an AbortedError. */
   ask<A>(statement: say.Statement<A>): Promise<A> {
     return this.link.send(statement).then(
       (answer) => {
@@ -141,25 +102,29 @@ class OpenBranch implements Branch {
     )
   }
 
+  /** As {@link ask}, for what changes something: it may only happen inside of our transaction. */
   change<A>(statement: say.Statement<A>): Promise<A> {
     return this.ask(this.link.isDirect ? statement : say.guarded(statement, this.transactionId))
   }
 
+  /** As {@link change}, but {@link settle} waits for the answer: behind it may come another in the same round trip. */
   async send(statement: say.Statement<unknown>): Promise<void> {
     if (this.link.isDirect) this.#send(statement)
     else await this.change(statement)
   }
 
+  /** As {@link send}, and gives the answer, for after the commit. */
+  async sendAhead<A>(statement: say.Statement<A>): Promise<{ readonly answer: Promise<A> }> {
+    if (!this.link.isDirect) return { answer: Promise.resolve(await this.change(statement)) }
+    return { answer: this.#send(statement) }
+  }
+
+  /** Waits for all that was sent. @throws the first error among them */
   async settle(): Promise<void> {
     await this.#ahead
     const error = this.refusal
     this.refusal = undefined
     if (error !== undefined) throw error
-  }
-
-  async sendAhead<A>(statement: say.Statement<A>): Promise<{ readonly answer: Promise<A> }> {
-    if (!this.link.isDirect) return { answer: Promise.resolve(await this.change(statement)) }
-    return { answer: this.#send(statement) }
   }
 
   /** Ahead of BEGIN, and so outside of the transaction: {@link obeyFence} waits for it. */
@@ -168,24 +133,30 @@ class OpenBranch implements Branch {
     this.#fence.catch(() => {})
   }
 
+  /**
+   * Undefined where nobody asked.
+   * @throws DatabaseError `READ_ONLY` if an operator has made the database read-only since its session was opened
+   */
   obeyFence(): Promise<void> | undefined {
     return this.#fence && this.#obey(this.#fence)
   }
 
   async #obey(asked: Promise<'on' | 'off'>): Promise<void> {
     const answer = await asked.catch((error: unknown) => {
-      throw asAborted(this.database, fromOwn(this.database.name, error))
+      throw this.#told(error)
     })
     if (answer === 'off') return
     // Sessions opened from now on obey, and this one is not used again.
     this.link.outdate()
-    throw readOnly(this.database)
+    throw madeReadOnly(this.database)
   }
 
+  /** Asks for the transaction's xid, if that makes nobody wait. */
   noteXid(): void {
     if (this.link.isDirect) this.#noting ??= this.#note().catch(() => {})
   }
 
+  /** Whether it wrote: asks, unless a statement has shown it already; with the xid where that is wanted. */
   async learn(withXid: boolean): Promise<void> {
     await this.#noting
     // What a driver tells of changed rows may be those of another server; where it matters, Postgres is asked.
@@ -205,7 +176,7 @@ class OpenBranch implements Branch {
         this.answered = true
       },
       (error) => {
-        this.refusal ??= asAborted(this.database, fromOwn(this.database.name, error))
+        this.refusal ??= this.#told(error)
       },
     )
     return answer
@@ -253,34 +224,18 @@ class OpenBranch implements Branch {
   async #ours(error: unknown): Promise<never> {
     await this.settle()
     if (codeOf(error) === '25P02' && this.failure !== undefined) throw swallowed(this)
-    throw asAborted(this.database, fromOwn(this.database.name, error))
+    throw this.#told(error)
+  }
+
+  #told(error: unknown): unknown {
+    return asAborted(this.database, fromOwn(this.database.name, error))
   }
 }
 
-function readOnly({ name }: Database): DatabaseError {
-  return new DatabaseError('READ_ONLY', `Database ${name} was made read-only`, {
-    detail: 'default_transaction_read_only is on. Nothing was written.',
-    hint: 'alter system set default_transaction_read_only = off; or wait for whoever has set it',
-  })
-}
-
-/** Before the decision a lost connection means that the transaction is rolled back. */
-function asAborted({ name }: Database, error: unknown): unknown {
-  if (isErrorAnswer(error) || (error instanceof PgonceError && !(error instanceof AbortedError))) return error
-  if (error instanceof AbortedError && error.code !== 'CONNECTION_LOST') return error
-  return new AbortedError('CONNECTION_LOST', `The connection to ${name} was lost`, {
-    detail: 'The transaction is rolled back in every database.',
-    hint: 'If the server ended an idle session: a handler may wait no longer than idleTimeout between two statements',
-    cause: error,
-  })
-}
-
 /** Once a transaction is over, its handles are of no use. */
-async function refuse({ name }: Database, progress: Progress): Promise<never> {
+async function refuse(database: Database, progress: Progress): Promise<never> {
   if (progress.isForsaken) return await new Promise<never>(() => {})
-  const error = new HandlerError('ENDED', `The transaction on ${name} is over`, {
-    hint: 'Await every query inside the handler; for queries outside it use a Kysely instance of your own',
-  })
+  const error = ended(database)
   progress.violation ??= error
   throw error
 }
@@ -291,14 +246,7 @@ export function refuseUnawaited(progress: Progress): void {
   const [first] = progress.running
   if (first === undefined) return
   progress.isForsaken = true
-  throw new HandlerError(
-    'NOT_AWAITED',
-    `The handler returned before a query was answered: ${first.text.slice(0, 80)}`,
-    {
-      detail: 'Everything is rolled back: nobody could say which of its effects would have been committed.',
-      hint: 'Await every query: for (const item of items) await …, or await Promise.all(…); not forEach(async …)',
-    },
-  )
+  throw notAwaited(first.text)
 }
 
 /** A handle for handlers: begins the branch at its first query, and refuses to work after the end. */
@@ -311,13 +259,13 @@ export function lazyTransaction<DB>(
     if (progress.returned) await refuse(database, progress)
     const entry = { text: `a query in database ${database.name}` }
     progress.running.add(entry)
+    let branch: Branch
     try {
-      const branch = await begin()
-      progress.running.delete(entry)
-      return await consumer(branch.connection)
+      branch = await begin()
     } finally {
       progress.running.delete(entry)
     }
+    return await consumer(branch.connection)
   }
   return transactionOver(database.db, { provideConnection: provide }) as unknown as Transaction<DB>
 }

@@ -27,19 +27,14 @@ const channels = Object.fromEntries(steps.map((step) => [step, tracingChannel(`p
   ReturnType<typeof tracingChannel>
 >
 
-/** Where a step runs, and for which transaction: a branch, say. */
-interface Scene extends Omit<StepEvent, 'database'> {
-  readonly database: { readonly name: string }
-}
+/** A branch, say. */
+type Scene = Omit<StepEvent, 'database'> & { readonly database: { readonly name: string } }
 
 /** Runs one step between its events. */
-export function traced<T>(
-  step: Step,
-  { database, transactionId, outcome }: Scene,
-  run: () => Promise<T>,
-): Promise<T> {
+export function traced<T>(step: Step, scene: Scene, run: () => Promise<T>): Promise<T> {
   const channel = channels[step]
   if (!channel.hasSubscribers) return run()
+  const { database, transactionId, outcome } = scene
   const event: StepEvent = { database: database.name, transactionId, ...(outcome ? { outcome } : {}) }
   return channel.tracePromise(run, event)
 }

@@ -13,15 +13,16 @@
  * @see Gray, Lamport: Consensus on Transaction Commit, 2006, section 3 (two-phase commit)
  * @see sql/commit/
  */
-import { type Database, inTime } from '../connection/database.ts'
+import { inTime } from '../connection/database.ts'
 import { type Link, wasNeverSent } from '../connection/link.ts'
-import { environment } from '../environment.ts'
-import { AbortedError, codeOf, isErrorAnswer, PgonceError } from '../errors.ts'
+import { AbortedError, isErrorAnswer, PgonceError } from '../errors.ts'
+import type { TransactionSettings } from '../options.ts'
 import * as say from '../statements.ts'
 import type { Branch } from './branch.ts'
 import { traced } from './channels.ts'
 import type { Deadline } from './deadline.ts'
 import { lost, outcomeUnknown, reasonOf, refusalOf, swallowed } from './explain.ts'
+import { finishPrepared } from './finish.ts'
 import { formatGid, formatId } from './gid.ts'
 import { awaitOutcome } from './outcome.ts'
 
@@ -29,13 +30,12 @@ import { awaitOutcome } from './outcome.ts'
 const patience = 10_000
 
 /** Thrown while committing when the branches are dealt with already; what the caller gets is inside. */
-export class Settled extends Error {
+export class Settled {
   readonly error: unknown
   /** Until then the connections are in use, and the caller need not wait for it. Never rejects. */
   readonly tidied: Promise<unknown>
 
   constructor(error: unknown, tidied: Promise<unknown> = Promise.resolve()) {
-    super('the branches are dealt with')
     this.error = error
     this.tidied = tidied
   }
@@ -45,42 +45,29 @@ export interface Work {
   readonly branches: readonly Branch[]
   /** Cuts waiting short when the transaction is given up. */
   readonly deadline: Deadline
-  /** By name. */
-  readonly preferredHome: string | undefined
-  /** Milliseconds to wait for the answer to COMMIT. */
-  readonly answerTimeout: number
-  readonly record: boolean
+  /** `timeout` is also how long the answer to COMMIT is waited for. */
+  readonly settings: TransactionSettings
   /** Nothing was changed, and whoever waits knows all that there is to know: a duplicate. */
   readonly isVoid: boolean
 }
 
 export interface Committed {
   readonly id: string | null
-  /** Settles with the databases whose branch is left to recovery; undefined if there is nothing to finish. */
-  readonly unfinished: Promise<readonly Database[]> | undefined
+  /** Whether every branch is committed, or one is left to recovery; undefined if there is nothing to finish. */
+  readonly isFinished: Promise<boolean> | undefined
 }
-
-/** Who is to be home if it wrote anything: the preferred database, else the first that was used. */
-export function candidateAmong<Used>(
-  used: readonly Used[],
-  nameOf: (one: Used) => string,
-  preferred: string | undefined,
-): Used | undefined {
-  return used.find((one) => nameOf(one) === preferred) ?? used[0]
-}
-
-const nameOf = ({ database }: Branch) => database.name
 
 /** @throws Settled if the branches are dealt with; anything else: nothing is decided, roll back */
 export async function commit(work: Work): Promise<Committed> {
-  const { branches, deadline, record } = work
+  const { branches, deadline, settings } = work
+  const { record } = settings
   const [only] = branches
-  if (only === undefined) return { id: null, unfinished: undefined }
+  if (only === undefined) return { id: null, isFinished: undefined }
   const fences = branches.flatMap((branch) => branch.obeyFence() ?? [])
   if (fences.length > 0) await deadline.race(Promise.all(fences))
   if (work.isVoid) {
     await Promise.all(branches.map((branch) => leave(branch)))
-    return { id: null, unfinished: undefined }
+    return { id: null, isFinished: undefined }
   }
   if (branches.length === 1 && !record) return await commitAlone(work, only)
 
@@ -89,21 +76,19 @@ export async function commit(work: Work): Promise<Committed> {
   const readers = branches.filter(({ wrote }) => !wrote)
   // First, because a serializable transaction that only read may still fail.
   await deadline.race(Promise.all(readers.map((reader) => commitReader(reader))))
-  if (home === undefined || home.xid == null) return { id: null, unfinished: undefined }
+  if (home === undefined || home.xid == null) return { id: null, isFinished: undefined }
   if (writers.length === 1 && !record) return await commitAlone(work, home)
   const { databaseId, transactionId, xid } = home
-  return await commitInTwoPhases(
-    work,
-    home,
-    { home: databaseId, transactionId, homeXid: xid },
-    writers.filter((writer) => writer !== home),
-  )
+  const global = { home: databaseId, transactionId, homeXid: xid }
+  const others = writers.filter((writer) => writer !== home)
+  return await commitInTwoPhases(work, home, global, others)
 }
 
 /** Asks who wrote where no statement has shown it, and the home for its xid; undefined if nobody wrote. */
-async function findHome({ branches, deadline, preferredHome }: Work): Promise<Branch | undefined> {
+async function findHome({ branches, deadline, settings }: Work): Promise<Branch | undefined> {
   for (let candidates = branches; ; ) {
-    const home = candidateAmong(candidates, nameOf, preferredHome)
+    // The preferred database, else the first that was used.
+    const home = candidates.find(({ database }) => database.name === settings.home) ?? candidates[0]
     if (home === undefined) return undefined
     await deadline.race(Promise.all(candidates.map((branch) => branch.learn(branch === home))))
     if (home.wrote) return home
@@ -122,16 +107,10 @@ async function leave({ link }: Branch): Promise<void> {
   else await ended
 }
 
-/** Undefined on a caller's connection, where what a handler leaves is the caller's. */
-const sharedOf = ({ isOwn, durability }: Link) => (isOwn ? { level: durability } : undefined)
-
-const sayCommit = ({ link, transactionId }: Branch) =>
-  link.isDirect ? say.commitDirect(link.durability) : say.commit(transactionId, sharedOf(link))
-
 /** One database wrote: its plain COMMIT is the decision. */
 async function commitAlone(work: Work, branch: Branch): Promise<Committed> {
-  const decision = await decide(work, branch, sayCommit(branch))
-  if (decision.outcome === 'committed') return { id: null, unfinished: undefined }
+  const decision = await decide(work, branch, say.commit(branch.link, branch.transactionId))
+  if (decision.outcome === 'committed') return { id: null, isFinished: undefined }
   if (decision.outcome === 'aborted') throw decision.error
   branch.link.abandon()
   throw new Settled(outcomeUnknown(null, branch, decision.error))
@@ -139,7 +118,8 @@ async function commitAlone(work: Work, branch: Branch): Promise<Committed> {
 
 async function commitReader(reader: Branch): Promise<void> {
   await reader.settle()
-  const committed = await reader.ask(sayCommit(reader)).catch((error: unknown) => {
+  const asked = reader.ask(say.commit(reader.link, reader.transactionId))
+  const committed = await asked.catch((error: unknown) => {
     throw reasonOf(reader, error)
   })
   if (!committed) throw swallowed(reader)
@@ -155,53 +135,40 @@ async function commitInTwoPhases(
   const gidOf = (branch: Branch) => formatGid(global, branch.database.name)
   const participants = writers.map(({ database, databaseId }) => ({ name: database.name, databaseId }))
 
-  const answers = await Promise.allSettled(
-    writers.map((writer) => work.deadline.race(prepare(writer, global, gidOf(writer)))),
-  )
-  const failed = answers.find((answer) => answer.status === 'rejected')
-  if (failed?.status === 'rejected') {
-    const prepared = writers.filter((_, index) => answers[index]?.status === 'fulfilled')
-    const refused = writers.filter((_, index) => {
-      const answer = answers[index]
-      return answer?.status === 'rejected' && isRefusal(answer.reason)
-    })
-    // Without an answer it may be prepared, now or later: only recovery can tell.
-    for (const writer of writers)
-      if (!prepared.includes(writer) && !refused.includes(writer)) writer.link.abandon()
-    throw new Settled(failed.reason, undo(home, prepared, refused, gidOf))
+  const prepared: Branch[] = []
+  const refused: Branch[] = []
+  const failures: unknown[] = []
+  const prepareOne = async (writer: Branch) => {
+    try {
+      await work.deadline.race(prepare(writer, global, gidOf(writer)))
+      prepared.push(writer)
+    } catch (error) {
+      failures.push(error)
+      if (isRefusal(error)) refused.push(writer)
+      // Without an answer it may be prepared, now or later: only recovery can tell.
+      else writer.link.abandon()
+    }
   }
+  await Promise.all(writers.map(prepareOne))
+  if (failures.length > 0) throw new Settled(failures[0], undo(home, prepared, refused, gidOf))
 
   const { link } = home
-  let decision = await decide(
-    work,
-    home,
-    link.isDirect
-      ? say.decideDirect(global, participants, link.durability)
-      : say.decide(global, participants, sharedOf(link)),
-  )
+  let decision = await decide(work, home, say.decide(link, global, participants))
   if (decision.outcome === 'unknown') {
     link.abandon()
-    const answer = await awaitOutcome(home.database, global, work.answerTimeout)
+    const answer = await awaitOutcome(home.database, global, work.settings.timeout)
     if (answer === undefined) throw new Settled(outcomeUnknown(id, home, decision.error))
-    decision =
-      answer === 'committed'
-        ? { outcome: 'committed' }
-        : { outcome: 'aborted', error: lost(home, decision.error) }
+    decision = { outcome: answer, error: lost(home, decision.error) }
   }
   if (decision.outcome === 'aborted') {
     // The server said so: the home's row was never visible, and never will be. What comes before COMMIT in one text
     // may have failed instead of it, and then the home is left inside a failed transaction.
-    const tidied = Promise.all([
-      rollBack([home]),
-      ...writers.map((writer) => finish(writer, 'rollback', gidOf(writer))),
-    ])
-    throw new Settled(decision.error, tidied)
+    const finishes = writers.map((writer) => finish(writer, 'rollback', gidOf(writer)))
+    throw new Settled(decision.error, Promise.all([rollBack([home]), ...finishes]))
   }
-  if (writers.length === 0) return { id, unfinished: undefined }
-  const unfinished = Promise.all(
-    writers.map(async (writer) => ((await finish(writer, 'commit', gidOf(writer))) ? [] : [writer.database])),
-  ).then((databases) => databases.flat())
-  return { id, unfinished }
+  if (writers.length === 0) return { id, isFinished: undefined }
+  const finishes = writers.map((writer) => finish(writer, 'commit', gidOf(writer)))
+  return { id, isFinished: Promise.all(finishes).then((all) => all.every((isDone) => isDone)) }
 }
 
 /** Whether an error says for certain that the branch is not prepared. */
@@ -215,11 +182,7 @@ async function prepare(branch: Branch, global: say.GlobalId, gid: string): Promi
   await traced('prepare', branch, async () => {
     const [before, prepared] = await Promise.allSettled([
       branch.settle(),
-      branch.ask(
-        link.isDirect
-          ? say.prepareDirect(global, participant, gid, link.durability)
-          : say.prepare(global, participant, gid, sharedOf(link)),
-      ),
+      branch.ask(say.prepare(link, global, participant, gid)),
     ])
     if (prepared.status === 'fulfilled') {
       if (!prepared.value) throw swallowed(branch)
@@ -243,33 +206,30 @@ async function undo(
   refused: readonly Branch[],
   gidOf: (branch: Branch) => string,
 ): Promise<void> {
-  const over = await inTime(patience, home.link.send(sayRollback(home.link))).then(
-    () => true,
-    () => false,
-  )
-  if (!over) home.link.abandon()
-  await Promise.all([
-    ...(over ? prepared.map((branch) => finish(branch, 'rollback', gidOf(branch))) : []),
-    rollBack(refused),
-  ])
+  const isOver = await isRolledBack(home)
+  const confirmed = isOver ? prepared : []
+  const finishes = confirmed.map((branch) => finish(branch, 'rollback', gidOf(branch)))
+  await Promise.all([...finishes, rollBack(refused)])
 }
 
-type Decision =
-  | { readonly outcome: 'committed' }
-  | { readonly outcome: 'aborted' | 'unknown'; readonly error: unknown }
+/** With the error of those that did not commit. */
+interface Decision {
+  readonly outcome: 'committed' | 'aborted' | 'unknown'
+  readonly error?: unknown
+}
 
 /**
  * COMMIT, with what was sent just before it. An ERROR from the server is a rollback for certain. Anything else
  * that is no answer is unknown, FATAL included: a server that shuts down may say it after committing.
  */
 async function decide(
-  { answerTimeout }: Work,
+  { settings }: Work,
   branch: Branch,
   statement: say.Statement<boolean>,
 ): Promise<Decision> {
   return await traced('decide', branch, async (): Promise<Decision> => {
     try {
-      const committed = await inTime(answerTimeout, branch.link.send(statement))
+      const committed = await inTime(settings.timeout, branch.link.send(statement))
       return committed ? { outcome: 'committed' } : { outcome: 'aborted', error: swallowed(branch) }
     } catch (error) {
       if (isErrorAnswer(error)) {
@@ -285,14 +245,18 @@ async function decide(
 }
 
 /**
- * Commits or rolls back a prepared branch on the connection that prepared it. False: left to recovery. Never
- * throws, for the decision is made.
+ * Commits or rolls back a prepared branch on the connection that prepared it. False: not known to have happened, and
+ * left to recovery. Never throws, for the decision is made.
  */
 async function finish(branch: Branch, verb: 'commit' | 'rollback', gid: string): Promise<boolean> {
   const { link, transactionId } = branch
+  const run = async () => {
+    if ((await finishPrepared(link, say.finish(verb, gid))) || verb === 'rollback') return true
+    return await link.send(say.findEvidence(transactionId))
+  }
   return await traced('finish', branch, async () => {
     try {
-      return await inTime(patience, finishPrepared(link, verb, gid, transactionId))
+      return await inTime(patience, run())
     } catch {
       link.abandon()
       return false
@@ -300,51 +264,23 @@ async function finish(branch: Branch, verb: 'commit' | 'rollback', gid: string):
   })
 }
 
-/**
- * Runs COMMIT PREPARED or ROLLBACK PREPARED; false if it is not known to have happened.
- */
-async function finishPrepared(
-  link: Link,
-  verb: 'commit' | 'rollback',
-  gid: string,
-  transactionId: string,
-): Promise<boolean> {
-  for (;;) {
-    try {
-      await link.send(say.finish(verb, gid))
-      return true
-    } catch (error) {
-      const code = codeOf(error)
-      if (code === '55000') {
-        // Somebody else is finishing it right now, or PREPARE still waits for a standby.
-        await environment.sleep(20)
-      } else if (code === '42704') {
-        // Somebody else has finished it, or it was lost. That it is gone proves nothing; evidence does.
-        return verb === 'rollback' || (await link.send(say.findEvidence(transactionId)))
-      } else {
-        throw error
-      }
-    }
-  }
-}
-
 /** On a connection of ours what outlives a rollback goes as well; on a caller's it is the caller's. */
 const sayRollback = (link: Link) => (link.isOwn ? say.rollbackDirect() : say.rollback())
 
-/**
- * Ends transactions that were not prepared; a connection that does not answer to it in time, or before the
- * transaction is given up, is given up with it.
- */
+/** Ends transactions that were not prepared. */
 export async function rollBack(branches: readonly Branch[], deadline?: Deadline): Promise<void> {
-  await Promise.all(
-    branches.map(async ({ link }) => {
-      if (deadline?.signal.aborted) return link.abandon()
-      try {
-        const answer = inTime(patience, link.send(sayRollback(link)))
-        await (deadline ? deadline.race(answer) : answer)
-      } catch {
-        link.abandon()
-      }
-    }),
-  )
+  await Promise.all(branches.map((branch) => isRolledBack(branch, deadline)))
+}
+
+/** A connection that does not answer in time, or before the transaction is given up, is given up with it. */
+async function isRolledBack({ link }: Branch, deadline?: Deadline): Promise<boolean> {
+  try {
+    if (deadline?.signal.aborted) throw deadline.signal.reason
+    const answer = inTime(patience, link.send(sayRollback(link)))
+    await (deadline ? deadline.race(answer) : answer)
+    return true
+  } catch {
+    link.abandon()
+    return false
+  }
 }

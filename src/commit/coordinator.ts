@@ -20,10 +20,10 @@ import {
   isRetryable,
   LimitError,
 } from '../errors.ts'
-import { defaults, type TransactionOptions } from '../options.ts'
-import { type Branch, lazyTransaction, openBranch, type Progress, refuseUnawaited } from './branch.ts'
-import { candidateAmong, commit, rollBack, Settled } from './commit.ts'
-import { answerUntil, type Deadline, startDeadline } from './deadline.ts'
+import type { TransactionSettings } from '../options.ts'
+import { type Branch, lazyTransaction, openBranch, Progress, refuseUnawaited } from './branch.ts'
+import { commit, rollBack, Settled } from './commit.ts'
+import { answerUntil, Deadline } from './deadline.ts'
 import { refuseUnexecuted } from './explain.ts'
 
 export interface TransactionResult<T> {
@@ -47,16 +47,7 @@ export interface Context {
 export type Handles = Record<string, Transaction<unknown>>
 
 /** What a transaction does, around the handler and with it. */
-export interface Stage {
-  /** A handle for each database, begun at its first query. */
-  readonly handles: Handles
-  /** Begins a branch ahead of its first query. */
-  begin(name: string): Promise<Branch>
-  /** Runs the handler. Behind it its handles are of no use any more. */
-  handle<T>(handler: () => Promise<T>): Promise<T>
-  /** There is nothing to commit: no handler has run, and nothing was changed. */
-  leave(): void
-}
+export type Stage = Pick<Attempt, 'handles' | 'begin' | 'handle' | 'leave'>
 
 export type TransactionBody<T> = (stage: Stage) => Promise<T>
 
@@ -64,10 +55,9 @@ export type TransactionBody<T> = (stage: Stage) => Promise<T>
 export function databaseNamed(databases: ReadonlyMap<string, Database>, name: string): Database {
   const database = databases.get(name)
   if (database !== undefined) return database
-  throw new InvalidInputError(
-    'ONARG',
-    `No database named ${typeof name === 'string' ? name.slice(0, 100) : show(name)}; there are ${[...databases.keys()].join(', ')}`,
-  )
+  const wanted = typeof name === 'string' ? name.slice(0, 100) : show(name)
+  const known = [...databases.keys()].join(', ')
+  throw new InvalidInputError('ONARG', `No database named ${wanted}; there are ${known}`)
 }
 
 /** Milliseconds. */
@@ -86,10 +76,9 @@ const nested = new AsyncLocalStorage<Scope>()
 export function refuseNested(context: Context, what: string): void {
   for (let scope = nested.getStore(); scope !== undefined; scope = scope.outer) {
     if (scope.context !== context || scope.over) continue
-    throw new HandlerError('NESTED', `${what} inside the handler of a transaction`, {
-      detail: 'It would neither be atomic with it nor could the two be kept from waiting for each other.',
-      hint: 'Use the handles that the handler was given; run independent work outside it',
-    })
+    const detail = 'It would neither be atomic with it nor could the two be kept from waiting for each other.'
+    const hint = 'Use the handles that the handler was given; run independent work outside it'
+    throw new HandlerError('NESTED', `${what} inside the handler of a transaction`, { detail, hint })
   }
 }
 
@@ -103,16 +92,6 @@ class OutOfOrder extends Error {
   }
 }
 
-/** A connection was lost before the server had answered anything: nothing happened, as after a long sleep. */
-class NothingHappened extends Error {
-  readonly error: unknown
-
-  constructor(error: unknown) {
-    super('the connection was lost before its first answer')
-    this.error = error
-  }
-}
-
 /**
  * Runs a handler and commits what it did in all databases, or in none.
  *
@@ -121,27 +100,27 @@ class NothingHappened extends Error {
  */
 export async function runTransaction<T>(
   context: Context,
-  options: TransactionOptions,
+  settings: TransactionSettings,
   body: TransactionBody<T>,
 ): Promise<TransactionResult<T>> {
   refuseNested(context, 'A transaction was begun')
-  const { timeout = defaults.timeout, retries = defaults.retries } = options
-  const deadline = startDeadline(timeout, options.signal)
+  const { timeout, retries, signal } = settings
+  const deadline = new Deadline(timeout, signal)
   let wanted: ReadonlySet<Database> = new Set()
   try {
-    for (let attempt = 0; ; attempt += 1) {
+    for (let runs = 0; ; runs += 1) {
+      const attempt = new Attempt(context, settings, deadline)
       try {
-        return await new Attempt(context, options, deadline, body).run(wanted)
-      } catch (thrown) {
-        if (thrown instanceof OutOfOrder) {
-          wanted = thrown.wanted
-          attempt -= 1
+        return await attempt.run(body, wanted)
+      } catch (error) {
+        if (error instanceof OutOfOrder) {
+          wanted = error.wanted
+          runs -= 1
           continue
         }
-        const error = thrown instanceof NothingHappened ? thrown.error : thrown
-        const mayHelp = thrown instanceof NothingHappened || causes(error).some(isRetryable)
-        if (attempt >= retries || !mayHelp || deadline.signal.aborted) throw error
-        const pause = environment.random() * Math.min(10 * 2 ** attempt, longestBackoff)
+        const mayHelp = attempt.didNothing || causes(error).some(isRetryable)
+        if (runs >= retries || !mayHelp || deadline.signal.aborted) throw error
+        const pause = environment.random() * Math.min(10 * 2 ** runs, longestBackoff)
         await environment.sleep(pause, deadline.signal).catch(() => {
           throw error
         })
@@ -153,52 +132,52 @@ export async function runTransaction<T>(
 }
 
 /** One run of the handler. */
-class Attempt<T> {
+class Attempt {
+  /** A handle for each database, begun at its first query. */
+  readonly handles: Handles
+  /** A connection was lost before the server had answered anything: nothing happened, as after a long sleep. */
+  didNothing = false
   readonly #context: Context
-  readonly #options: TransactionOptions
+  readonly #settings: TransactionSettings
   readonly #deadline: Deadline
-  readonly #body: TransactionBody<T>
   readonly #transactionId = environment.randomUUID()
   readonly #permits = new Permits()
   readonly #begun = new Map<Database, Promise<Branch>>()
   /** Those whose connection we have. */
   readonly #opened: Branch[] = []
-  readonly #progress: Progress = {
-    returned: false,
-    committing: false,
-    running: new Set(),
-    violation: undefined,
-    isForsaken: false,
-  }
+  readonly #progress = new Progress()
   #givenUp = false
   #isVoid = false
 
-  constructor(context: Context, options: TransactionOptions, deadline: Deadline, body: TransactionBody<T>) {
+  constructor(context: Context, settings: TransactionSettings, deadline: Deadline) {
     this.#context = context
-    this.#options = options
+    this.#settings = settings
     this.#deadline = deadline
-    this.#body = body
+    this.handles = this.#handles()
   }
 
-  async run(wanted: ReadonlySet<Database>): Promise<TransactionResult<T>> {
+  async run<T>(body: TransactionBody<T>, wanted: ReadonlySet<Database>): Promise<TransactionResult<T>> {
     try {
       if (this.#deadline.signal.aborted) await this.#deadline.race(new Promise<never>(() => {}))
       if (wanted.size > 0) await this.#permits.takeAll(wanted, this.#deadline.signal)
-      const stage: Stage = {
-        handles: this.#handles(),
-        begin: (name) => this.#begin(databaseNamed(this.#context.databases, name)),
-        handle: (handler) => this.#handle(handler),
-        leave: () => {
-          this.#isVoid = true
-        },
-      }
-      return await this.#commit(await this.#deadline.race(this.#body(stage)))
+      return await this.#commit(await this.#deadline.race(body(this)))
     } catch (error) {
       throw await this.#rollBack(error)
     }
   }
 
-  async #handle<R>(handler: () => Promise<R>): Promise<R> {
+  /** Begins a branch ahead of its first query. */
+  begin(name: string): Promise<Branch> {
+    return this.#begin(databaseNamed(this.#context.databases, name))
+  }
+
+  /** There is nothing to commit: no handler has run, and nothing was changed. */
+  leave(): void {
+    this.#isVoid = true
+  }
+
+  /** Runs the handler. Behind it its handles are of no use any more. */
+  async handle<R>(handler: () => Promise<R>): Promise<R> {
     const scope: Scope = { context: this.#context, outer: nested.getStore(), over: false }
     try {
       const result = await nested.run(scope, handler)
@@ -229,33 +208,26 @@ class Attempt<T> {
     branch.catch(() => {})
     this.#begun.set(database, branch)
     // With its xid known in time the commit saves a round trip.
-    const home = candidateAmong([...this.#begun.keys()], ({ name }) => name, this.#options.home)
-    if (home !== undefined && home !== database) {
-      this.#begun.get(home)?.then(
-        (first) => first.noteXid(),
-        () => {},
-      )
-    }
+    const used = [...this.#begun.keys()]
+    const home = used.find(({ name }) => name === this.#settings.home) ?? used[0]
+    if (home === database || home === undefined) return branch
+    const note = (first: Branch) => first.noteXid()
+    this.#begun.get(home)?.then(note, () => {})
     return branch
   }
 
   async #open(database: Database): Promise<Branch> {
-    const {
-      lockTimeout = defaults.lockTimeout,
-      idleTimeout = defaults.idleTimeout,
-      isolationLevel,
-    } = this.#options
     // Permits are taken in the order of database ids, so the id comes first.
     const databaseId = database.databaseId ?? (await database.identify())
     refuseTwice(this.#context, database, databaseId)
-    if (!this.#permits.takeNow(database)) await this.#permits.take(database, this.#deadline.signal)
+    const waiting = this.#permits.take(database, this.#deadline.signal)
+    if (waiting !== undefined) await waiting
+    const [transactionId, progress] = [this.#transactionId, this.#progress]
     const branch = await openBranch(database, {
-      transactionId: this.#transactionId,
+      transactionId,
       databaseId,
-      lockTimeout,
-      idleTimeout,
-      isolationLevel,
-      progress: this.#progress,
+      progress,
+      options: this.#settings,
     })
     // Nobody waited for it any more.
     if (this.#givenUp) branch.link.abandon()
@@ -263,8 +235,8 @@ class Attempt<T> {
     return branch
   }
 
-  async #commit(result: T): Promise<TransactionResult<T>> {
-    const { timeout = defaults.timeout, record = false, home: preferredHome, finish } = this.#options
+  async #commit<T>(result: T): Promise<TransactionResult<T>> {
+    const { finish } = this.#settings
     refuseUnawaited(this.#progress)
     const branches =
       this.#opened.length === this.#begun.size
@@ -272,27 +244,21 @@ class Attempt<T> {
         : await this.#deadline.race(Promise.all(this.#begun.values()))
     refuseUnawaited(this.#progress)
     this.#progress.committing = true
-    const { id, unfinished } = await commit({
-      branches,
-      deadline: this.#deadline,
-      answerTimeout: timeout,
-      record,
-      preferredHome,
-      isVoid: this.#isVoid,
-    })
-    if (unfinished === undefined) {
+    const work = { branches, deadline: this.#deadline, settings: this.#settings, isVoid: this.#isVoid }
+    const { id, isFinished } = await commit(work)
+    if (isFinished === undefined) {
       this.#release()
       return { result, id, finished: finish !== 'background' }
     }
-    const finished = unfinished.then((databases) => {
+    const ended = isFinished.then((finished) => {
       this.#release()
-      if (databases.length > 0) this.#context.poke()
-      return databases.length === 0
+      if (!finished) this.#context.poke()
+      return finished
     })
     // The decision stands; what is waited for is only that everybody sees it.
-    const isFinished = finish === 'background' ? undefined : await answerUntil(this.#deadline.late, finished)
-    if (isFinished === undefined) keepRunning(this.#context, finished)
-    return { result, id, finished: isFinished ?? false }
+    const finished = finish === 'background' ? undefined : await answerUntil(this.#deadline.late, ended)
+    if (finished === undefined) keepRunning(this.#context, ended)
+    return { result, id, finished: finished ?? false }
   }
 
   /** Ends what was begun; gives the error for the caller. */
@@ -317,13 +283,11 @@ class Attempt<T> {
     }
     await rollBack(this.#opened, this.#deadline)
     this.#release()
-    const outOfOrder = outcomes.find(
-      (outcome) => outcome.status === 'rejected' && outcome.reason instanceof OutOfOrder,
-    )
-    if (outOfOrder?.status === 'rejected') return outOfOrder.reason
-    const isNothing =
+    for (const outcome of outcomes)
+      if (outcome.status === 'rejected' && outcome.reason instanceof OutOfOrder) return outcome.reason
+    this.didNothing =
       code === 'CONNECTION_LOST' && this.#opened.length > 0 && this.#opened.every(({ answered }) => !answered)
-    return isNothing ? new NothingHappened(error) : error
+    return error
   }
 
   #release(): void {
@@ -349,16 +313,12 @@ class Permits {
   #last: Promise<unknown> = Promise.resolve()
   #waiting = 0
 
-  /** Takes what is free, while none of this transaction waits. */
-  takeNow(database: Database): boolean {
-    if (this.#waiting > 0 || this.#over) return false
-    if (this.#held.has(database)) return true
-    if (!database.permits.tryTake()) return false
-    this.#held.add(database)
-    return true
-  }
-
-  take(database: Database, signal: AbortSignal): Promise<void> {
+  /** Undefined if it is taken at once: it is free, and none of this transaction waits. */
+  take(database: Database, signal: AbortSignal): Promise<void> | undefined {
+    if (this.#waiting === 0 && !this.#over) {
+      const isHeld = this.#held.has(database) || database.permits.tryTake()
+      if (isHeld) return void this.#held.add(database)
+    }
     this.#waiting += 1
     const taken = this.#last.then(() => this.#takeOne(database, signal))
     this.#last = taken
@@ -390,10 +350,9 @@ class Permits {
       try {
         await database.permits.take(signal)
       } catch (cause) {
-        throw new LimitError('NO_CONNECTION', `No connection to ${database.name} became free in time`, {
-          hint: 'Make the pool larger (maxConnections), or the handlers shorter',
-          cause,
-        })
+        const hint = 'Make the pool larger (maxConnections), or the handlers shorter'
+        const what = `No connection to ${database.name} became free in time`
+        throw new LimitError('NO_CONNECTION', what, { hint, cause })
       }
     }
     if (this.#over) {
@@ -413,9 +372,10 @@ function refuseTwice(context: Context, database: Database, databaseId: string): 
   // Whoever is asked second finds the pair.
   for (const other of context.databases.values()) {
     if (other === database || other.databaseId !== databaseId) continue
-    throw new DatabaseError('SAME_DATABASE', `${other.name} and ${database.name} are one database`, {
-      detail: `Both have the database id ${databaseId}.`,
-      hint: 'Give it one name. If one is a copy of the other, run in the copy: select once.renew_database_id(…)',
-    })
+    const detail = `Both have the database id ${databaseId}.`
+    const hint =
+      'Give it one name. If one is a copy of the other, run in the copy: select once.renew_database_id(…)'
+    const what = `${other.name} and ${database.name} are one database`
+    throw new DatabaseError('SAME_DATABASE', what, { detail, hint })
   }
 }

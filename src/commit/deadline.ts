@@ -5,49 +5,46 @@ import { environment } from '../environment.ts'
 import { AbortedError } from '../errors.ts'
 
 /** What ends waiting when the transaction is given up. */
-export interface Deadline {
+export class Deadline {
   /** For those who wait with a signal. */
   readonly signal: AbortSignal
   /** Whether the time is over, as opposed to the caller's signal. */
   readonly late: AbortSignal
-  race<T>(promise: Promise<T>): Promise<T>
-  stop(): void
-}
+  readonly stop: () => void
+  readonly #over: Promise<never>
 
-/** @param signal the caller's; a reason that throws when it is looked at is a reason all the same */
-export function startDeadline(timeout: number, signal: AbortSignal | undefined): Deadline {
-  // AbortSignal.timeout() would do, but costs more, and its timers stay behind: one for each transaction of
-  // the last minute.
-  const late = new AbortController()
-  const stopTimer = environment.after(timeout, () => late.abort())
-  const both = signal ? AbortSignal.any([signal, late.signal]) : late.signal
-  let listener = () => {}
-  const over = new Promise<never>((_, reject) => {
-    listener = () => {
-      const timedOut = late.signal.aborted || isTimeout(both)
-      reject(
-        new AbortedError(
-          timedOut ? 'TIMEOUT' : 'ABORTED',
-          `The transaction was ${timedOut ? 'not decided in time' : 'aborted'}`,
-          {
-            detail: 'It is rolled back in every database.',
-            cause: signal?.aborted ? signal.reason : undefined,
-          },
-        ),
-      )
+  /**
+   * @param timeout milliseconds
+   * @param signal the caller's; a reason that throws when it is looked at is a reason all the same
+   */
+  constructor(timeout: number, signal: AbortSignal | undefined) {
+    // AbortSignal.timeout() would do, but costs more, and its timers stay behind: one for each transaction of
+    // the last minute.
+    const late = new AbortController()
+    const stopTimer = environment.after(timeout, () => late.abort())
+    const both = signal ? AbortSignal.any([signal, late.signal]) : late.signal
+    const { promise: over, reject } = Promise.withResolvers<never>()
+    over.catch(() => {})
+    const giveUp = () => {
+      const cause = signal?.aborted ? signal.reason : undefined
+      const options = { detail: 'It is rolled back in every database.', cause }
+      if (late.signal.aborted || isTimeout(both))
+        reject(new AbortedError('TIMEOUT', 'The transaction was not decided in time', options))
+      else reject(new AbortedError('ABORTED', 'The transaction was aborted', options))
     }
-    if (both.aborted) listener()
-    else both.addEventListener('abort', listener, { once: true })
-  })
-  over.catch(() => {})
-  return {
-    signal: both,
-    late: late.signal,
-    race: (promise) => Promise.race([over, promise]),
-    stop() {
+    if (both.aborted) giveUp()
+    else both.addEventListener('abort', giveUp, { once: true })
+    this.signal = both
+    this.late = late.signal
+    this.#over = over
+    this.stop = () => {
       stopTimer()
-      both.removeEventListener('abort', listener)
-    },
+      both.removeEventListener('abort', giveUp)
+    }
+  }
+
+  race<T>(promise: Promise<T>): Promise<T> {
+    return Promise.race([this.#over, promise])
   }
 }
 

@@ -20,9 +20,8 @@ export function formatId({ home, transactionId, homeXid }: GlobalId): string {
 export function parseId(id: string): GlobalId {
   const [, home, transactionId, homeXid] = (typeof id === 'string' && pattern.exec(id)) || []
   if (home === undefined || transactionId === undefined || homeXid === undefined) {
-    throw new InvalidInputError('ONARG', `Expected an id of a global transaction, got ${show(id)}`, {
-      hint: 'It is the `id` of a result or of an OutcomeUnknownError, and looks like once:1:<uuid>:<uuid>:<xid>',
-    })
+    const hint = 'It is `id` of a result or an OutcomeUnknownError, and looks like once:1:<uuid>:<uuid>:<xid>'
+    throw new InvalidInputError('ONARG', `Expected an id of a global transaction, got ${show(id)}`, { hint })
   }
   return { home, transactionId, homeXid }
 }

@@ -38,13 +38,10 @@ export async function awaitOutcome(
 /** Asks whichever of the databases is the home of a transaction, by the transaction's id as the client gave it. */
 export async function outcomeOf(databases: readonly Database[], id: string): Promise<Outcome> {
   const global = parseId(id)
-  const ask = async (home: Database) => {
-    try {
-      return await readOutcome(home, global)
-    } catch (error) {
+  const ask = (home: Database) =>
+    readOutcome(home, global).catch((error: unknown) => {
       throw asConnectionLost(home.name, error)
-    }
-  }
+    })
   const known = databases.find(({ databaseId }) => databaseId === global.home)
   if (known !== undefined) {
     try {
@@ -56,9 +53,8 @@ export async function outcomeOf(databases: readonly Database[], id: string): Pro
   }
   const home = await findHome(databases, global.home)
   if (home !== undefined) return await ask(home)
-  throw new InvalidInputError('ONARG', `None of the databases is the home of transaction ${id}`, {
-    hint: `Add it: in that database once.database has the id ${global.home}`,
-  })
+  const hint = `Add it: in that database once.database has the id ${global.home}`
+  throw new InvalidInputError('ONARG', `None of the databases is the home of transaction ${id}`, { hint })
 }
 
 /** Whichever says that it is this one: the others, of which one may not answer, are waited for only until then. */

@@ -1,7 +1,7 @@
 /**
  * One named database of a client: its connections, who it is, and how many of its connections are ours to use.
  */
-import { type ConnectionProvider, DummyDriver, type Kysely, PostgresIntrospector, Transaction } from 'kysely'
+import { type ConnectionProvider, DummyDriver, type Kysely, Transaction } from 'kysely'
 import { environment } from '../environment.ts'
 import {
   AbortedError,
@@ -16,40 +16,11 @@ import {
 import * as say from '../statements.ts'
 import { probeDriver } from './kysely-link.ts'
 import type { Link } from './link.ts'
-import { type Semaphore, semaphore } from './semaphore.ts'
-import { type DatabaseTarget, type OpenDatabase, open } from './target.ts'
+import { Semaphore } from './semaphore.ts'
+import { type DatabaseTarget, type OpenDatabase, open, postgresDialect } from './target.ts'
 
 /** The schema version that this client was written for; see `sql/database/schema_version.sql`. */
 export const schemaVersion = 1
-
-export interface Database {
-  readonly name: string
-  readonly db: Kysely<unknown>
-  /** One permit a connection; who holds one never waits long for the connection itself. */
-  readonly permits: Semaphore
-  /**
-   * The database's id (`once.database_id()`), asked once, and again where it is wanted `anew`; where `apart`, over
-   * the connection of {@link connectApart}.
-   *
-   * @throws DatabaseError; AbortedError `CONNECTION_LOST` if there is no answer within `connectTimeout`
-   */
-  identify(how?: { readonly anew?: boolean; readonly apart?: boolean }): Promise<string>
-  /** What {@link identify} found; undefined before. */
-  readonly databaseId: string | undefined
-  /** After `ONIDN`: what was found is another database's, or is no more, so {@link identify} asks anew. */
-  forgetDatabaseId(): void
-  /** Whether it is time to ask again if an operator has made the database read-only; true once a second. */
-  isFenceDue(): boolean
-  /**
-   * A connection from the pool.
-   * @throws AbortedError `CONNECTION_LOST`; LimitError `NO_CONNECTION`, `TOO_MANY_CONNECTIONS`; DatabaseError
-   *   `NO_DATABASE`, `LOGIN_REFUSED`, `NO_PRIVILEGE`
-   */
-  connect(timeout?: number): Promise<Link>
-  /** As {@link connect}, but from a connection apart that handlers cannot use up, where there is one. */
-  connectApart(timeout?: number): Promise<Link>
-  close(): Promise<void>
-}
 
 export interface DatabaseOptions {
   readonly maxConnections: number
@@ -64,67 +35,95 @@ export function createDatabase(
   target: DatabaseTarget<unknown>,
   options: DatabaseOptions,
 ): Database {
-  const { maxConnections, connectTimeout, net = false } = options
-  return databaseOver(name, open(target, { max: maxConnections, connectTimeout, net }), options)
+  const { maxConnections: max, connectTimeout, net = false } = options
+  return new Database(name, open(target, { max, connectTimeout, net }), options)
 }
 
 /** Milliseconds between two questions whether an operator has made a database read-only. */
 const fenceEvery = 1_000
 
-/** As {@link createDatabase}, over what is open already: the simulation opens databases of its own kind. */
-export function databaseOver(
-  name: string,
-  main: OpenDatabase<unknown>,
-  { maxConnections, connectTimeout }: DatabaseOptions,
-): Database {
-  let apart: OpenDatabase<unknown> | undefined
-  let asking: Promise<string> | undefined
-  let fenceAsked = Number.NEGATIVE_INFINITY
+export class Database {
+  readonly name: string
+  readonly db: Kysely<unknown>
+  /** One permit a connection; who holds one never waits long for the connection itself. */
+  readonly permits: Semaphore
+  /** What {@link identify} found; undefined before. */
+  databaseId: string | undefined
+  readonly #main: OpenDatabase<unknown>
+  readonly #connectTimeout: number
+  #apart: OpenDatabase<unknown> | undefined
+  #asking: Promise<string> | undefined
+  #fenceAsked = Number.NEGATIVE_INFINITY
 
-  const database: { -readonly [Key in keyof Database]: Database[Key] } = {
-    name,
-    db: main.db,
-    permits: semaphore(main.maxConnections ?? maxConnections),
-    databaseId: undefined,
-    identify({ anew = false, apart: isApart = false } = {}) {
-      if (anew && database.databaseId !== undefined) database.forgetDatabaseId()
-      if (asking !== undefined) return asking
-      const connecting = isApart ? database.connectApart() : database.connect()
-      const asked = identify(name, connecting, connectTimeout).then(
-        (id) => {
-          if (asking === asked) database.databaseId = id
-          return id
-        },
-        (error) => {
-          if (asking === asked) asking = undefined
-          throw error
-        },
-      )
-      asking = asked
-      return asked
-    },
-    forgetDatabaseId() {
-      database.databaseId = undefined
-      asking = undefined
-    },
-    isFenceDue() {
-      const now = environment.now()
-      if (now - fenceAsked < fenceEvery) return false
-      fenceAsked = now
-      return true
-    },
-    async connect(timeout = connectTimeout) {
-      return main.idle?.() ?? (await within(timeout, name, main.take()))
-    },
-    connectApart: (timeout = connectTimeout) => {
-      apart ??= main.apart()
-      return within(timeout, name, apart.take())
-    },
-    async close() {
-      await Promise.all([main.close(), apart?.close()])
-    },
+  /** @param main is open already: the simulation opens databases of its own kind */
+  constructor(
+    name: string,
+    main: OpenDatabase<unknown>,
+    { maxConnections, connectTimeout }: DatabaseOptions,
+  ) {
+    this.name = name
+    this.db = main.db
+    this.permits = new Semaphore(main.maxConnections ?? maxConnections)
+    this.#main = main
+    this.#connectTimeout = connectTimeout
   }
-  return database
+
+  /**
+   * The database's id (`once.database_id()`), asked once, and again where it is wanted `anew`; where `apart`, over
+   * the connection of {@link connectApart}.
+   *
+   * @throws DatabaseError; AbortedError `CONNECTION_LOST` if there is no answer within `connectTimeout`
+   */
+  identify({ anew = false, apart = false } = {}): Promise<string> {
+    if (anew && this.databaseId !== undefined) this.forgetDatabaseId()
+    if (this.#asking !== undefined) return this.#asking
+    const connecting = apart ? this.connectApart() : this.connect()
+    const asked = identify(this.name, connecting, this.#connectTimeout).then(
+      (id) => {
+        if (this.#asking === asked) this.databaseId = id
+        return id
+      },
+      (error) => {
+        if (this.#asking === asked) this.#asking = undefined
+        throw error
+      },
+    )
+    this.#asking = asked
+    return asked
+  }
+
+  /** After `ONIDN`: what was found is another database's, or is no more, so {@link identify} asks anew. */
+  forgetDatabaseId(): void {
+    this.databaseId = undefined
+    this.#asking = undefined
+  }
+
+  /** Whether it is time to ask again if an operator has made the database read-only; true once a second. */
+  isFenceDue(): boolean {
+    const now = environment.now()
+    if (now - this.#fenceAsked < fenceEvery) return false
+    this.#fenceAsked = now
+    return true
+  }
+
+  /**
+   * A connection from the pool.
+   * @throws AbortedError `CONNECTION_LOST`; LimitError `NO_CONNECTION`, `TOO_MANY_CONNECTIONS`; DatabaseError
+   *   `NO_DATABASE`, `LOGIN_REFUSED`, `NO_PRIVILEGE`
+   */
+  async connect(timeout = this.#connectTimeout): Promise<Link> {
+    return this.#main.idle?.() ?? (await within(timeout, this.name, this.#main.take()))
+  }
+
+  /** As {@link connect}, but from a connection apart that handlers cannot use up, where there is one. */
+  connectApart(timeout = this.#connectTimeout): Promise<Link> {
+    this.#apart ??= this.#main.apart()
+    return within(timeout, this.name, this.#apart.take())
+  }
+
+  async close(): Promise<void> {
+    await Promise.all([this.#main.close(), this.#apart?.close()])
+  }
 }
 
 /**
@@ -158,25 +157,22 @@ export async function withReadCommitted<T>(
   task: (link: Link) => Promise<T>,
   timeout?: number,
 ): Promise<T> {
-  return await withLink(
-    connecting,
-    async (link) => {
-      await link.send(say.beginReadCommitted(link.isDirect))
-      try {
-        const result = await task(link)
-        await link.send(say.end())
-        return result
-      } catch (error) {
-        await link.send(say.rollback()).catch((failed: unknown) => {
-          // Else an error of the server's, such as a request to cancel that comes late, would give it back as it is.
-          link.abandon()
-          throw failed
-        })
-        throw fromSql(error)
-      }
-    },
-    timeout,
-  )
+  const inTransaction = async (link: Link) => {
+    await link.send(say.beginReadCommitted(link.isDirect))
+    try {
+      const result = await task(link)
+      await link.send(say.end())
+      return result
+    } catch (error) {
+      await link.send(say.rollback()).catch((failed: unknown) => {
+        // Else an error of the server's, such as a request to cancel that comes late, would give it back as it is.
+        link.abandon()
+        throw failed
+      })
+      throw fromSql(error)
+    }
+  }
+  return await withLink(connecting, inTransaction, timeout)
 }
 
 /** An error that the server did not send means the connection is gone, in whatever words the driver says so. */
@@ -208,46 +204,29 @@ export function inTime<T>(milliseconds: number, answer: Promise<T>): Promise<T> 
 export function transactionOver<DB>(db: Kysely<DB>, provider: ConnectionProvider): Transaction<DB> {
   const executor = db.getExecutor().withConnectionProvider(provider)
   const driver = new DummyDriver()
-  const dialect = {
-    createAdapter: () => executor.adapter,
-    createDriver: () => driver,
-    createIntrospector: (inner: Kysely<unknown>) => new PostgresIntrospector(inner),
-    createQueryCompiler: () => {
-      throw new Error('unreachable: the executor brings its compiler')
-    },
-  }
+  const dialect = { ...postgresDialect, createAdapter: () => executor.adapter, createDriver: () => driver }
   return new Transaction<DB>({ config: { dialect }, dialect, driver, executor })
 }
 
 async function identify(name: string, connecting: Promise<Link>, timeout: number): Promise<string> {
-  let found: say.Identity
-  try {
-    const ask = async (link: Link) => {
-      if (!link.isOwn) await probeDriver(link)
-      return await link.send(say.identify())
-    }
-    // A server that lets us in and then hangs, or somebody who locks the table, must hold up nobody forever.
-    found = await withLink(connecting, ask, timeout)
-  } catch (error) {
-    throw notIdentified(name, timeout, error)
+  const ask = async (link: Link) => {
+    if (!link.isOwn) await probeDriver(link)
+    return await link.send(say.identify())
   }
-  const { version, id, standby } = found
+  // A server that lets us in and then hangs, or somebody who locks the table, must hold up nobody forever.
+  const asked = withLink(connecting, ask, timeout)
+  const { version, id, standby } = await asked.catch((error: unknown) => {
+    throw notIdentified(name, timeout, error)
+  })
   if (version !== schemaVersion) {
-    throw new DatabaseError(
-      'SCHEMA_VERSION',
-      `Database ${name} has schema once at version ${version}; this package needs version ${schemaVersion}`,
-      {
-        hint:
-          version < schemaVersion
-            ? `Bring it up to date: npx pgonce migrate --database ${name}=postgres://…`
-            : 'Update the package: npm install pgonce@latest',
-      },
-    )
+    const what = `Database ${name} has schema once at version ${version}; this package needs version ${schemaVersion}`
+    const migrate = `Bring it up to date: npx pgonce migrate --database ${name}=postgres://…`
+    const hint = version < schemaVersion ? migrate : 'Update the package: npm install pgonce@latest'
+    throw new DatabaseError('SCHEMA_VERSION', what, { hint })
   }
   if (standby) {
-    throw new DatabaseError('ONSTB', `Database ${name} is on a standby, which cannot be written to`, {
-      hint: 'Give the URL of its primary',
-    })
+    const what = `Database ${name} is on a standby, which cannot be written to`
+    throw new DatabaseError('ONSTB', what, { hint: 'Give the URL of its primary' })
   }
   return id
 }
@@ -255,25 +234,20 @@ async function identify(name: string, connecting: Promise<Link>, timeout: number
 function notIdentified(name: string, timeout: number, cause: unknown): unknown {
   switch (codeOf(cause)) {
     case '3F000':
-    case '42883':
-      return new DatabaseError('NOT_INSTALLED', `Database ${name} has no schema once`, {
-        hint: `Install it: npx pgonce migrate --database ${name}=postgres://…`,
-        cause,
-      })
-    case '42501':
-      return new DatabaseError('NO_PRIVILEGE', `Not allowed to use schema once in database ${name}`, {
-        hint: "As its owner: select once.grant_app('<the role of this application>')",
-        cause,
-      })
-    case 'TIMEOUT':
-      return new AbortedError(
-        'CONNECTION_LOST',
-        `Database ${name} did not say who it is within ${timeout} ms`,
-        {
-          hint: 'Look there for what it waits for: select * from pg_stat_activity',
-          cause,
-        },
-      )
+    case '42883': {
+      const hint = `Install it: npx pgonce migrate --database ${name}=postgres://…`
+      return new DatabaseError('NOT_INSTALLED', `Database ${name} has no schema once`, { hint, cause })
+    }
+    case '42501': {
+      const hint = "As its owner: select once.grant_app('<the role of this application>')"
+      const what = `Not allowed to use schema once in database ${name}`
+      return new DatabaseError('NO_PRIVILEGE', what, { hint, cause })
+    }
+    case 'TIMEOUT': {
+      const hint = 'Look there for what it waits for: select * from pg_stat_activity'
+      const what = `Database ${name} did not say who it is within ${timeout} ms`
+      return new AbortedError('CONNECTION_LOST', what, { hint, cause })
+    }
     default:
       return asConnectionLost(name, fromSql(cause))
   }
@@ -286,59 +260,53 @@ export function unreachable(name: string, cause: unknown): PgonceError {
   // Where several addresses were tried, only the code says something.
   const message = (cause as Error).message || codeOf(cause)
   switch (codeOf(cause)) {
-    case '3D000':
-      return new DatabaseError('NO_DATABASE', `Database ${name} does not exist: ${message}`, {
-        hint: 'Correct the name at the end of its URL, or create it: create database …',
-        cause,
-      })
+    case '3D000': {
+      const hint = 'Correct the name at the end of its URL, or create it: create database …'
+      return new DatabaseError('NO_DATABASE', `Database ${name} does not exist: ${message}`, { hint, cause })
+    }
     case '28000':
-    case '28P01':
-      return new DatabaseError('LOGIN_REFUSED', `Database ${name} does not let this user in: ${message}`, {
-        hint: 'Check user and password in its URL, and pg_hba.conf on its server',
+    case '28P01': {
+      const hint = 'Check user and password in its URL, and pg_hba.conf on its server'
+      const what = `Database ${name} does not let this user in: ${message}`
+      return new DatabaseError('LOGIN_REFUSED', what, { hint, cause })
+    }
+    case '42501': {
+      const hint = 'As its owner: grant connect on database … to the role of this application'
+      const what = `Not allowed to connect to database ${name}: ${message}`
+      return new DatabaseError('NO_PRIVILEGE', what, { hint, cause })
+    }
+    case '53300': {
+      const what = `The server of database ${name} is full: ${message}`
+      return new LimitError('TOO_MANY_CONNECTIONS', what, { hint: fullHint, cause })
+    }
+    default: {
+      const hint = 'Check host and port, and that a Postgres server is up there'
+      const what = `Database ${name} could not be reached: ${message}`
+      return new AbortedError('CONNECTION_LOST', what, {
+        hint: isServerError(cause) ? undefined : hint,
         cause,
       })
-    case '42501':
-      return new DatabaseError('NO_PRIVILEGE', `Not allowed to connect to database ${name}: ${message}`, {
-        hint: 'As its owner: grant connect on database … to the role of this application',
-        cause,
-      })
-    case '53300':
-      return new LimitError('TOO_MANY_CONNECTIONS', `The server of database ${name} is full: ${message}`, {
-        hint: 'Make the pools of all processes together (maxConnections) smaller than its max_connections, or raise that',
-        cause,
-      })
-    default:
-      return new AbortedError('CONNECTION_LOST', `Database ${name} could not be reached: ${message}`, {
-        hint: isServerError(cause)
-          ? undefined
-          : 'Check host and port, and that a Postgres server is up there',
-        cause,
-      })
+    }
   }
 }
 
+const fullHint =
+  'Make the pools of all processes together (maxConnections) smaller than its max_connections, or raise that'
+
 /** Gives up waiting for a connection after a while; one that comes later goes straight back. */
-function within(timeout: number, name: string, taken: Promise<Link>): Promise<Link> {
-  return new Promise((resolve, reject) => {
-    let isLate = false
-    const stopTimer = environment.after(timeout, () => {
-      isLate = true
-      reject(
-        new LimitError('NO_CONNECTION', `Database ${name} gave no connection within ${timeout} ms`, {
-          hint: 'Is the server up, and is the pool large enough for everybody who uses it? See maxConnections.',
-        }),
-      )
-    })
+async function within(timeout: number, name: string, taken: Promise<Link>): Promise<Link> {
+  try {
+    return await inTime(timeout, taken)
+  } catch (error) {
+    if (!(error instanceof AbortedError) || error.code !== 'TIMEOUT') throw unreachable(name, error)
     taken.then(
-      (link) => {
-        stopTimer()
-        if (isLate) link.release()
-        else resolve(link)
-      },
-      (error: unknown) => {
-        stopTimer()
-        reject(unreachable(name, error))
-      },
+      (link) => link.release(),
+      () => {},
     )
-  })
+    const hint =
+      'Is the server up, and is the pool large enough for everybody who uses it? See maxConnections.'
+    throw new LimitError('NO_CONNECTION', `Database ${name} gave no connection within ${timeout} ms`, {
+      hint,
+    })
+  }
 }

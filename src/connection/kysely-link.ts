@@ -6,27 +6,16 @@
  */
 import { CompiledQuery, type DatabaseConnection, type Kysely, type QueryResult } from 'kysely'
 import { AbortedError, isErrorAnswer } from '../errors.ts'
-import {
-  begin,
-  probe,
-  probeSeveral,
-  readProbe,
-  rollback,
-  type Statement,
-  setRole,
-  tellRole,
-} from '../statements.ts'
+import * as say from '../statements.ts'
 import { type Answer, type Link, neverSent, refuseAnswer } from './link.ts'
 import { identifier, literal } from './quote.ts'
 
 /** Takes a connection out of the pool behind a Kysely instance. */
 export function takeKyselyLink(db: Kysely<unknown>): Promise<Link> {
   return new Promise((resolve, reject) => {
-    db.getExecutor()
-      .provideConnection(
-        (connection) => new Promise<void>((release) => resolve(kyselyLink(connection, release))),
-      )
-      .catch(reject)
+    const hold = (connection: DatabaseConnection) =>
+      new Promise<void>((release) => resolve(kyselyLink(connection, release)))
+    db.getExecutor().provideConnection(hold).catch(reject)
   })
 }
 
@@ -37,24 +26,26 @@ export function takeKyselyLink(db: Kysely<unknown>): Promise<Link> {
  * @throws DatabaseError `DRIVER`; AbortedError `CONNECTION_LOST` if it opened another connection meanwhile
  */
 export async function probeDriver(link: Link): Promise<void> {
-  await link.send(probe())
-  await link.send(begin(undefined))
+  await link.send(say.probe())
+  await link.send(say.begin(undefined))
   try {
-    await link.send(probeSeveral())
+    await link.send(say.probeSeveral())
   } catch (error) {
     if (!isErrorAnswer(error)) throw error
     refuseAnswer('an error', both)
   }
-  const found = await link.send(readProbe())
+  const found = await link.send(say.readProbe())
   if (found === 'one') refuseAnswer('the answer to the first', both)
   if (found !== 'two') {
     throw new AbortedError('CONNECTION_LOST', 'The connection changed within a transaction', {
-      hint: 'If this comes again: the instance must keep one connection for as long as it is taken out of its pool',
+      hint: keepHint,
     })
   }
-  await link.send(rollback())
+  await link.send(say.rollback())
 }
 
+const keepHint =
+  'If this comes again: the instance must keep one connection for as long as it is taken out of its pool'
 const both = 'the answers to two statements in one text'
 
 function kyselyLink(connection: DatabaseConnection, free: () => void): Link {
@@ -72,7 +63,7 @@ function kyselyLink(connection: DatabaseConnection, free: () => void): Link {
   }
   /** The role to take on again, as setting `role` has it. */
   let before: string | undefined
-  const send = async <A>(statement: Statement<A>): Promise<A> => {
+  const send = async <A>(statement: say.Statement<A>): Promise<A> => {
     const query = CompiledQuery.raw(statement.text, [...(statement.isScript ? [] : statement.values)])
     // By its name the simulation knows it.
     const result = await run({ ...query, ...{ statement } })
@@ -106,13 +97,13 @@ function kyselyLink(connection: DatabaseConnection, free: () => void): Link {
       return { rows, command: undefined }
     },
     async takeRole(role) {
-      before = await send(tellRole())
+      before = await send(say.tellRole())
       await link.query(`set role ${identifier(role)}`)
     },
     async leaveRole() {
       if (before === undefined) return
       try {
-        await send(setRole(before))
+        await send(say.setRole(before))
         before = undefined
       } catch {
         link.abandon()
@@ -135,11 +126,9 @@ function kyselyLink(connection: DatabaseConnection, free: () => void): Link {
 
 /** The first column of each row; a driver gives objects, whose names somebody may have changed. */
 function answerOf({ rows }: QueryResult<unknown>): Answer {
-  return {
-    command: undefined,
-    rows: (rows ?? []).map((row) => {
-      const value = Object.values(row as object)[0] as unknown
-      return value === null || typeof value === 'string' ? value : refuseAnswer(value, 'text')
-    }),
+  const textOf = (row: unknown) => {
+    const [value] = Object.values(row as object) as unknown[]
+    return value === null || typeof value === 'string' ? value : refuseAnswer(value, 'text')
   }
+  return { command: undefined, rows: (rows ?? []).map(textOf) }
 }

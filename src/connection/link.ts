@@ -4,7 +4,7 @@
  */
 import type { CompiledQuery, QueryResult } from 'kysely'
 import { DatabaseError } from '../errors.ts'
-import type { Statement } from '../statements.ts'
+import type { Session, Statement } from '../statements.ts'
 
 /** What the server answered to a statement of ours: one column of text a row, or nothing. */
 export interface Answer {
@@ -24,16 +24,7 @@ export interface Executor {
   executeQuery<R>(query: CompiledQuery): Promise<QueryResult<R>>
 }
 
-export interface Link extends Executor {
-  /**
-   * Whether the second net is in force: outside of our transactions this session reads only, so that BEGIN need
-   * not be waited for. Seen on each connection, never believed; false for those that are not ours.
-   */
-  readonly isDirect: boolean
-  /** Whether we opened it: then what a handler leaves behind in the session is reset with the commit. */
-  readonly isOwn: boolean
-  /** `synchronous_commit` as the session began with it; undefined where it was not asked. */
-  readonly durability: string | undefined
+export interface Link extends Executor, Session {
   /** Sends a statement of ours. Those that are not waited for are answered in order. */
   send<A>(statement: Statement<A>): Promise<A>
   /** Runs any text; parameters are strings, numbers, booleans and nulls. */
@@ -68,15 +59,11 @@ export function wasNeverSent(error: unknown): boolean {
 
 /** A driver, or somebody's parser, gave what Postgres did not say. @throws DatabaseError `DRIVER` */
 export function refuseAnswer(found: unknown, expected: string): never {
-  throw new DatabaseError(
-    'DRIVER',
-    `The driver answered ${describe(found)} where Postgres says ${expected}`,
-    {
-      detail:
-        'Type parsers and transforms of this connection change what the server answers, even plain text.',
-      hint: 'Give a URL, or an instance whose parsers leave type text (oid 25) alone',
-    },
-  )
+  const what = `The driver answered ${describe(found)} where Postgres says ${expected}`
+  const detail =
+    'Type parsers and transforms of this connection change what the server answers, even plain text.'
+  const hint = 'Give a URL, or an instance whose parsers leave type text (oid 25) alone'
+  throw new DatabaseError('DRIVER', what, { detail, hint })
 }
 
 function describe(found: unknown): string {

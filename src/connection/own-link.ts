@@ -8,9 +8,10 @@ import type { CompiledQuery, QueryResult } from 'kysely'
 import type postgres from 'postgres'
 import { environment } from '../environment.ts'
 import { AbortedError, isErrorAnswer } from '../errors.ts'
-import { type Hello, hello, type Statement, secondNet } from '../statements.ts'
+import { hello, type Statement, secondNet } from '../statements.ts'
 import { type Answer, type Link, neverSent } from './link.ts'
 import { textParameters } from './parameters.ts'
+import type { Pool } from './pool.ts'
 import { identifier } from './quote.ts'
 
 /** A client of postgres.js with one connection, as far as it is touched here: the simulation has its own. */
@@ -24,16 +25,8 @@ export interface Wire {
   end(): void
 }
 
-/** What the pool does for its links. */
-export interface Owner {
-  /** Of texts that handlers send: whether this one came before, so that it is worth preparing. */
-  hasSeen(text: string): boolean
-  release(link: OwnLink): void
-  /** Counts up when all connections are to be opened anew. */
-  generation: number
-}
-
 type Results = postgres.RowList<postgres.Row[]>
+type Read<A> = (results: Results) => A
 
 /** What postgres.js gives for a statement. */
 export interface WireQuery extends Promise<Results> {
@@ -66,7 +59,7 @@ export class OwnLink implements Link {
   isDirect = false
   durability: string | undefined
   readonly #wire: Wire
-  readonly #owner: Owner
+  readonly #pool: Pool
   readonly #generation: number
   readonly #pending = new Set<Pending>()
   readonly #prepared = new Set<string>()
@@ -78,27 +71,28 @@ export class OwnLink implements Link {
   #pid: number | undefined
   #lost: unknown
 
-  constructor(wire: Wire, owner: Owner) {
+  constructor(wire: Wire, pool: Pool) {
     this.#wire = wire
-    this.#owner = owner
-    this.#generation = owner.generation
+    this.#pool = pool
+    this.#generation = pool.generation
+  }
+
+  /** Whether nothing can be sent, now or later. */
+  get #isOver(): boolean {
+    return this.#lost !== undefined && this.#lost !== givenBack
   }
 
   /** Whether it may be used again. */
   get isFit(): boolean {
-    return (
-      (this.#lost === undefined || this.#lost === givenBack) &&
-      this.#generation === this.#owner.generation &&
-      environment.now() < this.#staleAt &&
-      this.#prepares < mostPrepared
-    )
+    const isCurrent = this.#generation === this.#pool.generation && environment.now() < this.#staleAt
+    return isCurrent && !this.#isOver && this.#prepares < mostPrepared
   }
 
   /**
    * Asks who is there, and puts up the net if it is wanted and the backend is our own. A pooler in between gives each
    * transaction another backend, and tells a process id that is none. What an operator has made read-only stays so.
    */
-  async greet(wantsNet: boolean, wantsArrays: boolean): Promise<Hello> {
+  async greet(wantsNet: boolean, wantsArrays: boolean) {
     const greeting = await this.send(hello(wantsArrays))
     this.durability = greeting.durability
     this.#isUnpooled = greeting.pid === this.#pid
@@ -114,15 +108,10 @@ export class OwnLink implements Link {
     const { text, values, isScript, name } = statement
     const prepare = !isScript && this.#isUnpooled && this.#wire.mayPrepare
     const options = { prepare, simple: isScript, statement } as object
+    const parameters = (isScript ? none : values) as never[]
+    const { client } = this.#wire
     return this.#answer(
-      () =>
-        (
-          this.#wire.client.unsafe(
-            text,
-            (isScript ? none : values) as never[],
-            options,
-          ) as unknown as WireQuery
-        ).raw(),
+      () => (client.unsafe(text, parameters, options) as unknown as WireQuery).raw(),
       (result) => statement.read(answerOf(result)),
       committing.test(name),
     )
@@ -139,9 +128,8 @@ export class OwnLink implements Link {
     return this.#run(sql, parameters, this.#isWorthPreparing(sql), (result) => {
       const { command, count } = result
       const answer = { rows: Array.from(result) as R[], command }
-      return counting.has(command) && typeof count === 'number'
-        ? { ...answer, numAffectedRows: BigInt(count) }
-        : answer
+      if (!counting.has(command) || typeof count !== 'number') return answer
+      return { ...answer, numAffectedRows: BigInt(count) }
     })
   }
 
@@ -154,13 +142,13 @@ export class OwnLink implements Link {
   }
 
   outdate(): void {
-    if (this.#generation === this.#owner.generation) this.#owner.generation += 1
+    if (this.#generation === this.#pool.generation) this.#pool.generation += 1
   }
 
   release(): void {
     if (this.#lost !== undefined) return
     this.#lost = givenBack
-    this.#owner.release(this)
+    this.#pool.release(this)
   }
 
   /** Taken out of the pool again. */
@@ -169,7 +157,7 @@ export class OwnLink implements Link {
   }
 
   abandon(): void {
-    if (this.#lost !== undefined && this.#lost !== givenBack) return
+    if (this.#isOver) return
     const pending = [...this.#pending]
     this.lose(new AbortedError('ABORTED', 'The connection was given up'))
     if (pending.some(({ mayCommit }) => mayCommit)) {
@@ -190,25 +178,20 @@ export class OwnLink implements Link {
 
   /** The socket has closed, or is given up: what is not answered will not be. */
   lose(error: unknown): void {
-    if (this.#lost !== undefined && this.#lost !== givenBack) return
+    if (this.#isOver) return
     this.#lost = error
     for (const { reject } of this.#pending) reject(error)
     this.#pending.clear()
   }
 
-  #run<A>(
-    text: string,
-    parameters: readonly unknown[],
-    prepare: boolean,
-    read: (result: Results) => A,
-  ): Promise<A> {
+  #run<A>(text: string, parameters: readonly unknown[], prepare: boolean, read: Read<A>): Promise<A> {
     const { client } = this.#wire
     const begin = () => client.unsafe(text, textParameters(client, parameters) as never[], { prepare })
     return this.#answer(begin as unknown as () => WireQuery, read, false)
   }
 
   /** One promise for all of it: this is run for every statement there is. */
-  #answer<A>(begin: () => WireQuery, read: (result: Results) => A, mayCommit: boolean): Promise<A> {
+  #answer<A>(begin: () => WireQuery, read: Read<A>, mayCommit: boolean): Promise<A> {
     return new Promise((resolve, reject) => {
       this.#refuseIfLost()
       const query = begin()
@@ -241,7 +224,7 @@ export class OwnLink implements Link {
     if (!this.#isUnpooled || !this.#wire.mayPrepare) return false
     if (this.#prepared.has(text)) return true
     // What is long costs most, and is often a list of rows that has another length the next time.
-    if (text.length > short && !this.#owner.hasSeen(text)) return false
+    if (text.length > short && !this.#pool.hasSeen(text)) return false
     this.#prepared.add(text)
     this.#prepares += text.length
     return true
@@ -250,11 +233,8 @@ export class OwnLink implements Link {
   #refuseIfLost(): void {
     if (this.#lost === undefined) return
     if (this.#lost === givenBack) throw neverSent(new AbortedError('ENDED', 'This connection was given back'))
-    throw neverSent(
-      new AbortedError('CONNECTION_LOST', 'The connection was lost before this statement was sent', {
-        cause: this.#lost,
-      }),
-    )
+    const what = 'The connection was lost before this statement was sent'
+    throw neverSent(new AbortedError('CONNECTION_LOST', what, { cause: this.#lost }))
   }
 }
 
@@ -274,10 +254,9 @@ function lastOf(result: Results): Results {
 /** The bytes as they came: no parser and no transform has seen them. */
 function answerOf(results: Results): Answer {
   const result = lastOf(results)
-  return {
-    command: result.command,
-    rows: Array.from(result as unknown as (Buffer | null)[][], ([value]) =>
-      value == null ? null : value.toString('utf8'),
-    ),
-  }
+  const rows = Array.from(
+    result as unknown as (Buffer | null)[][],
+    ([value]) => value?.toString('utf8') ?? null,
+  )
+  return { command: result.command, rows }
 }

@@ -43,20 +43,25 @@ function isPlain(value: unknown): boolean {
   return value === null || ['string', 'number', 'boolean', 'bigint'].includes(typeof value)
 }
 
+/** What of postgres.js's options its types do not tell. */
+interface TextOptions {
+  readonly types: Record<string, { readonly to: number; readonly serialize?: (value: unknown) => unknown }>
+  serializers: Record<number, (value: unknown) => unknown>
+  readonly transform: { readonly row: { from?: ((row: unknown) => unknown) | undefined } }
+}
+
 /**
- * Serializers for a client of ours: everything is text already.
- *
- * @param own those of the caller's options, by type: they get what the handler gave. One that throws does so while
- *   postgres.js writes a message, so the connection is given up
+ * Parameters are text by the time that a client of ours serializes them, and rows of ours are arrays of bytes. The
+ * caller's own serializers get what the handler gave. One that throws does so while postgres.js writes a message, so the
+ * connection is given up.
  */
-export function textSerializers(
-  own: ReadonlyMap<number, (value: unknown) => unknown>,
-  giveUp: () => void,
-): Record<number, (value: unknown) => unknown> {
+export function takeTextAsItIs(client: postgres.Sql, giveUp: () => void): void {
+  const options = client.options as unknown as TextOptions
   const json = (value: unknown) => (value instanceof Structured ? value.json : String(value))
-  const serializers: Record<number, (value: unknown) => unknown> = { [oid.json]: json, [oid.jsonb]: json }
-  for (const [type, serialize] of own) {
-    serializers[type] = (value) => {
+  options.serializers = { [oid.json]: json, [oid.jsonb]: json }
+  for (const { to, serialize } of Object.values(options.types)) {
+    if (!serialize) continue
+    options.serializers[to] = (value) => {
       try {
         return serialize(value instanceof Structured ? value.given : value)
       } catch {
@@ -65,19 +70,15 @@ export function textSerializers(
       }
     }
   }
-  return serializers
+  const { from } = options.transform.row
+  if (from) options.transform.row.from = (row) => (Array.isArray(row) ? row : from(row))
 }
 
 /** @throws InvalidInputError `ONARG` if one of them cannot be put into words */
 export function textParameters(client: postgres.Sql, values: readonly unknown[]): unknown[] {
   if (values.length > most) {
-    throw new InvalidInputError(
-      'ONARG',
-      `Expected at most ${most} parameters in one query, got ${values.length}`,
-      {
-        hint: 'Send the rows in smaller pieces',
-      },
-    )
+    const what = `Expected at most ${most} parameters in one query, got ${values.length}`
+    throw new InvalidInputError('ONARG', what, { hint: 'Send the rows in smaller pieces' })
   }
   return values.map((value, index) => {
     switch (typeof value) {
@@ -117,22 +118,15 @@ export function literals(values: readonly unknown[]): string[] {
 }
 
 function textOf(client: postgres.Sql, value: object, position: number): unknown {
-  if (value instanceof Date) {
-    if (Number.isNaN(value.getTime())) refuse(value, position)
-    return client.typed(value.toISOString(), oid.timestamptz)
-  }
+  if (value instanceof Date) return client.typed(wordOf(value, position), oid.timestamptz)
   if (value instanceof Uint8Array) return client.typed(hex(value), oid.bytea)
   return new Structured(value, position)
 }
 
 function refuse(value: unknown, position: number): never {
-  throw new InvalidInputError(
-    'ONARG',
-    `Expected parameter ${position} to be a value that Postgres has, got ${show(value)}`,
-    {
-      hint: 'Pass null for nothing; a valid Date; plain data without undefined, functions or symbols',
-    },
-  )
+  const what = `Expected parameter ${position} to be a value that Postgres has, got ${show(value)}`
+  const hint = 'Pass null for nothing; a valid Date; plain data without undefined, functions or symbols'
+  throw new InvalidInputError('ONARG', what, { hint })
 }
 
 function hex(bytes: Uint8Array): string {
@@ -144,22 +138,16 @@ function jsonOf(value: object, position: number): string {
   try {
     const json: string | undefined = JSON.stringify(value)
     if (json !== undefined) return json
-  } catch (error) {
-    if (!Array.isArray(value)) throw unfit(position, error)
-    return `not JSON: ${(error as Error).message}`
+  } catch (cause) {
+    const { message } = cause as Error
+    if (Array.isArray(value)) return `not JSON: ${message}`
+    const hint = 'Convert BigInt to string; plain data has no cycles'
+    throw new InvalidInputError('ONARG', `Parameter ${position} cannot be written as JSON: ${message}`, {
+      hint,
+      cause,
+    })
   }
   return refuse(value, position)
-}
-
-function unfit(position: number, cause: unknown): InvalidInputError {
-  return new InvalidInputError(
-    'ONARG',
-    `Parameter ${position} cannot be written as JSON: ${(cause as Error).message}`,
-    {
-      hint: 'Convert BigInt to string; plain data has no cycles',
-      cause,
-    },
-  )
 }
 
 /** @see https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO */

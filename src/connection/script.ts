@@ -14,14 +14,9 @@ import { HandlerError, InvalidInputError } from '../errors.ts'
 export function refuseControl(text: string): void {
   for (const statement of beginnings(text)) {
     if (isControl(statement)) {
-      throw new HandlerError(
-        'ONEND',
-        `The handler ran ${statement.trim().toUpperCase()}, which would end its transaction`,
-        {
-          detail: 'It was not sent, and everything is rolled back.',
-          hint: 'Remove it from the handler: return to commit, throw to roll back. SAVEPOINT and ROLLBACK TO are allowed',
-        },
-      )
+      const what = `The handler ran ${statement.trim().toUpperCase()}, which would end its transaction`
+      const detail = 'It was not sent, and everything is rolled back.'
+      throw new HandlerError('ONEND', what, { detail, hint: endHint })
     }
     if (statement.startsWith('copy ') && /\b(stdin|stdout)\b/i.test(text))
       throw copyRefused(/\bstdout\b/i.test(text))
@@ -35,13 +30,17 @@ function isControl(statement: string): boolean {
   )
 }
 
+const endHint =
+  'Remove it from the handler: return to commit, throw to roll back. SAVEPOINT and ROLLBACK TO are allowed'
+
 function copyRefused(isRead: boolean): HandlerError {
-  return new HandlerError('COPY', `The handler ran COPY ${isRead ? '... TO STDOUT' : '... FROM STDIN'}`, {
-    detail: 'Its rows travel beside the answers, where nobody takes or gives them. It was not sent.',
-    hint: isRead
-      ? 'Read them as rows: for await (const row of tx.selectFrom(...).selectAll().stream()). Or run COPY outside of the transaction, on a connection of your own'
-      : 'Write them as rows: await tx.insertInto(...).values(rows).execute(). Or run COPY outside of the transaction, on a connection of your own',
-  })
+  const what = `The handler ran COPY ${isRead ? '... TO STDOUT' : '... FROM STDIN'}`
+  const detail = 'Its rows travel beside the answers, where nobody takes or gives them. It was not sent.'
+  const instead = isRead
+    ? 'Read them as rows: for await (const row of tx.selectFrom(...).selectAll().stream())'
+    : 'Write them as rows: await tx.insertInto(...).values(rows).execute()'
+  const hint = `${instead}. Or run COPY outside of the transaction, on a connection of your own`
+  return new HandlerError('COPY', what, { detail, hint })
 }
 
 /** The first words of each statement in a text, in lower case, single spaces between them. */
@@ -75,9 +74,7 @@ function firstWords(text: string, from: number, to: number, backslashes: boolean
       at = next
       continue
     }
-    const word = /[A-Za-z_]+/y
-    word.lastIndex = at
-    const match = word.exec(text)
+    const match = matchAt(text, at, /[A-Za-z_]+/y)
     if (match) {
       words.push(match[0].toLowerCase())
       at += match[0].length
@@ -93,6 +90,11 @@ function endOf(text: string, from: number, backslashes: boolean): number {
     at = Math.max(skip(text, at, backslashes), at + 1)
   }
   return text.length
+}
+
+function matchAt(text: string, at: number, sticky: RegExp): RegExpExecArray | null {
+  sticky.lastIndex = at
+  return sticky.exec(text)
 }
 
 function isComment(text: string, at: number): boolean {
@@ -113,9 +115,7 @@ function skip(text: string, at: number, backslashes: boolean): number {
   }
   if (first === '"') return skipQuoted(text, at, '"', false)
   if (first === '$' && !/[\w$\x80-\uffff]/.test(text[at - 1] ?? '')) {
-    const tag = /\$(?:[A-Za-z_\x80-\uffff][\w\x80-\uffff]*)?\$/y
-    tag.lastIndex = at
-    const match = tag.exec(text)
+    const match = matchAt(text, at, /\$(?:[A-Za-z_\x80-\uffff][\w\x80-\uffff]*)?\$/y)
     if (!match) return at
     const end = text.indexOf(match[0], at + match[0].length)
     return end < 0 ? text.length : end + match[0].length
@@ -159,13 +159,8 @@ function skipQuoted(text: string, from: number, quote: string, backslashes: bool
 export function fillIn(text: string, literals: readonly string[]): string {
   const filled = fill(text, literals, false)
   if (!text.includes('\\') || filled === fill(text, literals, true)) return filled
-  throw new InvalidInputError(
-    'ONARG',
-    'A query has a backslash in a text that its session may read in two ways',
-    {
-      hint: 'Pass the text as a parameter',
-    },
-  )
+  const what = 'A query has a backslash in a text that its session may read in two ways'
+  throw new InvalidInputError('ONARG', what, { hint: 'Pass the text as a parameter' })
 }
 
 function fill(text: string, literals: readonly string[], backslashes: boolean): string {
@@ -177,9 +172,7 @@ function fill(text: string, literals: readonly string[], backslashes: boolean): 
       at = end
       continue
     }
-    const placeholder = /\$(\d+)/y
-    placeholder.lastIndex = at
-    const match = placeholder.exec(text)
+    const match = matchAt(text, at, /\$(\d+)/y)
     if (match && !/[\w$\x80-\uffff]/.test(text[at - 1] ?? '')) {
       filled += ` ${literals[Number(match[1]) - 1] ?? match[0]} `
       at += match[0].length

@@ -18,7 +18,7 @@ import { checkInteger } from '../check.ts'
 import { InvalidInputError } from '../errors.ts'
 import { takeKyselyLink } from './kysely-link.ts'
 import type { Link } from './link.ts'
-import { type Pool, pool } from './pool.ts'
+import { Pool, type PoolOptions } from './pool.ts'
 import { checkUrl } from './url.ts'
 import { type Address, openWire } from './wire.ts'
 
@@ -43,24 +43,14 @@ export interface OpenDatabase<DB> {
   idle?(): Link | undefined
   /** How many connections there are; undefined where the caller's instance does not tell. */
   readonly maxConnections: number | undefined
-  /** Whether the connections are ours. */
-  readonly isOwn: boolean
   /** One more connection to the same database, that no handler uses; the caller's Kysely has only its own. */
   apart(): OpenDatabase<DB>
   /** Ends only what was opened here. */
   close(): Promise<void>
 }
 
-export interface OpenOptions {
-  /** @defaultValue 1 */
-  readonly max?: number
-  /** @defaultValue pgonce */
-  readonly applicationName?: string
-  /** Milliseconds. @defaultValue 10000 */
-  readonly connectTimeout?: number
-  /** Whether sessions read only outside of our transactions. @defaultValue false */
-  readonly net?: boolean
-}
+/** @defaultValue max 1, applicationName pgonce, connectTimeout 10000, net false */
+export type OpenOptions = Partial<PoolOptions> & { readonly applicationName?: string }
 
 /** @throws InvalidInputError `ONARG` if it is none of these */
 export function open<DB>(target: unknown, options: OpenOptions = {}): OpenDatabase<DB> {
@@ -78,23 +68,20 @@ export function open<DB>(target: unknown, options: OpenOptions = {}): OpenDataba
     const { max } = target
     return overOwn(target, max === undefined ? options : { ...options, max })
   }
-  throw new InvalidInputError(
-    'ONARG',
-    `Expected a URL, options or an instance of postgres.js, or a Kysely instance, got ${target === null ? 'null' : typeof target}`,
-  )
+  const found = target === null ? 'null' : typeof target
+  const expected = 'a URL, options or an instance of postgres.js, or a Kysely instance'
+  throw new InvalidInputError('ONARG', `Expected ${expected}, got ${found}`)
 }
 
 function overKysely<DB>(db: Kysely<DB>, maxConnections: number | undefined): OpenDatabase<DB> {
   if (db.isTransaction) {
-    throw new InvalidInputError('ONARG', 'Expected a database, got a Kysely transaction', {
-      hint: 'Pass the Kysely instance that the transaction came from',
-    })
+    const hint = 'Pass the Kysely instance that the transaction came from'
+    throw new InvalidInputError('ONARG', 'Expected a database, got a Kysely transaction', { hint })
   }
   const borrowed: OpenDatabase<DB> = {
     db,
     take: () => takeKyselyLink(db as Kysely<unknown>),
     maxConnections,
-    isOwn: false,
     apart: () => borrowed,
     close: async () => {},
   }
@@ -106,45 +93,32 @@ function overOwn<DB>(address: Address, options: OpenOptions): OpenDatabase<DB> {
   // What it is called in pg_stat_activity is the caller's to say.
   const called = typeof address === 'string' ? undefined : address.connection?.application_name
   const name = typeof called === 'string' && called !== 'postgres.js' ? called : applicationName
-  const wireOptions = { applicationName: name, connectTimeout }
-  const connections = pool((onclose) => openWire(address, wireOptions, onclose), { max, connectTimeout, net })
+  const make = (onclose: (error: unknown) => void) => openWire(address, name, connectTimeout, onclose)
+  const pool = new Pool(make, { max, connectTimeout, net })
   return {
-    db: overPool(connections),
-    take: connections.take,
-    idle: connections.idle,
+    db: new Kysely<DB>({ dialect: { ...postgresDialect, createDriver: () => driver(pool) } }),
+    take: () => pool.take(),
+    idle: () => pool.idle(),
     maxConnections: max,
-    isOwn: true,
     apart: () => overOwn(address, { max: 1, applicationName: `${name} recovery`, connectTimeout }),
-    close: connections.end,
+    close: () => pool.end(),
   }
 }
 
 /** What postgres() made of the caller's options, put in again: hosts and ports are lists by now. */
 function optionsOf(client: postgres.Sql): Address {
-  const {
-    host,
-    port,
-    database,
-    user,
-    pass,
-    ssl,
-    path,
-    prepare,
-    target_session_attrs,
-    connection,
-    ...others
-  } = client.options as postgres.ParsedOptions & { path?: string }
-  const { sslnegotiation, socket, types, transform, keep_alive } = others as unknown as Record<
-    string,
-    unknown
-  >
-  return {
-    ...{ host, port, database, user, pass, ssl, prepare, target_session_attrs, connection },
-    ...{ sslnegotiation, types, transform, keep_alive },
-    ...(path ? { path } : {}),
-    ...(socket ? { socket } : {}),
-  } as unknown as Address
+  const options = client.options as unknown as Record<string, unknown>
+  const taken = kept.map((name) => [name, options[name]])
+  const given = sometimes.filter((name) => options[name]).map((name) => [name, options[name]])
+  return Object.fromEntries([...taken, ...given]) as Address
 }
+
+const kept = [
+  ...['host', 'port', 'database', 'user', 'pass', 'ssl', 'prepare', 'target_session_attrs', 'connection'],
+  ...['sslnegotiation', 'types', 'transform', 'keep_alive'],
+]
+/** Only where they say something. */
+const sometimes = ['path', 'socket']
 
 /** What postgres.js needs to know of a place; an object without any of it is none. */
 const places = ['host', 'hostname', 'port', 'path', 'database', 'db', 'user', 'username']
@@ -160,16 +134,11 @@ function isKysely<DB>(target: unknown): target is Kysely<DB> {
   )
 }
 
-/** Kysely over our own connections. */
-function overPool<DB>(connections: Pool): Kysely<DB> {
-  return new Kysely<DB>({
-    dialect: {
-      createAdapter: () => new PostgresAdapter(),
-      createIntrospector: (db) => new PostgresIntrospector(db),
-      createQueryCompiler: () => new PostgresQueryCompiler(),
-      createDriver: () => driver(connections),
-    },
-  })
+/** All of a dialect but the driver. */
+export const postgresDialect = {
+  createAdapter: () => new PostgresAdapter(),
+  createIntrospector: (db: Kysely<unknown>) => new PostgresIntrospector(db),
+  createQueryCompiler: () => new PostgresQueryCompiler(),
 }
 
 function driver(connections: Pool): Driver {

@@ -19,10 +19,8 @@ export function describeTarget(target: unknown): string {
  */
 export function checkUrl(url: string): string {
   if (!/^postgres(ql)?:\/\//.test(url)) {
-    throw new InvalidInputError(
-      'ONARG',
-      `Expected a URL such as postgres://user@host:5432/database, got ${show(describeTarget(url))}`,
-    )
+    const expected = 'a URL such as postgres://user@host:5432/database'
+    throw new InvalidInputError('ONARG', `Expected ${expected}, got ${show(describeTarget(url))}`)
   }
   if (isReadable(url)) return url
   throw new InvalidInputError('ONARG', `This URL cannot be read: ${show(describeTarget(url))}`, {

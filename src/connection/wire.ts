@@ -11,7 +11,7 @@ import { connect, type Socket } from 'node:net'
 import postgres from 'postgres'
 import { AbortedError } from '../errors.ts'
 import type { Wire } from './own-link.ts'
-import { textSerializers } from './parameters.ts'
+import { takeTextAsItIs } from './parameters.ts'
 
 /** What postgres.js hands to `socket`; its types do not know that option. */
 interface SocketOptions {
@@ -25,18 +25,14 @@ export type OpenSocket = (options: SocketOptions) => Socket | Promise<Socket>
 /** A URL, or options of postgres.js. */
 export type Address = string | postgres.Options<Record<string, postgres.PostgresType>>
 
-export interface WireOptions {
-  readonly applicationName: string
-  /** Milliseconds. */
-  readonly connectTimeout: number
-}
-
 /** Milliseconds that a server has to close its end after we have hung up. */
 const patience = 5_000
 
+/** @param connectTimeout milliseconds */
 export function openWire(
   address: Address,
-  { applicationName, connectTimeout }: WireOptions,
+  applicationName: string,
+  connectTimeout: number,
   onclose: (error: unknown) => void,
 ): Wire {
   const given = typeof address === 'string' ? {} : address
@@ -52,7 +48,7 @@ export function openWire(
     fetch_types: false,
     socket: sockets.open,
     onclose: sockets.closed,
-    connection: { application_name: applicationName, ...given.connection },
+    connection: { ...given.connection, application_name: applicationName },
   }
   const client = (typeof address === 'string'
     ? postgres(address, own as object)
@@ -74,20 +70,7 @@ export function openWire(
   }
 }
 
-/** Parameters are text by the time that postgres.js serializes them, and rows of ours are arrays of bytes. */
-function takeTextAsItIs(client: postgres.Sql, fail: () => void): void {
-  const options = client.options as unknown as {
-    types: Record<string, { to: number; serialize?: (value: unknown) => unknown }>
-    serializers: Record<number, (value: unknown) => unknown>
-    transform: { row: { from?: ((row: unknown) => unknown) | undefined } }
-  }
-  const custom = Object.values(options.types).flatMap(({ to, serialize }) =>
-    serialize ? [[to, serialize] as const] : [],
-  )
-  options.serializers = textSerializers(new Map(custom), fail)
-  const { from } = options.transform.row
-  if (from) options.transform.row.from = (row) => (Array.isArray(row) ? row : from(row))
-}
+const closed = () => new AbortedError('CONNECTION_LOST', 'The connection was closed')
 
 /** The one socket of a client: of several hosts the first that lets us in. */
 function onlySocket(openOwn: OpenSocket | undefined, onclose: (error: unknown) => void) {
@@ -96,7 +79,7 @@ function onlySocket(openOwn: OpenSocket | undefined, onclose: (error: unknown) =
   let extra = 0
   let current: Socket | undefined
 
-  const finish = (error: unknown = new AbortedError('CONNECTION_LOST', 'The connection was closed')) => {
+  const finish = (error: unknown = closed()) => {
     if (ended.signal.aborted) return
     ended.abort()
     onclose(error)
@@ -104,8 +87,7 @@ function onlySocket(openOwn: OpenSocket | undefined, onclose: (error: unknown) =
   const next = async (options: SocketOptions): Promise<Socket> => {
     const hosts = options.host.length
     for (;;) {
-      if (ended.signal.aborted || turn >= hosts)
-        throw new AbortedError('CONNECTION_LOST', 'The connection was closed')
+      if (ended.signal.aborted || turn >= hosts) throw closed()
       turn += 1
       try {
         return await (openOwn ? openOwn(options) : dial(options, turn - 1, ended.signal))
@@ -122,9 +104,8 @@ function onlySocket(openOwn: OpenSocket | undefined, onclose: (error: unknown) =
         return await dial(options, Math.max(Math.min(turn, hosts) - 1, 0), AbortSignal.timeout(patience))
       }
       try {
-        const socket = await next(options)
-        current = socket
-        return socket
+        current = await next(options)
+        return current
       } catch (error) {
         // Of several hosts postgres.js believes that it will try the next, and tells nobody.
         finish(error)

@@ -3,6 +3,7 @@ import { checkInt32, checkName, checkObject, checkSequence, checkText } from '..
 import { asConnectionLost, type Database, withLink, withReadCommitted } from '../connection/database.ts'
 import type { Link } from '../connection/link.ts'
 import { fromOwn, InvalidInputError } from '../errors.ts'
+import type { TransactionSettings } from '../options.ts'
 import * as say from '../statements.ts'
 
 export interface Partition {
@@ -42,7 +43,7 @@ export async function takePartition(
   database: Database,
   partition: Partition,
   owner: string | undefined,
-  { lockTimeout, timeout }: { readonly lockTimeout: number; readonly timeout: number },
+  { lockTimeout, timeout }: TransactionSettings,
 ): Promise<TakenPartition> {
   const checked = check(partition)
   const take = say.takePartition(checked, owner === undefined ? null : checkName('owner', owner))
@@ -56,7 +57,7 @@ export async function takePartition(
 export async function readPosition(
   database: Database,
   partition: Partition,
-  timeout: number,
+  { timeout }: TransactionSettings,
 ): Promise<PositionState | undefined> {
   const checked = check(partition)
   const found = await asked(database, withLink, timeout, (link) => link.send(say.readPosition(checked)))
@@ -76,7 +77,7 @@ export function planMove(move: PositionMove): say.Statement<unknown> {
     throw new InvalidInputError('ONARG', 'Expected `expected` to be a token or null, as `next` is a token')
   }
   const before = expected === null ? null : checkText('expected', expected)
-  return say.advanceToken(partition, epoch, before, checkText('next', next))
+  return say.advance(partition, epoch, before, checkText('next', next))
 }
 
 function check(which: Partition): Required<Partition> {

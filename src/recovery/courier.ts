@@ -6,9 +6,9 @@
  * @see sql/recovery/ask.sql, answer.sql, apply.sql
  */
 import { traced } from '../commit/channels.ts'
+import { finishPrepared } from '../commit/finish.ts'
 import { type Database, inTime, withLink, withReadCommitted } from '../connection/database.ts'
 import type { Link } from '../connection/link.ts'
-import { environment } from '../environment.ts'
 import { codeOf, isServerError } from '../errors.ts'
 import * as say from '../statements.ts'
 import { type Row, read, type Told, told, unexpected } from './messages.ts'
@@ -203,8 +203,9 @@ async function finish(place: Place, statements: readonly Row<'run'>[]): Promise<
     for (const one of those) if (left.delete(one)) unfinished(place, one.gid, sayWhy(error))
   }
   const runOne = async (link: Link, one: Row<'run'>) => {
-    const { id: transactionId, outcome } = one
-    const run = () => runStatement(link, one)
+    const { id: transactionId, outcome, gid } = one
+    const verb = outcome === 'committed' ? 'commit' : 'rollback'
+    const run = () => finishPrepared(link, say.finish(verb, gid, one.statement))
     try {
       const done = await traced('recover', { database, transactionId, outcome }, run)
       if (left.delete(one) && done) place.report[outcome === 'committed' ? 'committed' : 'rolledBack'] += 1
@@ -231,21 +232,6 @@ async function finish(place: Place, statements: readonly Row<'run'>[]): Promise<
       // Who does not answer would keep us waiting again and again.
       if (!isServerError(error)) return fail(left, error)
       fail(batch, error)
-    }
-  }
-}
-
-/** COMMIT PREPARED or ROLLBACK PREPARED; false if the branch is gone. That proves nothing: evidence does, later. */
-async function runStatement(link: Link, { statement, gid, outcome }: Row<'run'>): Promise<boolean> {
-  for (;;) {
-    try {
-      await link.send(say.finishAs(statement, outcome === 'committed' ? 'commit' : 'rollback', gid))
-      return true
-    } catch (error) {
-      if (codeOf(error) === '42704') return false
-      // Somebody else is finishing it right now, or PREPARE still waits for a standby.
-      if (codeOf(error) !== '55000') throw error
-      await environment.sleep(20)
     }
   }
 }

@@ -200,7 +200,8 @@ test('What became of a transaction is asked at the home’s new database id, and
 function believed(t: TestContext, name: string, { url }: EffectsDatabase, databaseId: string): Database {
   const database = createDatabase(name, url, { maxConnections: 2, connectTimeout: 5_000 })
   t.teardown(() => database.close())
-  return { ...database, identify: async () => databaseId }
+  database.identify = async () => databaseId
+  return database
 }
 
 test('Recovery believes no evidence, and no lack of it, of a database that is not who it was', async (t) => {

@@ -1,10 +1,10 @@
 import test from 'ava'
-import { semaphore } from '../../src/connection/semaphore.ts'
+import { Semaphore } from '../../src/connection/semaphore.ts'
 
 const never = new AbortController().signal
 
 test('There are as many permits as said, first come, first served', async (t) => {
-  const permits = semaphore(2)
+  const permits = new Semaphore(2)
   await permits.take(never)
   t.true(permits.tryTake())
   t.false(permits.tryTake())
@@ -21,7 +21,7 @@ test('There are as many permits as said, first come, first served', async (t) =>
 })
 
 test('Who gives up waiting holds nothing and keeps nobody from going on', async (t) => {
-  const permits = semaphore(1)
+  const permits = new Semaphore(1)
   await permits.take(never)
   const controller = new AbortController()
   const first = permits.take(controller.signal)

@@ -236,7 +236,9 @@ function namedWords(
   const isolationLevel = dice.pick([undefined, undefined, 'read committed', 'repeatable read'])
   const options = { lockTimeout, idleTimeout: 60_000, isolationLevel }
   const others = [{ name: 'p', databaseId: own }]
-  const shared = { level: 'on' }
+  const direct = { isDirect: true, isOwn: true, durability: 'on' }
+  const shared = { isDirect: false, isOwn: true, durability: 'on' }
+  const foreign = { isDirect: false, isOwn: false, durability: undefined }
   const unfenced = { epoch: 0, strict: false, startAt: null }
   return {
     hello: say.hello(false),
@@ -258,15 +260,15 @@ function namedWords(
     begin: say.begin(isolationLevel),
     open: say.open(id, options),
     note_xid: say.noteXid(),
-    commit_direct: say.commitDirect('on'),
-    commit: say.commit(id),
-    commit_shared: say.commit(id, shared),
-    prepare_direct: say.prepareDirect(global, participant, gid, 'on'),
-    prepare: say.prepare(global, participant, gid),
-    prepare_shared: say.prepare(global, participant, gid, shared),
-    decide_direct: say.decideDirect({ ...global, home: own }, others, 'on'),
-    decide: say.decide({ ...global, home: dice.chance(0.8) ? own : home }, others),
-    decide_shared: say.decide({ ...global, home: dice.chance(0.8) ? own : home }, others, shared),
+    commit_direct: say.commit(direct, id),
+    commit: say.commit(foreign, id),
+    commit_shared: say.commit(shared, id),
+    prepare_direct: say.prepare(direct, global, participant, gid),
+    prepare: say.prepare(foreign, global, participant, gid),
+    prepare_shared: say.prepare(shared, global, participant, gid),
+    decide_direct: say.decide(direct, { ...global, home: own }, others),
+    decide: say.decide(foreign, { ...global, home: dice.chance(0.8) ? own : home }, others),
+    decide_shared: say.decide(shared, { ...global, home: dice.chance(0.8) ? own : home }, others),
     rollback_direct: say.rollbackDirect(),
     rollback: say.rollback(),
     finish: say.finish(dice.pick(['commit', 'rollback']), gid),
