@@ -40,8 +40,9 @@ async function collect(databases: readonly Database[]) {
     gauge.set(labels, value)
   }
   const failures: string[] = []
-  const looks = databases.map(async ({ name, connect }) => {
-    return { database: name, ...(await tryAsking(withLink(connect(patience), readHealth, patience))) }
+  const looks = databases.map(async (database) => {
+    const asked = withLink(database.connect(patience), readHealth, patience)
+    return { database: database.name, ...(await tryAsking(asked)) }
   })
   for (const { database, answer, reason } of await Promise.all(looks)) {
     if (reason !== null) failures.push(`${database}: ${reason}`)
