@@ -85,16 +85,23 @@ function firstWords(text: string, from: number, to: number, backslashes: boolean
 }
 
 function endOf(text: string, from: number, backslashes: boolean): number {
-  for (let at = from; at < text.length; ) {
+  for (let at = find(text, from); at < text.length; ) {
     if (text[at] === ';') return at
-    at = Math.max(skip(text, at, backslashes), at + 1)
+    at = find(text, Math.max(skip(text, at, backslashes), at + 1))
   }
   return text.length
 }
 
-function matchAt(text: string, at: number, sticky: RegExp): RegExpExecArray | null {
-  sticky.lastIndex = at
-  return sticky.exec(text)
+const notable = /[;'"$/-]/g
+
+/** The next place where something can begin or end; most of a text is none. */
+function find(text: string, from: number): number {
+  return matchAt(text, from, notable)?.index ?? text.length
+}
+
+function matchAt(text: string, at: number, pattern: RegExp): RegExpExecArray | null {
+  pattern.lastIndex = at
+  return pattern.exec(text)
 }
 
 function isComment(text: string, at: number): boolean {
@@ -165,21 +172,15 @@ export function fillIn(text: string, literals: readonly string[]): string {
 
 function fill(text: string, literals: readonly string[], backslashes: boolean): string {
   let filled = ''
-  for (let at = 0; at < text.length; ) {
+  let taken = 0
+  for (let at = find(text, 0); at < text.length; at = find(text, at)) {
     const end = skip(text, at, backslashes)
-    if (end > at) {
-      filled += text.slice(at, end)
-      at = end
-      continue
-    }
-    const match = matchAt(text, at, /\$(\d+)/y)
+    const match = end > at ? null : matchAt(text, at, /\$(\d+)/y)
     if (match && !/[\w$\x80-\uffff]/.test(text[at - 1] ?? '')) {
-      filled += ` ${literals[Number(match[1]) - 1] ?? match[0]} `
-      at += match[0].length
-    } else {
-      filled += text[at]
-      at += 1
+      filled += `${text.slice(taken, at)} ${literals[Number(match[1]) - 1] ?? match[0]} `
+      taken = at + match[0].length
     }
+    at = Math.max(end, taken, at + 1)
   }
-  return filled
+  return filled + text.slice(taken)
 }
