@@ -101,11 +101,18 @@ function onlySocket(openOwn: OpenSocket | undefined, onclose: (error: unknown) =
       const hosts = options.host.length
       if (extra > 0) {
         extra -= 1
+        if (openOwn) return await openOwn(options)
         return await dial(options, Math.max(Math.min(turn, hosts) - 1, 0), AbortSignal.timeout(patience))
       }
       try {
-        current = await next(options)
-        return current
+        const socket = await next(options)
+        // Who opens it for us may not hear that nobody wants it any more.
+        if (ended.signal.aborted) {
+          socket.destroy()
+          throw closed()
+        }
+        current = socket
+        return socket
       } catch (error) {
         // Of several hosts postgres.js believes that it will try the next, and tells nobody.
         finish(error)

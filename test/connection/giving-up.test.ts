@@ -1,7 +1,9 @@
 /** Connections that are given up while the server is at work on them: what becomes of their backends, and of us. */
+import { once } from 'node:events'
 import { type AddressInfo, createServer, connect as dial, type Socket } from 'node:net'
 import test from 'ava'
 import { sql } from 'kysely'
+import type postgres from 'postgres'
 import { HandlerError } from '../../src/index.ts'
 import { client, type Two } from '../support/client.ts'
 import { connect, type TestContext } from '../support/database.ts'
@@ -94,6 +96,47 @@ test('A statement that is given up ends on a connection that the caller had open
   await Promise.allSettled([sleepy(), sleepy()])
   await until('they have ended', async () => (await asleep(a)) === 0)
   await once.transaction(({ a: tx }) => sql`select 1`.execute(tx))
+  t.pass()
+})
+
+/** Options of postgres.js with a `socket` of their own, as for a tunnel: host and port lead nowhere. */
+function throughTunnel(url: string, dug: (socket: Socket) => Promise<void> | void = () => {}) {
+  const { hostname, port, pathname, username } = new URL(url)
+  const opened: Socket[] = []
+  const socket = async () => {
+    const one = dial(Number(port), hostname)
+    opened.push(one)
+    await once(one, 'connect')
+    await dug(one)
+    return Object.assign(one, { host: 'nowhere.invalid', port: 1 })
+  }
+  const options = { host: 'nowhere.invalid', port: 1, database: pathname.slice(1), username, socket }
+  return { target: options as postgres.Options<Record<string, postgres.PostgresType>>, opened }
+}
+
+test('A statement that is given up ends by a request through the same tunnel as its connection', async (t) => {
+  const a = await effectsDatabase(t)
+  const { target, opened } = throughTunnel(a.url)
+  const tunneled = client<One>(t, { a: target })
+  await tunneled.transaction(({ a: tx }) => sql`select 1`.execute(tx))
+  const before = opened.length
+  await t.throwsAsync(
+    tunneled.transaction(({ a: tx }) => sleepLong.execute(tx), { timeout: 500 }),
+    { code: 'TIMEOUT' },
+  )
+  await until('it has ended', async () => (await asleep(a)) === 0)
+  t.true(opened.length > before)
+})
+
+test('A connection that its tunnel opens when nobody wants it any more is closed', async (t) => {
+  const a = await effectsDatabase(t)
+  const { promise, resolve } = Promise.withResolvers<void>()
+  const { target, opened } = throughTunnel(a.url, () => promise)
+  const tunneled = client<One>(t, { a: target }, { connectTimeout: 200 })
+  await t.throwsAsync(tunneled.transaction(({ a: tx }) => sql`select 1`.execute(tx)))
+  await tunneled.close()
+  resolve()
+  await until('it is closed', async () => opened.length > 0 && opened.every(({ destroyed }) => destroyed))
   t.pass()
 })
 
