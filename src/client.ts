@@ -1,9 +1,9 @@
 /**
  * The client: named databases, and what can be done once in them.
  */
-import type { Compilable, CompiledQuery, Kysely, Transaction } from 'kysely'
+import type { Compilable, CompiledQuery, Kysely, RawBuilder, Transaction } from 'kysely'
 import type { Jsonify } from 'type-fest'
-import { checkDatabaseName, checkFunction, checkObject } from './check.ts'
+import { checkDatabaseName, checkFunction, checkObject, expect } from './check.ts'
 import type { Branch } from './commit/branch.ts'
 import { traced } from './commit/channels.ts'
 import * as coordinator from './commit/coordinator.ts'
@@ -67,7 +67,7 @@ export interface ProcessOptions extends Omit<TransactionOptions, 'home'> {
 }
 
 type Handles = coordinator.Handles
-type Queries = readonly (Compilable | CompiledQuery)[]
+type Queries = readonly (Compilable | RawBuilder<unknown> | CompiledQuery)[]
 
 /** Runs with the claim's transaction, with what is new of a batch, and with the handles of all databases. */
 type BatchHandler<Databases, Name extends keyof Databases, Fresh, T> = (
@@ -274,15 +274,25 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
     const all = { ...common, ...checked(own) }
     return unlessClosed(() => coordinator.runTransaction(context, all, body))
   }
+  /** The options of a message's transaction, whose home is the claim's database, and the move of its position. */
+  const ownOf = (name: string, options: ProcessOptions) => {
+    const { position, ...own } = checkObject('options', options)
+    if ('home' in own) {
+      const what = 'Expected no `home`: that of a message is the database of its claim'
+      throw new InvalidInputError('ONARG', what, { hint: 'once.transaction() takes it' })
+    }
+    const move = position === undefined ? undefined : positions.planMove(position)
+    return { move, own: { ...own, home: named(name).name } }
+  }
   /** A claim and what is to happen if it is new, in one transaction whose home is the claim's database. */
   const runClaimed = <C, T>(
     name: string,
-    { position, ...own }: ProcessOptions,
+    options: ProcessOptions,
     { statement, isVoid }: { readonly statement: Statement<C>; readonly isVoid: (claimed: C) => boolean },
     work: (claimed: C, stage: coordinator.Stage, branch: Branch) => Promise<T>,
   ) => {
-    const move = position === undefined ? undefined : positions.planMove(position)
-    return run({ ...own, home: named(name).name }, async (stage) => {
+    const { move, own } = ownOf(name, options)
+    return run(own, async (stage) => {
       const branch = await stage.begin(name)
       const claimed = await traced('claim', branch, () => branch.change(statement))
       const result = await work(claimed, stage, branch)
@@ -298,15 +308,14 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
     queries: Queries,
     processOptions: ProcessOptions,
   ): Promise<Processed<unknown>> => {
-    const { position, ...own } = checkObject('options', processOptions)
+    const { move, own } = ownOf(name, processOptions)
     const { withEffects, keep } = ledger.planClaim(message)
     if (keep !== undefined) {
       const what = 'Expected a handler, got queries: they have no result that keepResult could keep'
       throw new InvalidInputError('ONARG', what, { hint: 'Pass a handler' })
     }
-    const statement = withEffects(queries.map(textOf))
-    const move = position === undefined ? undefined : positions.planMove(position)
-    const { result, ...rest } = await run({ ...own, home: named(name).name }, async (stage) => {
+    const statement = withEffects(Array.from(queries, (query, index) => textOf(query, index, named(name))))
+    const { result, ...rest } = await run(own, async (stage) => {
       const branch = await stage.begin(name)
       const claimed = await branch.sendAhead(statement)
       if (move !== undefined) await branch.send(move)
@@ -334,7 +343,7 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
       const { statement, keep, isVoid } = ledger.planClaim(message)
       const { result, ...rest } = await runClaimed(
         name,
-        checkObject('options', processOptions),
+        processOptions,
         { statement, isVoid },
         async (claimed, stage, branch) => {
           if (claimed.status !== 'claimed') return { claimed, value: undefined }
@@ -355,7 +364,6 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
     ): Promise<ProcessedBatch<unknown> | ProcessedKeys<unknown>> {
       checkObject('batch', batch, 'Pass { producer, sequences } or { scope, messages }')
       checkFunction('handler', handler)
-      const own = checkObject('options', processOptions)
       const withFresh = (fresh: readonly unknown[], stage: coordinator.Stage) => {
         if (fresh.length === 0) return undefined
         const trx = stage.handles[name] as Transaction<unknown>
@@ -363,7 +371,7 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
       }
       if (ledger.isSequenced(batch)) {
         const { sequences, ...plan } = ledger.planSequences(batch)
-        const { result, ...rest } = await runClaimed(name, own, plan, async (answer, stage) => {
+        const { result, ...rest } = await runClaimed(name, processOptions, plan, async (answer, stage) => {
           const claimed = ledger.freshOf(sequences, answer)
           const duplicates = sequences.length - claimed.length
           return { claimed, duplicates, result: await withFresh(claimed, stage) }
@@ -371,7 +379,7 @@ export function pgonce<Databases extends { [Name in keyof Databases]: object }>(
         return { ...result, ...rest }
       }
       const { keys, ...plan } = ledger.planKeys(batch)
-      const { result, ...rest } = await runClaimed(name, own, plan, async (answers, stage) => {
+      const { result, ...rest } = await runClaimed(name, processOptions, plan, async (answers, stage) => {
         const claims = answers.map((claim, index) => ({ key: keys[index] as string, ...claim }))
         const claimed = claims.filter(({ status }) => status === 'claimed').map(({ key }) => key)
         const rest = claims.filter(({ status }) => status !== 'claimed')
@@ -400,11 +408,24 @@ function processed({ status, result }: ledger.Claim, value: unknown, ended: Ende
   return status === 'duplicate' ? { status, result } : { status: 'processed', result: value, ...ended }
 }
 
-/** What a query says, with its parameters in it: read when the call is made. */
-function textOf(query: Compilable | CompiledQuery): string {
-  const { sql, parameters } = 'compile' in query ? query.compile() : query
-  refuseControl(sql)
-  return fillIn(sql, literals(parameters))
+/** Which builder made a query, by the query's node. */
+const origins = new WeakMap<object, string>()
+
+/** What a query says, with its parameters in it: read when the call is made. @throws InvalidInputError `ONARG` */
+function textOf(given: unknown, index: number, { db, name }: Database): string {
+  const query = given as Partial<RawBuilder<unknown>> & Partial<CompiledQuery>
+  const canCompile = typeof query?.compile === 'function'
+  const isQuery = canCompile || (typeof query?.sql === 'string' && Array.isArray(query.parameters))
+  const hint = "Pass queries, not yet executed: once.builder('…').insertInto(…), or sql`…`"
+  expect(isQuery, `queries[${index}]`, given, 'a query of Kysely', hint)
+  const compiled = canCompile ? (query as RawBuilder<unknown>).compile(db) : (query as CompiledQuery)
+  const origin = origins.get(compiled.query) ?? name
+  if (origin !== name) {
+    const what = `Expected queries for database ${name}, got one that the builder of ${origin} made`
+    throw new InvalidInputError('ONARG', what, { hint: 'For effects in several databases pass a handler' })
+  }
+  refuseControl(compiled.sql)
+  return fillIn(compiled.sql, literals(compiled.parameters))
 }
 
 function builderOver({ db, name }: Database): Kysely<unknown> {
@@ -412,5 +433,11 @@ function builderOver({ db, name }: Database): Kysely<unknown> {
     const hint = 'Pass them to process(), or run them in a handler'
     throw new HandlerError('NOT_EXECUTED', `The builder of database ${name} runs no queries`, { hint })
   }
-  return transactionOver(db, { provideConnection: refuse })
+  return transactionOver(db, { provideConnection: refuse }).withPlugin({
+    transformQuery({ node }) {
+      origins.set(node, name)
+      return node
+    },
+    transformResult: async ({ result }) => result,
+  })
 }

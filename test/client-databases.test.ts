@@ -26,6 +26,33 @@ interface Camel {
   camelCase: { someValue: string; bigNumber: string }
 }
 
+test('A serializer of the caller’s that throws fails its statement, and nothing is sent in its place', async (t) => {
+  const a = await effectsDatabase(t)
+  await a.sql`create table note (words text)`
+  const serialize = (value: unknown) => {
+    if (value === 'bad') throw new Error('no such word')
+    return value
+  }
+  const { hostname, port, pathname, username } = new URL(a.url)
+  const words = { to: 25, from: [25], serialize, parse: (text: string) => text }
+  const at = { host: hostname, port: Number(port), database: pathname.slice(1), username }
+  const once = pgonce<{ a: { note: { words: string } } }>({
+    databases: { a: { ...at, max: 1, types: { words } } },
+  })
+  t.teardown(once.close)
+  const note = (sequence: number, said: string) =>
+    once.process('a', { producer: 'p', sequence }, (trx) =>
+      trx.insertInto('note').values({ words: said }).execute(),
+    )
+  await note(0, 'good')
+  await t.throwsAsync(note(1, 'bad'), { code: 'ONARG', message: /could not be put into words/ })
+  await note(1, 'better')
+  t.deepEqual(
+    (await a.sql`select words from note order by words`).map((row) => row.words),
+    ['better', 'good'],
+  )
+})
+
 test('A postgres.js instance of the caller works, whatever it makes of names, numbers and missing values', async (t) => {
   const database = await effectsDatabase(t, 'a')
   await database.sql`create table camel_case (some_value text, big_number int8)`

@@ -223,6 +223,45 @@ test('A duplicate by which a producer raises its epoch fences the older incarnat
   )
 })
 
+test('A duplicate that sets where its producer begins has set it', async (t) => {
+  const { once } = shared()
+  const [one, other] = [randomUUID(), randomUUID()]
+  const before = await once.process('a', { producer: one, sequence: 5, startAt: 10 }, async () => t.fail())
+  t.is(before.status, 'duplicate')
+  await once.processBatch('a', { producer: other, sequences: [5, 6], startAt: 10 }, async () => t.fail())
+  for (const producer of [one, other])
+    t.is((await once.process('a', { producer, sequence: 6 }, async () => t.fail())).status, 'duplicate')
+})
+
+test('Queries that cannot be effects of a message in this database are refused before anything is sent', async (t) => {
+  const { once } = shared()
+  const message = { producer: randomUUID(), sequence: 0 }
+  const b = once.builder('b').insertInto('effect').values({ id: 1 })
+  for (const [query, said] of [
+    [b, /database a, got one that the builder of b made/],
+    [b.compile(), /the builder of b/],
+    ['update effect set id = 1', /queries\[0\]/],
+    [undefined, /queries\[0\]/],
+    [async () => 1, /queries\[0\]/],
+    [Promise.resolve(1), /queries\[0\]/],
+  ] as const)
+    await t.throwsAsync(once.process('a', message, [query as never]), { code: 'ONARG', message: said })
+  await t.throwsAsync(once.process('a', message, [sql`commit`]), { code: 'ONEND' })
+  const home = { home: 'b' } as object
+  await t.throwsAsync(once.process('a', message, [], home), { code: 'ONARG', message: /no `home`/ })
+  t.is((await once.process('a', message, [sql`select ${1}`])).status, 'processed')
+})
+
+test('A query that fails tells Postgres’s own error, however often its claim was sent before', async (t) => {
+  const { once } = shared()
+  const producer = randomUUID()
+  for (let sequence = 0; sequence < 3; sequence += 1) {
+    const wrong = sql`insert into effect (id) values (${'x'}::text)`
+    await t.throwsAsync(once.process('a', { producer, sequence }, [wrong], { retries: 0 }), { code: '42804' })
+    await once.process('a', { producer, sequence }, [sql`select 1`])
+  }
+})
+
 test('A duplicate moves the position that comes with it, and leaves the connection as good as before', async (t) => {
   const { once } = shared()
   const [producer, partition] = [randomUUID(), { group: randomUUID(), topic: 't', partition: 0 }]

@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:6bbe06e4feca5d42e365940968a24898ff833910
+--! Hash: sha1:b75f586408d1897893f9782b764bf60960faa084
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -542,6 +542,10 @@ begin
     foreach v_statement in array take_effect.statements loop
       execute v_statement;
     end loop;
+  elsif (take_effect.status operator(pg_catalog.=) any ('{duplicate,expired}'::pg_catalog.text[]))
+        is not true then
+    raise exception 'no answer of a claim: %', coalesce(take_effect.status, 'null') using errcode = 'ONARG',
+      detail = 'Expected claimed, duplicate or expired.', hint = 'Pass what once.claim or claim_key answers.';
   end if;
   return take_effect.status;
 end $$;

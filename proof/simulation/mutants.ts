@@ -136,8 +136,8 @@ const seeded: readonly (Pick<Mutant, 'name' | 'what'> & Partial<SimulationMutant
     edits: [
       {
         file: 'src/commit/branch.ts',
-        find: 'this.wrote = this.xid !== null',
-        replace: 'this.wrote ||= this.xid === undefined',
+        find: 'this.wrote = xid !== null',
+        replace: 'this.wrote ||= xid === undefined',
       },
     ],
   },

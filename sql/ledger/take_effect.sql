@@ -7,6 +7,10 @@ begin
     foreach v_statement in array take_effect.statements loop
       execute v_statement;
     end loop;
+  elsif (take_effect.status operator(pg_catalog.=) any ('{duplicate,expired}'::pg_catalog.text[]))
+        is not true then
+    raise exception 'no answer of a claim: %', coalesce(take_effect.status, 'null') using errcode = 'ONARG',
+      detail = 'Expected claimed, duplicate or expired.', hint = 'Pass what once.claim or claim_key answers.';
   end if;
   return take_effect.status;
 end $$;

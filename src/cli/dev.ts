@@ -94,7 +94,10 @@ function introduce(
   const rows = pairs.map(([name, url], n) => ({ cells: [name, String((n % servers.length) + 1), url] }))
   print(table(['database', 'server', 'url'], rows))
   print('\nFor other terminals, so that every pgonce command finds them:\n')
-  print(`  export ${databasesVariable}='${pairs.map((pair) => pair.join('=')).join(' ')}'\n`)
+  print(`  export ${databasesVariable}='${pairs.map((pair) => pair.join('=')).join(' ')}'`)
+  // As the examples of the documentation have them.
+  const variables = pairs.map(([name, url]) => `${name.toUpperCase().replace(/\W/g, '_')}_URL='${url}'`)
+  print(`  export ${variables.join(' ')}\n`)
   print(
     directory === undefined
       ? 'Ctrl-C stops the servers and removes their data.'

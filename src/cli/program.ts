@@ -40,7 +40,10 @@ export function createProgram(
     )
     .option(...json)
     .action(runMigrate)
-  command('doctor', 'check every database, and say what to type where something is wrong (then exit 1)')
+  command(
+    'doctor',
+    'check every database, and say what to type where something is wrong; exit 1 if it is critical',
+  )
     .option(
       '--max-connections <n>',
       'transactions that your clients run at once, all together',

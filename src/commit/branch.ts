@@ -6,7 +6,7 @@ import { type Database, transactionOver } from '../connection/database.ts'
 import type { Link } from '../connection/link.ts'
 import { refuseControl } from '../connection/script.ts'
 import { withStreams } from '../connection/stream.ts'
-import { codeOf, fromOwn, isOutdated } from '../errors.ts'
+import { codeOf, fromOwn } from '../errors.ts'
 import * as say from '../statements.ts'
 import { traced } from './channels.ts'
 import { asAborted, ended, madeReadOnly, notAwaited, swallowed } from './explain.ts'
@@ -17,6 +17,8 @@ export interface BranchSettings {
   readonly databaseId: string
   readonly progress: Progress
   readonly options: say.BranchOptions
+  /** Ends waiting when the transaction is given up. */
+  readonly race: <T>(answer: Promise<T>) => Promise<T>
 }
 
 /** How far a transaction has come, and what its handler does. */
@@ -38,7 +40,7 @@ export class Progress {
 
 /** Opens a transaction on a connection of its own; with the second net its answer is not waited for. */
 export async function openBranch(database: Database, settings: BranchSettings): Promise<Branch> {
-  const { transactionId, options } = settings
+  const { transactionId, options, race } = settings
   return await traced('begin', { database, transactionId }, async () => {
     const link = await database.connect()
     const branch = new Branch(database, link, settings)
@@ -47,8 +49,8 @@ export async function openBranch(database: Database, settings: BranchSettings): 
         if (database.isFenceDue()) branch.askFence()
         await branch.send(say.openDirect(options))
       } else {
-        await branch.ask(say.begin(options.isolationLevel))
-        await branch.ask(say.open(transactionId, options))
+        await race(branch.ask(say.begin(options.isolationLevel)))
+        await race(branch.ask(say.open(transactionId, options)))
       }
     } catch (error) {
       link.abandon()
@@ -74,11 +76,11 @@ export class Branch {
   answered = false
   /** What failed first among the handler's statements, unless a savepoint before it was rolled back to. */
   failure: unknown
-  /** What failed first of what was sent; answers come in order, so it is known when a later one is. */
-  refusal: unknown
   readonly #progress: Progress
-  /** The last of what was sent ahead; answers come in order. */
+  /** All that was sent ahead. */
   #ahead: Promise<void> | undefined
+  /** What failed first of it. */
+  #refusal: unknown
   #noting: Promise<void> | undefined
   #fence: Promise<'on' | 'off'> | undefined
 
@@ -122,8 +124,8 @@ export class Branch {
   /** Waits for all that was sent. @throws the first error among them */
   async settle(): Promise<void> {
     await this.#ahead
-    const error = this.refusal
-    this.refusal = undefined
+    const error = this.#refusal
+    this.#refusal = undefined
     if (error !== undefined) throw error
   }
 
@@ -153,7 +155,12 @@ export class Branch {
 
   /** Asks for the transaction's xid, if that makes nobody wait. */
   noteXid(): void {
-    if (this.link.isDirect) this.#noting ??= this.#note().catch(() => {})
+    if (!this.link.isDirect) return
+    // That it failed is nobody's business: whoever needs it asks again.
+    this.#noting ??= this.link.send(say.noteXid()).then(
+      (xid) => this.#noted(xid),
+      () => {},
+    )
   }
 
   /** Whether it wrote: asks, unless a statement has shown it already; with the xid where that is wanted. */
@@ -161,22 +168,25 @@ export class Branch {
     await this.#noting
     // What a driver tells of changed rows may be those of another server; where it matters, Postgres is asked.
     if (this.xid != null || (this.wrote && !withXid && this.link.isDirect)) return
-    await this.#note()
+    this.#noted(await this.ask(say.noteXid()))
   }
 
-  async #note(): Promise<void> {
-    this.xid = await this.ask(say.noteXid())
-    this.wrote = this.xid !== null
+  #noted(xid: string | null): void {
+    this.xid = xid
+    this.wrote = xid !== null
   }
 
   #send<A>(statement: say.Statement<A>): Promise<A> {
     const answer = this.link.send(statement)
+    const before = this.#ahead
     this.#ahead = answer.then(
       () => {
         this.answered = true
+        return before
       },
       (error) => {
-        this.refusal ??= this.#told(error)
+        this.#refusal ??= this.#told(error)
+        return before
       },
     )
     return answer
@@ -209,7 +219,6 @@ export class Branch {
 
   /** A statement of the handler failed: what it gets to see. */
   async #failed(error: unknown): Promise<unknown> {
-    if (isOutdated(error)) this.link.outdate()
     const first = this.failure
     this.failure ??= error
     // Read-only or aborted: by something of ours that was sent ahead, if anything was.

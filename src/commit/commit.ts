@@ -66,7 +66,7 @@ export async function commit(work: Work): Promise<Committed> {
   const fences = branches.flatMap((branch) => branch.obeyFence() ?? [])
   if (fences.length > 0) await deadline.race(Promise.all(fences))
   if (work.isVoid) {
-    await Promise.all(branches.map((branch) => leave(branch)))
+    await Promise.all(branches.map((branch) => leave(branch, deadline)))
     return { id: null, isFinished: undefined }
   }
   if (branches.length === 1 && !record) return await commitAlone(work, only)
@@ -98,13 +98,13 @@ async function findHome({ branches, deadline, settings }: Work): Promise<Branch 
 }
 
 /**
- * Ends a transaction in which nothing happened. With the second net nobody waits for it: whoever uses the connection
- * next stands in line behind it, and if it is lost, so is what they sent.
+ * Ends a transaction in which nothing happened, and fails for nothing. With the second net nobody waits for it: whoever
+ * uses the connection next stands in line behind it, and if it is lost, so is what they sent.
  */
-async function leave({ link }: Branch): Promise<void> {
-  const ended = link.send(say.rollback())
-  if (link.isDirect) ended.catch(() => link.abandon())
-  else await ended
+async function leave(branch: Branch, deadline: Deadline): Promise<void> {
+  const { link } = branch
+  if (link.isDirect) link.send(say.rollback()).catch(() => link.abandon())
+  else await isRolledBack(branch, deadline)
 }
 
 /** One database wrote: its plain COMMIT is the decision. */
@@ -233,8 +233,8 @@ async function decide(
       return committed ? { outcome: 'committed' } : { outcome: 'aborted', error: swallowed(branch) }
     } catch (error) {
       if (isErrorAnswer(error)) {
-        // What was sent ahead and failed explains why COMMIT did.
-        const { refusal } = branch
+        // What was sent ahead and failed explains why COMMIT did; its answer may come later, where a driver sent it anew.
+        const refusal = await inTime(patience, branch.settle()).catch((before: unknown) => before)
         return { outcome: 'aborted', error: reasonOf(branch, isRefusal(refusal) ? refusal : error) }
       }
       return wasNeverSent(error)

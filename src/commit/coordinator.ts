@@ -228,6 +228,7 @@ class Attempt {
       databaseId,
       progress,
       options: this.#settings,
+      race: (answer) => this.#deadline.race(answer),
     })
     // Nobody waited for it any more.
     if (this.#givenUp) branch.link.abandon()

@@ -7,7 +7,7 @@
 import type { CompiledQuery, QueryResult } from 'kysely'
 import type postgres from 'postgres'
 import { environment } from '../environment.ts'
-import { AbortedError, isErrorAnswer } from '../errors.ts'
+import { AbortedError, isErrorAnswer, isOutdated } from '../errors.ts'
 import { hello, type Statement, secondNet } from '../statements.ts'
 import { type Answer, type Link, neverSent } from './link.ts'
 import { textParameters } from './parameters.ts'
@@ -32,6 +32,8 @@ type Read<A> = (results: Results) => A
 export interface WireQuery extends Promise<Results> {
   raw(): this
   readonly canceller: ((query: WireQuery) => Promise<void>) | null
+  /** Whether it was sent. */
+  readonly active?: boolean
   readonly state: { readonly pid: number | null } | null
 }
 
@@ -209,6 +211,7 @@ export class OwnLink implements Link {
         },
         (error: unknown) => {
           this.#pending.delete(pending)
+          if (isOutdated(error)) this.outdate()
           if (!isErrorAnswer(error)) {
             this.lose(error)
             this.#wire.end()

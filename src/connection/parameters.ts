@@ -55,7 +55,7 @@ interface TextOptions {
  * caller's own serializers get what the handler gave. One that throws does so while postgres.js writes a message, so the
  * connection is given up.
  */
-export function takeTextAsItIs(client: postgres.Sql, giveUp: () => void): void {
+export function takeTextAsItIs(client: postgres.Sql, giveUp: (cause: unknown) => void): void {
   const options = client.options as unknown as TextOptions
   const json = (value: unknown) => (value instanceof Structured ? value.json : String(value))
   options.serializers = { [oid.json]: json, [oid.jsonb]: json }
@@ -64,8 +64,8 @@ export function takeTextAsItIs(client: postgres.Sql, giveUp: () => void): void {
     options.serializers[to] = (value) => {
       try {
         return serialize(value instanceof Structured ? value.given : value)
-      } catch {
-        giveUp()
+      } catch (error) {
+        giveUp(error)
         return ''
       }
     }

@@ -9,7 +9,7 @@
 import { once } from 'node:events'
 import { connect, type Socket } from 'node:net'
 import postgres from 'postgres'
-import { AbortedError } from '../errors.ts'
+import { AbortedError, InvalidInputError } from '../errors.ts'
 import type { Wire } from './own-link.ts'
 import { takeTextAsItIs } from './parameters.ts'
 
@@ -53,15 +53,20 @@ export function openWire(
   const client = (typeof address === 'string'
     ? postgres(address, own as object)
     : postgres({ ...address, ...own } as object)) as unknown as postgres.Sql
-  takeTextAsItIs(client, () => sockets.close())
+  takeTextAsItIs(client, (cause) => {
+    const hint = 'Look at the serializers in `types` of the options: one of them threw, and nothing was sent'
+    sockets.fail(new InvalidInputError('ONARG', 'A parameter could not be put into words', { hint, cause }))
+  })
   return {
     client,
     mayPrepare: client.options.prepare !== false,
     cancel(query) {
-      sockets.allowOneMore()
+      if (!query.active || !query.canceller) return
+      sockets.allowExtra(true)
       // Not by query.cancel(), which leaves the promise to nobody: a request whose connection breaks would end the
       // process (postgres.js 3.4.9).
-      query.canceller?.(query).catch(() => {})
+      const over = () => sockets.allowExtra(false)
+      query.canceller(query).then(over, over)
     },
     end() {
       client.end({ timeout: 0 }).catch(() => {})
@@ -76,7 +81,7 @@ const closed = () => new AbortedError('CONNECTION_LOST', 'The connection was clo
 function onlySocket(openOwn: OpenSocket | undefined, onclose: (error: unknown) => void) {
   const ended = new AbortController()
   let turn = 0
-  let extra = 0
+  let extra = false
   let current: Socket | undefined
 
   const finish = (error: unknown = closed()) => {
@@ -99,8 +104,8 @@ function onlySocket(openOwn: OpenSocket | undefined, onclose: (error: unknown) =
   return {
     async open(options: SocketOptions): Promise<Socket> {
       const hosts = options.host.length
-      if (extra > 0) {
-        extra -= 1
+      if (extra) {
+        extra = false
         if (openOwn) return await openOwn(options)
         return await dial(options, Math.max(Math.min(turn, hosts) - 1, 0), AbortSignal.timeout(patience))
       }
@@ -121,9 +126,14 @@ function onlySocket(openOwn: OpenSocket | undefined, onclose: (error: unknown) =
     },
     /** The connection was open, and has closed. */
     closed: () => finish(),
-    /** For a request to cancel. */
-    allowOneMore: () => {
-      extra += 1
+    /** One socket more, for a request to cancel. */
+    allowExtra: (isAllowed: boolean) => {
+      extra = isAllowed
+    },
+    /** Hangs up before anything more is written. */
+    fail(error: unknown): void {
+      current?.destroy()
+      finish(error)
     },
     /** Gives the server a while to close its end. */
     close(): void {

@@ -104,7 +104,7 @@ const everyField: readonly string[] = [...bySequence, ...byKey, ...keyedBatch]
 /**
  * A claim, checked and copied: whatever the caller does to the message later, each attempt claims the same. `withEffects`
  * is it and its effects in one statement, `keep` what keeps a result beside it. An answer is void if nothing was changed:
- * a duplicate, unless it has raised its producer's epoch. @throws InvalidInputError `ONARG`
+ * a duplicate, unless it may have raised its producer's epoch, or set its start. @throws InvalidInputError `ONARG`
  */
 export function planClaim(message: Message) {
   const example = "Pass { producer: 'shop-7', sequence: 41n } or { scope: 'stripe', key: 'evt_1' }"
@@ -115,7 +115,7 @@ export function planClaim(message: Message) {
     const sequence = checkSequence('sequence', message.sequence)
     const stream = streamOf(message)
     const statement = say.claimSequence(producer, sequence, stream)
-    const isVoid = ({ status }: say.Claim) => status === 'duplicate' && stream.epoch === 0
+    const isVoid = ({ status }: say.Claim) => status === 'duplicate' && changesNothing(stream)
     return { statement, withEffects: say.withEffects(statement), isVoid, keep: undefined }
   }
   refuseOthers(message, byKey, 'a message by key')
@@ -137,7 +137,7 @@ export function planSequences(batch: SequencedBatch) {
   const given = Array.from(checkArray('sequences', batch.sequences))
   const sequences: readonly bigint[] = given.map((sequence) => checkSequence('sequence', sequence))
   const stream = streamOf(batch)
-  const isVoid = (claimed: readonly say.Range[]) => claimed.length === 0 && stream.epoch === 0
+  const isVoid = (claimed: readonly say.Range[]) => claimed.length === 0 && changesNothing(stream)
   return { sequences, statement: say.claimRanges(producer, rangesOf(sequences), stream), isVoid }
 }
 
@@ -164,6 +164,8 @@ function streamOf({ epoch, strict, startAt }: Stream): say.SequenceOptions {
     startAt: startAt === undefined ? null : checkSequence('startAt', startAt),
   }
 }
+
+const changesNothing = ({ epoch, startAt }: say.SequenceOptions) => epoch === 0 && startAt === null
 
 /** Runs of sequences that follow each other: mostly a batch is one. */
 function rangesOf(sequences: readonly bigint[]): say.Range[] {

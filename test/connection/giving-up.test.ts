@@ -4,8 +4,9 @@ import { type AddressInfo, createServer, connect as dial, type Socket } from 'no
 import test from 'ava'
 import { sql } from 'kysely'
 import type postgres from 'postgres'
+import { startProxy } from '../../proof/rig/proxy/index.ts'
 import { HandlerError } from '../../src/index.ts'
-import { client, type Two } from '../support/client.ts'
+import { client, kyselyOnPg, type Two } from '../support/client.ts'
 import { connect, type TestContext } from '../support/database.ts'
 import { type Effects, type EffectsDatabase, effectsDatabase, twoDatabases } from '../support/effects.ts'
 import { until } from '../support/until.ts'
@@ -138,6 +139,39 @@ test('A connection that its tunnel opens when nobody wants it any more is closed
   resolve()
   await until('it is closed', async () => opened.length > 0 && opened.every(({ destroyed }) => destroyed))
   t.pass()
+})
+
+test('A server that is silent at the ROLLBACK of a duplicate keeps nobody waiting, and changes no answer', async (t) => {
+  const a = await effectsDatabase(t)
+  const proxy = await startProxy({ target: a.url })
+  t.teardown(() => proxy.close())
+  const behind = client<One>(t, { a: kyselyOnPg(t, proxy.url()) })
+  const message = { producer: 'p', sequence: 0 }
+  await behind.process('a', message, async () => 1)
+  proxy.inject({ when: { direction: 'client', text: /^rollback/i }, action: 'drop', milliseconds: 60_000 })
+  const options = { timeout: 3_000, retries: 0 }
+  t.is((await behind.process('a', message, async () => 1, options)).status, 'duplicate')
+})
+
+test('A server that is silent at BEGIN keeps no connection for ever', async (t) => {
+  const a = await effectsDatabase(t)
+  await a.sql.unsafe(
+    `alter database ${new URL(a.url).pathname.slice(1)} set default_transaction_read_only = on`,
+  )
+  const proxy = await startProxy({ target: a.url })
+  t.teardown(() => proxy.close())
+  const options = { maxConnections: 1, connectTimeout: 5_000, transaction: { timeout: 4_000, retries: 0 } }
+  const fenced = client<One>(t, { a: proxy.url() }, options)
+  const look = () => fenced.transaction(({ a: tx }) => sql`select 1`.execute(tx))
+  await look()
+  const rule = proxy.inject({
+    when: { direction: 'server', text: /^begin/, nth: 1 },
+    action: 'drop',
+    milliseconds: 120_000,
+  })
+  await t.throwsAsync(look(), { code: 'TIMEOUT' })
+  rule.remove()
+  await t.notThrowsAsync(look())
 })
 
 for (const driver of drivers) {

@@ -67,3 +67,14 @@ test('A batch and its effects in one statement take what is new, each once, unde
   t.is(await oneValue(sql, 'select count(*)::int from effect'), 420)
   t.is(await oneValue(sql, 'select count(distinct message)::int from effect'), 420)
 })
+
+test('What no claim can have answered is refused, not taken for a duplicate', async (t) => {
+  const { sql } = await testDatabase(t)
+  for (const status of ['Claimed', 'foo', '', null])
+    await t.throwsAsync(async () => sql`select once.take_effect(${status}, array['select 1'])`, {
+      code: 'ONARG',
+      message: /no answer of a claim/,
+    })
+  for (const status of ['claimed', 'duplicate', 'expired'])
+    t.is(await oneValue(sql, `select once.take_effect('${status}', array['select 1'])`), status)
+})
