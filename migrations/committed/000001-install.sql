@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:b75f586408d1897893f9782b764bf60960faa084
+--! Hash: sha1:7e1bf5d318cc0ea1608da926a8375aa3598ea520
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -2906,7 +2906,9 @@ call once.allow('recover', 'answer');
 -- Internal: what a home's outcomes mean for the branches in doubt here: the statement that finishes each, or
 -- why there is none. By all three ids: anybody can read the transaction's and prepare another xid.
 create function once.finish_statements(home uuid, ids uuid[], xids xid8[], outcomes text[])
-returns setof jsonb language plpgsql volatile set search_path = '' as $$
+returns setof jsonb language plpgsql volatile set search_path = ''
+-- The planner does not know how many branches there are: over two long lists a nested loop takes for ever.
+set enable_nestloop = off as $$
 begin
   return query select case
            when o.outcome = 'pending'

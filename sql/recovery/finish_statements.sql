@@ -1,7 +1,9 @@
 -- Internal: what a home's outcomes mean for the branches in doubt here: the statement that finishes each, or
 -- why there is none. By all three ids: anybody can read the transaction's and prepare another xid.
 create function once.finish_statements(home uuid, ids uuid[], xids xid8[], outcomes text[])
-returns setof jsonb language plpgsql volatile set search_path = '' as $$
+returns setof jsonb language plpgsql volatile set search_path = ''
+-- The planner does not know how many branches there are: over two long lists a nested loop takes for ever.
+set enable_nestloop = off as $$
 begin
   return query select case
            when o.outcome = 'pending'
