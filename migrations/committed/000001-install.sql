@@ -1,5 +1,5 @@
 --! Previous: -
---! Hash: sha1:7e1bf5d318cc0ea1608da926a8375aa3598ea520
+--! Hash: sha1:74fb25a31d142dbb425d3c551b097f20c98730fb
 --! Message: install
 
 -- The schema may have been created beforehand, by an administrator, for a role that may not create
@@ -1058,6 +1058,8 @@ begin
     return;
   end if;
   if v_waits_for is null then
+    -- A caller's transaction may have looked before, and would be shown the same again.
+    perform pg_stat_clear_snapshot();
     -- Who is not in pg_stat_activity, or has no user there, is about to connect, and whatever it begins then
     -- sees the new horizons; or it is autovacuum.
     v_waits_for := array(

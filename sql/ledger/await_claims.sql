@@ -12,6 +12,8 @@ begin
     return;
   end if;
   if v_waits_for is null then
+    -- A caller's transaction may have looked before, and would be shown the same again.
+    perform pg_stat_clear_snapshot();
     -- Who is not in pg_stat_activity, or has no user there, is about to connect, and whatever it begins then
     -- sees the new horizons; or it is autovacuum.
     v_waits_for := array(

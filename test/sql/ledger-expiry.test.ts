@@ -215,6 +215,23 @@ test('What expiry waits for is what began before, not what began since', async (
   t.is(deletedOf(await expireAll(sql)), 1)
 })
 
+test('Who connected after the caller had looked at pg_stat_activity is waited for as well', async (t) => {
+  const { sql, url } = await testDatabase(t)
+  await claim(sql, `'s', 'k', '2024-01-10 09:00Z'`)
+  const expirer = await openSession(t, url)
+  await expirer.sql`begin`
+  await expirer.rows('select count(*) from pg_stat_activity')
+  const old = await openSession(t, url)
+  await begin(old, 'repeatable read')
+  await setRetention(sql, 's', '2024-01-20')
+  await expireOnce(sql)
+  const rows = await expireOnce(expirer.sql)
+  t.is(rows.at(-1)?.[0], 'wait', JSON.stringify(rows))
+  t.true(String(rows.at(-1)?.[2]).includes(`process ${old.pid} `), String(rows.at(-1)?.[2]))
+  t.is(await kept(sql), 1)
+  t.is(await old.value(`select status from once.claim_key('s', 'k', '2024-01-10 09:00Z')`), 'duplicate')
+})
+
 test('Neither another database nor a prepared transaction nor an idle connection is waited for', async (t) => {
   const { sql, url } = await testDatabase(t)
   const other = await testDatabase(t)
